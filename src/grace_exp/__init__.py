@@ -1,0 +1,1 @@
+"""Train instruct LLMs to embed text by writing rationales (GRACE)."""

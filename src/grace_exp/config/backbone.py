@@ -1,0 +1,60 @@
+"""Which language model is trained, how much of it, and where its embedding is read."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from grace_exp.config.base import STRICT
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters on the linear layers (peft); without them every weight is trained."""
+
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: str | list[str] = "all-linear"
+    """peft's name for "every linear layer but the output head", or a list of module names."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class PoolingConfig:
+    """How hidden states become one embedding (paper, eq. 11: the mean over text and rationale)."""
+
+    region: Literal["text_and_rationale", "rationale", "text"] = "text_and_rationale"
+    """`text` is every prompt token after the system prompt, template tokens included."""
+    method: Literal["mean", "last", "max"] = "mean"
+    layer: int = -1
+    """Of the model's hidden states: -1 the last one after the final norm, -2 the one before, 0 the input embeddings."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class BackboneConfig:
+    """The instruct model that is the policy."""
+
+    name: Annotated[str, Field(min_length=1)]
+    """Short name for tables and run folders."""
+    source: Literal["hub", "embedded", "tiny"] = "hub"
+    """hub: hub name or local folder; embedded: SmolLM2-135M-Instruct from its PyPI package; tiny: made on the spot."""
+    path: str | None = None
+    """Hub name or local folder (source `hub` only)."""
+    revision: str | None = None
+    """Hub commit, tag or branch."""
+    lora: LoraConfig | None = None
+    """Adapters to train; null trains every weight."""
+    pooling: PoolingConfig = Field(default_factory=PoolingConfig)
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    gradient_checkpointing: bool = False
+    template_kwargs: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Passed to the chat template, e.g. a fixed `date_string` where the template would print today's date."""
+
+    @model_validator(mode="after")
+    def _path_fits_source(self) -> Self:
+        if (self.source == "hub") != (self.path is not None):
+            raise ValueError(
+                f"source={self.source!r} with path={self.path!r}: `path` is needed for source 'hub' and only there"
+            )
+        return self

@@ -1,0 +1,93 @@
+"""From `conf/` and overrides to a checked `GraceConfig`, and back to YAML."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from grace_exp.config.explain import explain
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError
+
+_ADAPTER = TypeAdapter(GraceConfig)
+
+
+def conf_dir() -> Path:
+    """The folder of the YAML files: `grace_exp/conf` in an installed wheel, `conf` in a checkout.
+
+    Raises:
+        ConfigError: Neither exists.
+    """
+    package = Path(__file__).resolve().parents[1]
+    folders = [package / "conf", package.parents[1] / "conf"]
+    for folder in folders:
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise ConfigError(f"no config.yaml in {folders[0]} or {folders[1]}: reinstall grace-exp")
+
+
+def validate(settings: DictConfig) -> GraceConfig:
+    """Resolves composed settings and checks them against the schemas.
+
+    Strict as JSON: a whole number is accepted where a number is wanted, and nothing else is converted ("8" and 8.0 are
+    no whole numbers).
+
+    Args:
+        settings: The settings without Hydra's own node.
+
+    Raises:
+        ConfigError: Every problem in one message, a line each: dotted key, value found, what is allowed. Contradictions
+            between groups are looked for once every setting is right by itself.
+    """
+    missing = OmegaConf.missing_keys(settings)
+    problems = {key: f"{key}: not given; say {key}=..." for key in sorted(missing)}
+    try:
+        resolved = OmegaConf.to_container(settings, resolve=True)
+    except OmegaConfBaseException as error:
+        problems.setdefault(error.full_key or "", f"{error.full_key}: {str(error.msg).splitlines()[0]}")
+        raise _config_error(problems) from error
+    as_json = json.dumps(resolved)
+    try:
+        config = _ADAPTER.validate_json(as_json, strict=True)
+    except ValidationError as error:
+        raise _config_error(explain(error, json.loads(as_json)) | problems) from None
+    if problems:
+        raise _config_error(problems)
+    return config
+
+
+def compose_config(overrides: list[str], run_dir: Path) -> GraceConfig:
+    """Composes and checks a run's settings outside Hydra's command line, for tests and scripts.
+
+    Args:
+        overrides: As on the command line, e.g. `["+experiment=demo", "seed=1"]`.
+        run_dir: Takes the place of the run folder that Hydra would make.
+
+    Raises:
+        ConfigError: As `validate`.
+        hydra.errors.HydraException: An override names a group, choice or key that does not exist.
+    """
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        settings = compose("config", overrides=overrides)
+    settings.run_dir = str(run_dir)
+    return validate(settings)
+
+
+def to_dict(config: GraceConfig) -> dict[str, Any]:
+    """The resolved settings as plain data: what the tracker is given."""
+    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return plain
+
+
+def to_yaml(config: GraceConfig) -> str:
+    """The resolved settings as YAML, as the run folder keeps them; loaded again, they validate to an equal config."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def _config_error(problems: dict[str, str]) -> ConfigError:
+    lines = [line for text in problems.values() for line in text.splitlines()]
+    return ConfigError("\n  ".join(["these settings cannot be used:", *lines]))

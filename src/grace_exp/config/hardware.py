@@ -1,0 +1,34 @@
+"""The machine."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from grace_exp.config.base import STRICT
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class HardwareConfig:
+    """Devices, precision, and how much a forward may hold."""
+
+    name: Annotated[str, Field(min_length=1)]
+    accelerator: Literal["cpu", "gpu"] = "cpu"
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Processes per node; on GPUs one each."""
+    nodes: Annotated[int, Field(ge=1)] = 1
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    """Lightning's names. bf16-mixed keeps float32 weights: at a learning rate of 1e-6 bf16 weights would not move."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPU threads of torch; null leaves torch's choice."""
+    packing: bool = True
+    """Compute a prompt once for all its rationales (one row with a block mask); false: one padded row a rationale."""
+    score_tokens: Annotated[int, Field(ge=1)] = 8192
+    """Token budget of a micro-batch without gradients (rows x longest row)."""
+    train_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Token budget of a micro-batch with gradients."""
+    max_row_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Longest packed row: attention in a row costs its square, so large groups are split over several rows."""
+    logprob_chunk_tokens: Annotated[int, Field(ge=1)] = 512
+    """Positions whose logits exist at one time (x vocabulary x 4 bytes)."""

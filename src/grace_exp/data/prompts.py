@@ -1,0 +1,158 @@
+"""Prompts as token ids: the chat template around a text, and where pooling starts.
+
+A prompt is three runs of tokens, head + text + tail. Head and tail come from the chat template and are tokenised once; the text is tokenised
+alone and never as control tokens, so a text that spells `<|im_end|>` cannot end its own turn, an over-long text is cut at its own end, and the
+boundary between the system prompt and the rest is known exactly.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from grace_exp.config.prompt import PromptConfig
+from grace_exp.data.batch import Role
+from grace_exp.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "grace\u2403exp"  # a text no template contains; the control picture keeps tokenisers from caring
+_PROBES = ("A text.", "Zwei Wörter, 3 numbers\nand a line break", "¿Qué? 東京")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt ready for the model.
+
+    Attributes:
+        token_ids: The whole prompt, up to and including the header of the assistant's turn.
+        pool_start: Index of the first token after the system prompt, where pooling starts.
+        text_tokens_cut: Tokens of the user text that did not fit.
+    """
+
+    token_ids: tuple[int, ...]
+    pool_start: int
+    text_tokens_cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    pool_start: int
+
+
+class PromptBuilder:
+    """Turns (role, text) into a `Prompt` with the model's own chat template.
+
+    Pooling starts after the system message. Where the template has no system message of its own (it merges the system prompt into the
+    user's turn, or `config.system` is null), pooling starts at the first token of the text.
+
+    Raises:
+        ConfigError: The tokenizer has no chat template, the template alters the text, template and text cannot be tokenised apart, or
+            the template alone fills `config.max_tokens`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        config: PromptConfig,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = config.max_tokens
+        self._template_kwargs = dict(template_kwargs or {})
+        if tokenizer.chat_template is None:
+            raise ConfigError(
+                f"backbone: the tokenizer {tokenizer.name_or_path!r} has no chat template; choose an instruct model"
+            )
+        instructions = {Role(role): text for role, text in vars(config.instructions).items()}
+        self._frames = {role: self._frame(config.system, instructions[role]) for role in Role}
+
+    def __call__(self, role: Role, text: str) -> Prompt:
+        """The prompt of one text. Outer white space of the text is dropped."""
+        return self.many([(role, text)])[0]
+
+    def many(self, texts: Iterable[tuple[Role, str]]) -> list[Prompt]:
+        """The prompts of several (role, text) pairs, tokenised in one call.
+
+        Raises:
+            DataError: A text is empty.
+        """
+        pairs = [(role, text.strip()) for role, text in texts]
+        for role, text in pairs:
+            if not text:
+                raise DataError(f"prompt: the {role} text is empty; a rationale needs something to read")
+        return [
+            self._join(self._frames[role], ids)
+            for (role, _), ids in zip(pairs, self._encode([t for _, t in pairs]), strict=True)
+        ]
+
+    def _join(self, frame: _Frame, text_ids: list[int]) -> Prompt:
+        room = self._max_tokens - len(frame.head) - len(frame.tail)
+        kept = text_ids[:room]
+        return Prompt((*frame.head, *kept, *frame.tail), frame.pool_start, len(text_ids) - len(kept))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        # Control tokens spelled in a user's text stay plain text.
+        encoded: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return encoded
+
+    def _encode_template(self, part: str) -> list[int]:
+        ids: list[int] = self._tokenizer(part, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _render(self, messages: list[dict[str, str]], *, generation: bool) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation, **self._template_kwargs
+        )
+        assert isinstance(rendered, str)  # tokenize=False
+        return rendered
+
+    def _frame(self, system: str | None, instruction: str | None) -> _Frame:
+        system_text = "\n".join(part for part in (system, instruction) if part)
+        head, tail, system_only = self._template_parts(system_text)
+        head_ids, tail_ids = self._encode_template(head), self._encode_template(tail)
+        system_ids = self._encode_template(system_only) if system_only is not None else None
+        pool_start = len(system_ids) if system_ids and head_ids[: len(system_ids)] == system_ids else len(head_ids)
+        if self._max_tokens <= len(head_ids) + len(tail_ids):
+            raise ConfigError(
+                f"prompt.max_tokens = {self._max_tokens}: the chat template with the system prompt alone takes "
+                f"{len(head_ids) + len(tail_ids)} tokens; raise it"
+            )
+        for probe, ids in zip(_PROBES, self._encode(list(_PROBES)), strict=True):
+            if head_ids + ids + tail_ids != self._encode_template(head + probe + tail):
+                raise ConfigError(
+                    f"backbone: the tokenizer {self._tokenizer.name_or_path!r} does not split between chat template and text "
+                    f"(seen with {probe!r}); use a model with a byte-level BPE tokenizer such as Qwen, Llama 3 or SmolLM2"
+                )
+        return _Frame(tuple(head_ids), tuple(tail_ids), pool_start)
+
+    def _template_parts(self, system: str) -> tuple[str, str, str | None]:
+        """The rendered text before and after the user's text, and the system message alone (None without one)."""
+        from jinja2.exceptions import TemplateError
+
+        user = {"role": "user", "content": _MARK}
+        if not system:
+            return (*self._split(self._render([user], generation=True)), None)
+        message = {"role": "system", "content": system}
+        try:
+            head, tail = self._split(self._render([message, user], generation=True))
+        except TemplateError:  # no system role: the system prompt opens the user's turn
+            merged = {"role": "user", "content": f"{system}\n\n{_MARK}"}
+            return (*self._split(self._render([merged], generation=True)), None)
+        try:
+            alone = self._render([message], generation=False)
+        except TemplateError:
+            return head, tail, None
+        return head, tail, alone if head.startswith(alone) else None
+
+    def _split(self, rendered: str) -> tuple[str, str]:
+        if rendered.count(_MARK) != 1:
+            raise ConfigError(
+                f"backbone: the chat template of {self._tokenizer.name_or_path!r} does not show the user's text unchanged and once"
+            )
+        head, tail = rendered.split(_MARK)
+        return head, tail

@@ -1,0 +1,249 @@
+"""Turns a source (files, hub data set, built-in) into rows on disk, checked and cached by content.
+
+What is read, whatever its format, is checked row by row and written once as an Arrow file under the cache folder; from
+then on it is memory-mapped by the `datasets` library. The writing is not left to `Dataset.from_generator`, which wraps
+errors, hashes the generator's code and would not report rejected rows again when a run finds the rows in its cache.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from filelock import FileLock
+
+from grace_exp.config.data import DataConfig, SourceConfig
+from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
+from grace_exp.data.rows import RejectLog, Texts, columns, reject_line, texts_of
+from grace_exp.data.stsb import stsb_triplets
+from grace_exp.data.wordnet import wordnet_path
+from grace_exp.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import datasets
+
+VERSION = 1
+"""Part of the cache key: raise it when rows are read or checked differently."""
+
+_FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+_BUILTIN = "builtin:"
+_SPLITS: dict[str, Literal["train", "dev", "test"]] = {"train": "train", "dev": "dev", "test": "test"}
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source, ready.
+
+    Attributes:
+        rows: Memory-mapped; columns query, positive, negatives (list of texts), or text.
+        digest: Of the rows' contents: the same wherever and from whatever format they were read.
+        rejected: Number of rows left out.
+    """
+
+    rows: "datasets.Dataset"
+    digest: str
+    rejected: int
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file, or what stands for one: a label for messages, a digest of its contents, its rows, and their unit."""
+
+    label: str
+    digest: str
+    rows: Callable[[], Iterator[Row | BadRow]]
+    unit: str = "line"
+
+
+def load_source(
+    name: str, source: SourceConfig, data: DataConfig, rejects: RejectLog | None, cache_dir: Path
+) -> LoadedSource:
+    """Reads and checks a source, or finds it in the cache.
+
+    Args:
+        name: Of the source in the recipe, for messages.
+        source: Where the rows are and what their columns are called.
+        data: Mode, limits, and what happens to bad rows.
+        rejects: Where rejected rows are listed; None lists them nowhere (they are counted all the same).
+        cache_dir: Holds the prepared rows; safe to share between processes.
+
+    Raises:
+        ConfigError: The settings of source and data contradict each other.
+        DataError: A file is not there, empty or unreadable, a row is bad and `data.on_bad_row` is `error`, no row is
+            usable, or the hub cannot be reached.
+        MissingResourceError: `builtin:stsb` without its package.
+    """
+    import datasets
+
+    needed = columns(name, source, data)
+    parts = _parts(name, source, data, needed)
+    settings = {
+        "version": VERSION,
+        "parts": [(part.label, part.digest) for part in parts],
+        "columns": needed,
+        "limit": source.limit,
+        "data": [data.mode, data.on_bad_row, data.max_characters, data.negatives],
+    }
+    folder = cache_dir / "sources" / hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+                _prepare(Path(unfinished) / "source", name, source, data, parts)
+                (Path(unfinished) / "source").rename(folder)
+    if rejects is not None:
+        rejects.extend(folder / "rejects.jsonl")
+    return LoadedSource(
+        rows=datasets.Dataset.from_file(str(folder / "rows.arrow")),
+        **json.loads((folder / "summary.json").read_text(encoding="utf-8")),
+    )
+
+
+def _prepare(folder: Path, name: str, source: SourceConfig, data: DataConfig, parts: list[_Part]) -> None:
+    """Writes rows.arrow, rejects.jsonl and summary.json."""
+    import pyarrow as pa
+
+    folder.mkdir()
+    text = pa.string()
+    fields = {"text": text} if data.mode == "unsupervised" else {"query": text, "positive": text}
+    schema = pa.schema(fields if data.mode == "unsupervised" else {**fields, "negatives": pa.list_(text)})
+    digest, batch, rejected, reason = hashlib.sha256(), list[Texts](), 0, ""
+    with (
+        pa.ipc.new_stream(str(folder / "rows.arrow"), schema) as writer,
+        (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects,
+    ):
+        count = 0
+        for part, texts in _checked_rows(name, source, data, parts):
+            if isinstance(texts, BadRow):
+                rejects.write(reject_line(part.label, texts))
+                rejected += 1
+                reason = reason or f"{part.label}, {part.unit} {texts.line}: {texts.reason}"
+                continue
+            digest.update(json.dumps(list(texts.values())).encode() + b"\n")
+            batch.append(texts)
+            count += 1
+            if len(batch) == _BATCH:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+                batch.clear()
+            if count == source.limit:
+                break
+        if batch:
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema))
+    if not count:
+        raise DataError(f"data.sources.{name}: all {rejected} rows of {source.path!r} are bad. The first: {reason}")
+    summary = {"digest": digest.hexdigest(), "rejected": rejected}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+def _checked_rows(
+    name: str, source: SourceConfig, data: DataConfig, parts: list[_Part]
+) -> Iterator[tuple[_Part, Texts | BadRow]]:
+    for part in parts:
+        row = None
+        for row in part.rows():
+            texts = row if isinstance(row, BadRow) else texts_of(row, source, data)
+            if isinstance(texts, BadRow) and data.on_bad_row == "error":
+                raise DataError(
+                    f"data.sources.{name}: {part.label}, {part.unit} {texts.line}: {texts.reason}. Mend the row, or "
+                    "set data.on_bad_row=reject to list such rows in rejects.jsonl and go on"
+                )
+            yield part, texts
+        if row is None:
+            raise DataError(f"data.sources.{name}: {part.label} is empty: it holds no row")
+
+
+def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...]) -> list[_Part]:
+    path = source.path
+    if source.format == "builtin" or (source.format == "auto" and path.startswith(_BUILTIN)):
+        return [_builtin(name, source, needed)]
+    if source.format == "hub" or (source.format == "auto" and not _is_local(path)):
+        return [_hub(name, source, needed)]
+    if "text" in (source.format, _FORMATS.get(Path(path).suffix)) and data.mode == "supervised":
+        raise ConfigError(
+            f"data.mode='supervised' but data.sources.{name}.path={path!r} is plain text, which has no positives: give "
+            "JSONL, CSV or parquet, or set data.mode=unsupervised"
+        )
+    return [_file(name, source, file, needed) for file in _files(name, path)]
+
+
+def _is_local(path: str) -> bool:
+    return Path(path).suffix in _FORMATS or has_magic(path) or path.startswith((".", "/", "~")) or Path(path).exists()
+
+
+def _files(name: str, path: str) -> list[Path]:
+    expanded = Path(path).expanduser()
+    if expanded.is_file():
+        return [expanded]
+    found = map(Path, glob(str(expanded), recursive=True))  # noqa: PTH207 (Path.glob would match hidden files)
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        hint = f"it is a folder: name the files in it, as in {path}/*.jsonl" if expanded.is_dir() else "no such file"
+        raise DataError(f"data.sources.{name}.path={path!r}: {hint} (working directory {Path.cwd()})")
+    return files
+
+
+def _file(name: str, source: SourceConfig, file: Path, needed: tuple[str, ...]) -> _Part:
+    kind = _FORMATS.get(file.suffix) if source.format == "auto" else source.format
+    readers: dict[str | None, Reader] = {
+        "jsonl": read_jsonl,
+        "csv": partial(read_csv, delimiter="\t" if file.suffix == ".tsv" else ","),
+        "parquet": read_parquet,
+        "text": read_text,
+    }
+    if kind not in readers:
+        raise DataError(
+            f"{file}: the ending {file.suffix!r} names no format (known: {' '.join(_FORMATS)}); set "
+            f"data.sources.{name}.format"
+        )
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    unit = "row" if kind == "parquet" else "line"
+    return _Part(str(file), f"{kind} {digest}", partial(readers[kind], file, needed), unit)
+
+
+def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...]) -> _Part:
+    dataset = source.path.removeprefix(_BUILTIN)
+    split = _SPLITS.get(source.split)
+    if dataset not in ("wordnet", "stsb") or split is None:
+        raise ConfigError(
+            f"data.sources.{name}: no built-in data set {source.path!r} with split {source.split!r}; there are "
+            "builtin:wordnet and builtin:stsb, each with the splits train, dev and test"
+        )
+    if dataset == "wordnet":
+        return _file(name, SourceConfig(path=source.path), wordnet_path(split), needed)
+    triplets = stsb_triplets(split)
+    digest = hashlib.sha256(json.dumps(triplets).encode()).hexdigest()
+    return _Part(f"{source.path} {split}", digest, partial(_numbered, triplets), "row")
+
+
+def _hub(name: str, source: SourceConfig, needed: tuple[str, ...]) -> _Part:
+    import datasets
+
+    what = f"{source.path!r} (subset {source.subset!r}, split {source.split!r})"
+    try:
+        dataset = datasets.load_dataset(source.path, source.subset, split=source.split)
+    except Exception as error:  # network, hub, file format: the library raises what each of its layers raises
+        raise DataError(
+            f"data.sources.{name}: the hub data set {what} could not be loaded: {type(error).__name__}: {error}\n"
+            f"Without the hub give local files: data.sources.{name}.path=FILE (known endings: {' '.join(_FORMATS)})"
+        ) from error
+    dataset = cast("datasets.Dataset", dataset)
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise DataError(
+            f"data.sources.{name}: the hub data set {what} has no column {missing[0]!r}; it has "
+            f"{', '.join(map(repr, dataset.column_names))}. Name the right one in query=, positive=, negative= or text="
+        )
+    rows = dataset.select_columns(list(needed))
+    return _Part(f"hub {what}", rows._fingerprint, partial(_numbered, rows), "row")
+
+
+def _numbered(rows: Any) -> Iterator[Row]:
+    for number, fields in enumerate(rows, start=1):
+        yield Row(number, fields)

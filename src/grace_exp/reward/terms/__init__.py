@@ -1,0 +1,25 @@
+"""The terms of the reward. A new one is a file here, a line below and a field of `TermsConfig`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from grace_exp.reward.inputs import RewardInputs
+from grace_exp.reward.terms.consistency import consistency_term
+from grace_exp.reward.terms.hard_negative import hard_negative_term
+from grace_exp.reward.terms.infonce import infonce_term
+from grace_exp.reward.terms.negative import negative_term
+from grace_exp.reward.terms.positive import positive_term
+
+Term = Callable[[RewardInputs, Any], Tensor]
+"""From inputs and the term's own config to unweighted values `[groups, K]`, signed so that more is better."""
+
+TERMS: dict[str, Term] = {
+    "positive": positive_term,
+    "negative": negative_term,
+    "consistency": consistency_term,
+    "hard_negative": hard_negative_term,
+    "infonce": infonce_term,
+}
+"""By their names in `TermsConfig`, in its order."""

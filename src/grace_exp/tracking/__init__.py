@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, sample tables, provenance, summary, W&B."""

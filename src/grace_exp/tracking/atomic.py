@@ -1,0 +1,36 @@
+"""Files that are there whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on a clean exit it replaces `path`, on an error nothing changes.
+
+    The temporary name starts with a dot, so that readers of a whole folder (pandas, globs) pass over one left by a
+    killed process.
+
+    Args:
+        path: The file to write; its folder is made when missing.
+
+    Yields:
+        Where to write.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())  # otherwise a power cut may leave the new name on empty content
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a UTF-8 text file that is never seen half written."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

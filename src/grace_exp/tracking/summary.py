@@ -1,0 +1,95 @@
+"""The figures of a whole run: seconds per phase, peak memory, and the file that holds them."""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from grace_exp.tracking.atomic import write_text_atomic
+
+
+def write_json_atomic(path: Path, obj: Any) -> None:
+    """Write `obj` as indented JSON; a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: The file, e.g. `run_dir / "summary.json"`.
+        obj: Dicts with string keys, lists, strings, numbers, booleans and None. nan and inf become null: JSON has none.
+
+    Raises:
+        TypeError: `obj` holds something else.
+    """
+    write_text_atomic(path, json.dumps(_finite(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(obj: Any) -> Any:
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    if isinstance(obj, Mapping):
+        return {key: _finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    return obj
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Return the peak memory of this process so far, in GiB.
+
+    Returns:
+        `host`: the largest resident set; `device`, only where torch has used a GPU: the largest sum of tensors that its
+        allocator held on the current one.
+    """
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+    if torch.cuda.is_initialized():
+        peak["device"] = torch.cuda.max_memory_allocated() / 2**30
+    return peak
+
+
+class PhaseTimer:
+    """Wall-clock seconds per named phase, for the step under way and for the whole run.
+
+    `with timer("rollout"): ...` may be entered any number of times a step; phases may be nested, the outer one then
+    includes the inner one. GPU work is asynchronous: it counts in the phase that waits for its result.
+    """
+
+    def __init__(self) -> None:
+        """Start with no phase."""
+        self._step: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time spent in the block to `phase`, also when the block raises."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self._step[phase] = self._step.get(phase, 0.0) + seconds
+            self._totals[phase] = self._totals.get(phase, 0.0) + seconds
+
+    def step_metrics(self) -> dict[str, float]:
+        """Return `{"time/<phase>": seconds}` since the last call, and start the next step."""
+        metrics = {f"time/{phase}": seconds for phase, seconds in self._step.items()}
+        self._step = {}
+        return metrics
+
+    def totals(self) -> dict[str, float]:
+        """Return `{phase: seconds}` of the whole run, those before a resume included."""
+        return dict(self._totals)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a checkpoint keeps: the totals."""
+        return dict(self._totals)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from the totals of a checkpoint."""
+        self._totals = dict(state)
+        self._step = {}

@@ -1,0 +1,190 @@
+"""Weights & Biases: one W&B run for one run folder, on the server or on disk."""
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from grace_exp.config.logger import WandbConfig
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.tracking.atomic import write_text_atomic
+
+if TYPE_CHECKING:
+    import wandb
+
+Mode = Literal["online", "offline", "disabled", "shared"]
+
+_ENVIRONMENT_MODES: dict[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "shared": "shared",
+    "run": "online",  # the last two are wandb's old names
+    "dryrun": "offline",
+}
+_ID_FILE = "wandb_run_id.txt"
+
+
+class StepWandbLogger(WandbLogger):
+    """Lightning's logger, with W&B's own step set to ours.
+
+    Lightning counts log calls and keeps the step as a metric, so that a resumed run would hold its repeated steps
+    twice. With explicit steps W&B merges what belongs to one step.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Send metrics of one step; those of a step that the server already has (a resumed run) are not sent again.
+
+        Args:
+            metrics: Numbers, tables and other W&B values by name.
+            step: The step they belong to; W&B ignores a step below that of an earlier call, with a warning.
+
+        Raises:
+            ValueError: `step` is None.
+        """
+        if step is None:
+            raise ValueError("W&B rows are keyed by the step: call log_metrics(metrics, step=...)")
+        if step >= self.experiment.starting_step:
+            self.experiment.log(dict(metrics), step=step)
+
+
+def build_wandb_logger(
+    config: GraceConfig, provenance: Mapping[str, Any] | None = None, *, resume_id: str | None = None
+) -> WandbLogger:
+    """Start the W&B run and wrap it as a Lightning logger. End it with `finishing`.
+
+    The mode is that of the environment variable WANDB_MODE, else `logger.wandb.mode`, where `auto` is online with a
+    login and offline without. The run's files go to `<run_dir>/wandb`, its id to `<run_dir>/wandb_run_id.txt`. A W&B
+    run that is still open in this process is left alone, never written to. W&B prints nothing, and records neither
+    console output nor code nor the git repository.
+
+    Args:
+        config: The resolved configuration, sent as the run's config; `logger.wandb` must be set.
+        provenance: Sent as config key `provenance`, see `grace_exp.tracking.provenance`.
+        resume_id: The W&B run to continue, see `stored_run_id`; None starts a new one.
+
+    Returns:
+        The logger. On processes of rank above 0 it has no run and drops what it is given.
+
+    Raises:
+        ConfigError: WANDB_MODE has a value that wandb does not know.
+        MissingResourceError: The mode is online, but there is no login or the server does not answer.
+    """
+    settings = config.logger.wandb
+    if settings is None:
+        raise ValueError("logger.wandb is null: there is no W&B run to build")
+    run = _start_run(config, settings, provenance, resume_id)
+    return StepWandbLogger(project=settings.project, save_dir=config.run_dir, experiment=run)
+
+
+def stored_run_id(run_dir: Path) -> str | None:
+    """Return the id of the W&B run that belongs to a run folder, None if it never had one."""
+    path = run_dir / _ID_FILE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+
+@contextmanager
+def finishing(loggers: Iterable[Logger]) -> Iterator[None]:
+    """End the loggers when the block ends, as failed when it raises.
+
+    wandb gives a run that is still open to whoever asks next (the next job of a sweep, the next test), and keeps
+    unsent rows until the run is finished; so this must be around everything that uses the loggers.
+    """
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    finally:
+        for logger in loggers:
+            logger.finalize("failed" if exit_code else "success")
+            if isinstance(logger, WandbLogger):
+                _finish(logger, exit_code)
+
+
+@rank_zero_only
+def _finish(logger: WandbLogger, exit_code: int) -> None:
+    cast("wandb.Run", logger.experiment).finish(exit_code=exit_code)
+
+
+@rank_zero_only
+def _start_run(
+    config: GraceConfig, settings: WandbConfig, provenance: Mapping[str, Any] | None, resume_id: str | None
+) -> "wandb.Run":
+    import wandb
+
+    mode = _mode(settings.mode)
+    run_id = resume_id or secrets.token_hex(4)
+    # Written first: it also makes the folder, without which wandb would fall back to a temporary one.
+    write_text_atomic(Path(config.run_dir) / _ID_FILE, run_id + "\n")
+    try:
+        return wandb.init(
+            mode=mode,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group,
+            tags=settings.tags,
+            name=config.name,
+            dir=config.run_dir,
+            id=run_id,
+            resume="allow",
+            reinit="create_new",
+            config=asdict(config) | {"provenance": dict(provenance or {})},
+            save_code=False,
+            settings=wandb.Settings(
+                silent=True, console="off", disable_git=True, disable_code=True, disable_job_creation=True
+            ),
+        )
+    except wandb.Error as error:
+        raise MissingResourceError(
+            f"W&B run could not be started in mode {mode}: {error}\n"
+            "Set logger.wandb.mode=offline (upload later with `wandb sync`), or logger=csv for no W&B."
+        ) from error
+
+
+def _mode(configured: Literal["auto", "online", "offline"]) -> Mode:
+    from_environment = os.environ.get("WANDB_MODE")
+    if from_environment:
+        if from_environment not in _ENVIRONMENT_MODES:
+            raise ConfigError(
+                f"environment variable WANDB_MODE={from_environment!r}: allowed are {', '.join(_ENVIRONMENT_MODES)}"
+            )
+        mode = _ENVIRONMENT_MODES[from_environment]
+    elif configured == "auto":
+        return "online" if _wants_and_can_upload() else "offline"
+    else:
+        mode = configured
+    if mode == "online" and not _has_login():
+        raise MissingResourceError(
+            "W&B mode is online, but there is no login: run `wandb login`, set WANDB_API_KEY, or set "
+            "logger.wandb.mode=offline"
+        )
+    return mode
+
+
+def _wants_and_can_upload() -> bool:
+    import wandb
+
+    # `wandb offline` and `wandb disabled` leave their wish in wandb's settings file.
+    return wandb.setup().settings.mode in {"online", "run"} and _has_login()
+
+
+def _has_login() -> bool:
+    """Tell whether wandb would find credentials for its server: environment, netrc file or its own settings."""
+    import wandb
+    from wandb.sdk.lib import wbauth
+
+    try:
+        auth = wbauth.authenticate_session(
+            host=wandb.setup().settings.base_url, source="grace-exp", prompt=False, update_session=False
+        )
+    except wandb.errors.AuthenticationError as error:
+        raise MissingResourceError(f"W&B login: {error}") from error
+    return auth is not None

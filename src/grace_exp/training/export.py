@@ -1,0 +1,96 @@
+"""What a run leaves for others: Hugging Face folders with a model card."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.policy.backbone import Backbone
+from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.summary import write_json_atomic
+
+FOLDER = "export"
+SETTINGS_FILE = "grace_config.json"
+"""Beside the weights: what an encoder needs to know to embed as training did."""
+
+
+def export(backbone: Backbone, config: GraceConfig, results: dict[str, Any]) -> list[Path]:
+    """Write the configured formats under `<run_dir>/export/`.
+
+    `merged` loads with `AutoModelForCausalLM.from_pretrained`; `adapter` with peft's `AutoPeftModelForCausalLM`. Merging
+    dissolves the adapters into the weights: export comes last.
+
+    Args:
+        backbone: The trained model.
+        config: The run.
+        results: Figures for the model card, see `jobs.train`.
+
+    Returns:
+        The folders written.
+    """
+    folders = []
+    for kind in sorted(config.callbacks.export):  # the adapter first: merging dissolves it
+        folder = Path(config.run_dir) / FOLDER / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        model = backbone.model
+        if kind == "merged" and isinstance(model, PeftModel):
+            model = model.merge_and_unload()
+        model.save_pretrained(str(folder))
+        backbone.tokenizer.save_pretrained(str(folder))
+        write_json_atomic(folder / SETTINGS_FILE, _settings(config))
+        write_text_atomic(folder / "README.md", model_card(config, kind, results))
+        folders.append(folder)
+    return folders
+
+
+def _settings(config: GraceConfig) -> dict[str, Any]:
+    return {
+        "prompt": asdict(config.prompt),
+        "pooling": asdict(config.backbone.pooling),
+        "template_kwargs": config.backbone.template_kwargs,
+        "max_tokens": config.rollout.max_tokens,
+    }
+
+
+def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
+    """A README with front matter that hubs read."""
+    base = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct", "tiny": None}.get(config.backbone.source, config.backbone.path)
+    header = ["---", *([f"base_model: {base}"] if base else []), "library_name: " + ("peft" if kind == "adapter" else "transformers")]
+    header += ["pipeline_tag: feature-extraction", "tags:", "- grace-exp", "- text-embedding", "- reinforcement-learning", "---"]
+    loader = "peft import AutoPeftModelForCausalLM" if kind == "adapter" else "transformers import AutoModelForCausalLM"
+    figures = [
+        f"| {name} | {row['before']} | {row['after']} | {row['prompt_only']} |" for name, row in results.get("table", {}).items()
+    ]
+    table = (
+        ["## Held-out figures", "", "| set | before | after | prompt only, after |", "|---|---|---|---|", *figures, ""] if figures else []
+    )
+    return "\n".join(
+        [
+            *header,
+            "",
+            f"# {config.name}",
+            "",
+            f"{config.backbone.name} trained with GRACE (arXiv 2510.04506): it reads a text, writes a rationale, and the pooled hidden states of",
+            f"`{config.backbone.pooling.region}` ({config.backbone.pooling.method}, layer {config.backbone.pooling.layer}) are the embedding.",
+            "",
+            f"- data: {config.data.name} ({config.data.mode}), {config.job.steps} steps of {config.job.batch_size} instances, seed {config.seed}",
+            f"- reward: {config.reward.name}; objective: {config.objective.name}; K = {config.rollout.group_size}, up to "
+            f"{config.rollout.max_tokens} tokens",
+            f"- system prompt: {json.dumps(config.prompt.system, ensure_ascii=False)}",
+            "",
+            *table,
+            "## Use",
+            "",
+            "```python",
+            f"from {loader}",
+            "",
+            f'model = {loader.split()[-1]}.from_pretrained("{kind}")',
+            "```",
+            "",
+            f"Prompt, pooling and rationale budget are in `{SETTINGS_FILE}`.",
+            "",
+        ]
+    )

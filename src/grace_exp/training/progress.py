@@ -1,0 +1,62 @@
+"""The live display: step, reward, rationale length, time left."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressDisplay(Callback):
+    """A rich progress bar on a terminal, one line a step elsewhere.
+
+    Args:
+        steps: Total number of steps.
+        live: Whether to draw a bar; without a terminal lines are printed all the same.
+        console: Where to.
+    """
+
+    def __init__(self, steps: int, *, live: bool, console: Console) -> None:
+        self._steps = steps
+        self._console = console
+        self._live = live and console.is_terminal
+        self._progress = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            console=console,
+        )
+        self._task = self._progress.add_task("train", total=steps, figures="first step ...")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start at the step of a resumed run."""
+        if trainer.is_global_zero and self._live:
+            self._progress.update(self._task, completed=getattr(pl_module, "completed_steps", 0))
+            self._progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Show the step's figures."""
+        if not trainer.is_global_zero:
+            return
+        row = pl_module.history[-1]  # type: ignore[index,union-attr]
+        completed = int(row["step"]) + 1  # type: ignore[arg-type,call-overload]
+        figures = (
+            f"reward {row['reward/final/mean']:+.2f}  in-batch {row['embed/in_batch_accuracy']:.2f}  "  # type: ignore[index]
+            f"length {row['rollout/tokens_mean']:.0f}  {row['time/step']:.1f} s/step"  # type: ignore[index]
+        )
+        if self._live:
+            self._progress.update(self._task, completed=completed, figures=figures)
+        else:
+            self._console.print(f"step {completed}/{self._steps}  {figures}", highlight=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished bar standing."""
+        self._progress.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._progress.stop()

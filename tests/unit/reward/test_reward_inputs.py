@@ -1,0 +1,68 @@
+"""Directions of embeddings, and the errors of those that have none."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from grace_exp.errors import GraceError
+from grace_exp.reward.inputs import EmbeddingError, RewardInputs
+
+Make = Callable[..., RewardInputs]
+
+
+def test_unit_vectors_have_length_one_and_no_gradient(make_inputs: Make) -> None:
+    """Whatever the embeddings' lengths; no gradient flows through the embedding (METHOD 2)."""
+    inputs = make_inputs()
+    inputs = replace(inputs, rollouts=(inputs.rollouts * torch.tensor([1e-42, 1e-20, 1e36])[:, None]).requires_grad_())
+    assert torch.allclose(inputs.unit_rollouts.norm(dim=-1), torch.ones(4, 3, dtype=torch.float64), atol=1e-12)
+    assert not inputs.unit_rollouts.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("field", "index", "value", "message"),
+    [
+        ("rollouts", (2, 1), 0.0, "group 2: the embedding of rollout 1 is zero"),
+        ("rollouts", (0, 2), float("nan"), "group 0: the embedding of rollout 2 holds nan or inf"),
+        ("queries", (3,), float("inf"), "group 3: the embedding of query holds nan or inf"),
+        ("negatives", (1, 0), -float("inf"), "group 1: the embedding of negative 0 holds nan or inf"),
+    ],
+)
+def test_embedding_without_direction_is_an_error_naming_the_group(
+    make_inputs: Make, field: str, index: tuple[int, ...], value: float, message: str
+) -> None:
+    """Never a reward of zero or nan."""
+    inputs = make_inputs()
+    broken = getattr(inputs, field).clone()
+    broken[index] = value
+    with pytest.raises(EmbeddingError, match=message) as caught:
+        replace(inputs, **{field: broken})
+    assert isinstance(caught.value, GraceError)
+
+
+def test_single_nan_component_is_found(make_inputs: Make) -> None:
+    """It need not fill the vector."""
+    inputs = make_inputs()
+    broken = inputs.rollouts.clone()
+    broken[1, 0, 5] = float("nan")
+    with pytest.raises(EmbeddingError, match=r"group 1: .* rollout 0 .*1 of 12 such vectors"):
+        replace(inputs, rollouts=broken)
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [("queries", (1, 12)), ("negatives", (1, 2, 12)), ("truncated", (4, 1)), ("lengths", (3, 4))],
+)
+def test_shapes_that_would_broadcast_are_errors(make_inputs: Make, field: str, shape: tuple[int, ...]) -> None:
+    """The message names the field and the shape asked for."""
+    with pytest.raises(ValueError, match=f"{field} has shape"):
+        replace(make_inputs(), **{field: torch.ones(shape)})
+
+
+def test_similarities_are_exact_under_autocast(make_inputs: Make) -> None:
+    """Training steps run under bf16 autocast, whose cosines would be off by 1e-3 before division by 0.1."""
+    inputs = make_inputs()
+    expected = inputs.rollouts_to_queries
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(make_inputs().rollouts_to_queries, expected)
