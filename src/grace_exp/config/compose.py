@@ -43,14 +43,11 @@ def validate(settings: DictConfig) -> GraceConfig:
         ConfigError: Every problem in one message, a line each: dotted key, value found, what is allowed. Contradictions
             between groups are looked for once every setting is right by itself.
     """
-    missing = OmegaConf.missing_keys(settings)
-    problems = {key: f"{key}: not given; say {key}=..." for key in sorted(missing)}
     try:
-        resolved = OmegaConf.to_container(settings, resolve=True)
+        as_json = json.dumps(OmegaConf.to_container(settings, resolve=True))
+        problems = {key: f"{key}: not given; say {key}=..." for key in sorted(OmegaConf.missing_keys(settings))}
     except OmegaConfBaseException as error:
-        problems.setdefault(error.full_key or "", f"{error.full_key}: {str(error.msg).splitlines()[0]}")
-        raise _config_error(problems) from error
-    as_json = json.dumps(resolved)
+        raise _config_error({"": f"{error.full_key}: {str(error.msg).splitlines()[0]}"}) from error
     try:
         config = _ADAPTER.validate_json(as_json, strict=True)
     except ValidationError as error:

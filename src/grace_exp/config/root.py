@@ -27,7 +27,7 @@ Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Pat
 class GraceConfig:
     """A run, completely."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
     """Of the run; part of its folder's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Every random draw derives from it."""

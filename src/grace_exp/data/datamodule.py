@@ -12,7 +12,7 @@ from grace_exp.errors import ConfigError
 
 
 class GraceDataModule(LightningDataModule):
-    """One `TextBatch` a step, in one epoch of `steps` steps.
+    """Gives the training module one `TextBatch` a step, in one epoch of `steps` steps.
 
     Lightning counts the steps of a resumed epoch on from its checkpoint but does not save where the data stands, so
     that is kept here: the training module calls `completed` at the end of every training step (before the callbacks
@@ -61,6 +61,10 @@ class GraceDataModule(LightningDataModule):
         """The steps from `position` on."""
         return StepLoader(self, len(self._schedule))
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Puts the step's texts in the place of its number, see `StepLoader`."""
+        return self.batch(batch) if isinstance(batch, int) else batch
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves the batch as it is: it holds text."""
         return batch
@@ -96,7 +100,10 @@ class GraceDataModule(LightningDataModule):
 
 
 class StepLoader:
-    """Iterates over the steps that remain.
+    """Hands out the numbers of the steps that remain; the DataModule turns each into its `TextBatch`.
+
+    Numbers, because Lightning looks into every batch for tensors to convert before it calls any hook, and refuses
+    the frozen instances (`precision=bf16-true`).
 
     Its length is that of the whole run, because Lightning compares it with a count that a checkpoint continues. It has
     a state so that Lightning knows it can be resumed; the position itself is the DataModule's.
@@ -111,10 +118,9 @@ class StepLoader:
         """Steps of the whole run, done or not."""
         return self._steps
 
-    def __iter__(self) -> Iterator[TextBatch]:
-        """The batches from the DataModule's position on."""
-        for step in range(self._datamodule.position, self._steps):
-            yield self._datamodule.batch(step)
+    def __iter__(self) -> Iterator[int]:
+        """From the DataModule's position on."""
+        return iter(range(self._datamodule.position, self._steps))
 
     def state_dict(self) -> dict[str, Any]:
         """The DataModule's."""

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
 from grace_exp.config.data import DataConfig, SourceConfig
+from grace_exp.data.hub import load_hub
 from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
 from grace_exp.data.rows import RejectLog, Texts, columns, reject_line, texts_of
 from grace_exp.data.stsb import stsb_triplets
@@ -161,15 +162,10 @@ def _checked_rows(
 def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...]) -> list[_Part]:
     path = source.path
     if source.format == "builtin" or (source.format == "auto" and path.startswith(_BUILTIN)):
-        return [_builtin(name, source, needed)]
+        return [_builtin(name, source, needed, data.mode)]
     if source.format == "hub" or (source.format == "auto" and not _is_local(path)):
         return [_hub(name, source, needed)]
-    if "text" in (source.format, _FORMATS.get(Path(path).suffix)) and data.mode == "supervised":
-        raise ConfigError(
-            f"data.mode='supervised' but data.sources.{name}.path={path!r} is plain text, which has no positives: give "
-            "JSONL, CSV or parquet, or set data.mode=unsupervised"
-        )
-    return [_file(name, source, file, needed) for file in _files(name, path)]
+    return [_file(name, source, file, needed, data.mode) for file in _files(name, path)]
 
 
 def _is_local(path: str) -> bool:
@@ -188,7 +184,7 @@ def _files(name: str, path: str) -> list[Path]:
     return files
 
 
-def _file(name: str, source: SourceConfig, file: Path, needed: tuple[str, ...]) -> _Part:
+def _file(name: str, source: SourceConfig, file: Path, needed: tuple[str, ...], mode: str) -> _Part:
     kind = _FORMATS.get(file.suffix) if source.format == "auto" else source.format
     readers: dict[str | None, Reader] = {
         "jsonl": read_jsonl,
@@ -201,13 +197,18 @@ def _file(name: str, source: SourceConfig, file: Path, needed: tuple[str, ...]) 
             f"{file}: the ending {file.suffix!r} names no format (known: {' '.join(_FORMATS)}); set "
             f"data.sources.{name}.format"
         )
+    if kind == "text" and mode == "supervised":
+        raise ConfigError(
+            f"data.mode='supervised' but data.sources.{name} reads plain text ({file}), which has no positives: give "
+            "JSONL, CSV or parquet, or set data.mode=unsupervised"
+        )
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     unit = "row" if kind == "parquet" else "line"
     return _Part(str(file), f"{kind} {digest}", partial(readers[kind], file, needed), unit)
 
 
-def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...]) -> _Part:
+def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...], mode: str) -> _Part:
     dataset = source.path.removeprefix(_BUILTIN)
     split = _SPLITS.get(source.split)
     if dataset not in ("wordnet", "stsb") or split is None:
@@ -216,32 +217,16 @@ def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...]) -> _Part:
             "builtin:wordnet and builtin:stsb, each with the splits train, dev and test"
         )
     if dataset == "wordnet":
-        return _file(name, SourceConfig(path=source.path), wordnet_path(split), needed)
+        return _file(name, SourceConfig(path=source.path), wordnet_path(split), needed, mode)
     triplets = stsb_triplets(split)
     digest = hashlib.sha256(json.dumps(triplets).encode()).hexdigest()
     return _Part(f"{source.path} {split}", digest, partial(_numbered, triplets), "row")
 
 
 def _hub(name: str, source: SourceConfig, needed: tuple[str, ...]) -> _Part:
-    import datasets
-
-    what = f"{source.path!r} (subset {source.subset!r}, split {source.split!r})"
-    try:
-        dataset = datasets.load_dataset(source.path, source.subset, split=source.split)
-    except Exception as error:  # network, hub, file format: the library raises what each of its layers raises
-        raise DataError(
-            f"data.sources.{name}: the hub data set {what} could not be loaded: {type(error).__name__}: {error}\n"
-            f"Without the hub give local files: data.sources.{name}.path=FILE (known endings: {' '.join(_FORMATS)})"
-        ) from error
-    dataset = cast("datasets.Dataset", dataset)
-    missing = [column for column in needed if column not in dataset.column_names]
-    if missing:
-        raise DataError(
-            f"data.sources.{name}: the hub data set {what} has no column {missing[0]!r}; it has "
-            f"{', '.join(map(repr, dataset.column_names))}. Name the right one in query=, positive=, negative= or text="
-        )
-    rows = dataset.select_columns(list(needed))
-    return _Part(f"hub {what}", rows._fingerprint, partial(_numbered, rows), "row")
+    rows = load_hub(name, source, needed)
+    label = f"{source.path} {source.subset or ''} {source.split}"
+    return _Part(label, rows._fingerprint, partial(_numbered, rows), "row")
 
 
 def _numbered(rows: Any) -> Iterator[Row]:

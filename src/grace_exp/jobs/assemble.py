@@ -46,6 +46,7 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
         decode=decode,
         log_samples=log_samples,
     )
+    module.train()  # loaded models come in evaluation mode, of which Lightning would warn
     return Assembled(backbone, module)
 
 

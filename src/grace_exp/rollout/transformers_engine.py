@@ -6,14 +6,16 @@ from itertools import chain
 
 import torch
 from torch import nn
+from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
+from grace_exp.rollout.merged import MergedCopy
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.sampling import OwnLimit, SeededSampler
 
 
 class TransformersEngine:
-    """Writes rationales with the live model: nothing to copy, nothing to synchronise.
+    """Writes rationales with the live model, or with a merged copy of it where there are adapters.
 
     Each prompt is read once, its key-value cache then serves all n of its rationales.
 
@@ -22,7 +24,6 @@ class TransformersEngine:
         end_token_ids: Tokens that end a rationale.
         pad_token_id: Fills shorter rows; masked by position, so it may equal an end token.
         batch_tokens: Upper bound of sequences x (prompt + max_tokens) decoded at once.
-        precision: Enters the autocast context of the device, e.g. Lightning's precision plugin's `forward_context`.
     """
 
     def __init__(
@@ -34,12 +35,23 @@ class TransformersEngine:
         batch_tokens: int,
     ) -> None:
         self._model = model
+        self._merged: MergedCopy | None = None
         self._end_token_ids = list(end_token_ids)
         self._pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
 
     def sync(self, model: nn.Module) -> None:
-        """Nothing to do: the engine reads the policy's own weights."""
+        """Fold the adapters in anew; without adapters the engine reads the policy's own weights already."""
+        if self._merged is not None:
+            self._merged.refresh()
+
+    def _writer(self) -> PreTrainedModel:
+        """The model that decodes. The copy is made at first use: by then the model is on its device."""
+        if not isinstance(self._model, PeftModel):
+            return self._model
+        if self._merged is None:
+            self._merged = MergedCopy(self._model)
+        return self._merged.model
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -51,15 +63,14 @@ class TransformersEngine:
         Raises:
             torch.OutOfMemoryError: A batch does not fit; lower `rollout.batch_tokens`.
         """
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            answers: dict[int, list[Completion]] = {}
-            for indices in self._batches(requests):
-                for index, completions in zip(indices, self._generate_batch([requests[i] for i in indices]), strict=True):
-                    answers[index] = completions
-        finally:
-            self._model.train(was_training)
+        model = self._writer()
+        was_training = model.training
+        model.eval()
+        answers: dict[int, list[Completion]] = {}
+        for indices in self._batches(requests):
+            written = self._generate_batch(model, [requests[index] for index in indices])
+            answers.update(zip(indices, written, strict=True))
+        model.train(was_training)
         return [answers[index] for index in range(len(requests))]
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
@@ -78,8 +89,8 @@ class TransformersEngine:
         if batch:
             yield batch
 
-    def _generate_batch(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        device = self._model.device
+    def _generate_batch(self, model: PreTrainedModel, requests: Sequence[Request]) -> list[list[Completion]]:
+        device = model.device
         width = max(len(request.prompt_ids) for request in requests)
         ids = torch.full((len(requests), width), self._pad_token_id, device=device)
         mask = torch.zeros_like(ids)
@@ -90,11 +101,11 @@ class TransformersEngine:
         rows = list(chain.from_iterable([row] * request.n for row, request in enumerate(requests)))
         row_requests = [requests[row] for row in rows]
         samples = list(chain.from_iterable(range(request.n) for request in requests))
-        cache = self._read_prompts(ids, mask)
+        cache = self._read_prompts(model, ids, mask)
         select = torch.tensor(rows, device=device)
         cache.batch_select_indices(select)
         sampler = SeededSampler(row_requests, samples, width, device)
-        output = self._model.generate(
+        output = model.generate(
             inputs=ids[select],
             attention_mask=mask[select],
             past_key_values=cache,
@@ -109,12 +120,13 @@ class TransformersEngine:
         flat = iter(zip(row_requests, sampled, logprobs, strict=True))
         return [[self._completion(*next(flat)) for _ in range(request.n)] for request in requests]
 
-    def _read_prompts(self, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
+    @staticmethod
+    def _read_prompts(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
         """The key-value cache of all prompt tokens but the last, which `generate` reads itself."""
-        cache = DynamicCache(config=self._model.config)
+        cache = DynamicCache(config=model.config)
         if ids.shape[1] > 1:
             positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-            self._model(
+            model(
                 input_ids=ids[:, :-1],
                 attention_mask=mask[:, :-1],
                 position_ids=positions[:, :-1],

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
@@ -77,7 +78,8 @@ def write_provenance(
 ) -> dict[str, Any]:
     """Write `config.yaml` (the resolved configuration) and `provenance.json` into the run folder.
 
-    Where the folder has a `provenance.json` already (a resumed run), the new one's list `earlier` takes it in.
+    Where the folder has a `provenance.json` already (a resumed run), the new one's list `earlier` takes it in. Only
+    the process of rank 0 writes.
 
     Args:
         run_dir: The run folder, made when missing.
@@ -87,12 +89,16 @@ def write_provenance(
     Returns:
         What `provenance` returned, and `earlier`.
     """
-    path = run_dir / "provenance.json"
-    record = provenance(config_dict, data_description) | {"earlier": _with_earlier(path)}
+    record = provenance(config_dict, data_description) | {"earlier": _with_earlier(run_dir / "provenance.json")}
+    _write(run_dir, config_dict, record)
+    return record
+
+
+@rank_zero_only
+def _write(run_dir: Path, config_dict: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(config_dict), sort_keys=False, allow_unicode=True, width=120)
     write_text_atomic(run_dir / "config.yaml", text)
-    write_json_atomic(path, record)
-    return record
+    write_json_atomic(run_dir / "provenance.json", record)
 
 
 def _with_earlier(path: Path) -> list[dict[str, Any]]:

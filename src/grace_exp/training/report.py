@@ -80,7 +80,7 @@ def print_report(
     """What improved, two texts with their rationales before and after, where things are, what to run next."""
     console.rule(f"{config.name}: {summary['steps']} steps, seed {config.seed}")
     if summary["table"]:
-        console.print(_table(config, summary["table"]))
+        console.print(heldout_table(config, summary["table"]))
     rewards = summary["reward_per_step"]
     tenth = max(1, len(rewards) // 5)
     console.print(
@@ -100,9 +100,17 @@ def print_report(
     )
 
 
-def _table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) -> Table:
+def heldout_table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) -> Table:
+    """Figures by set (columns) and kind of embedding (rows).
+
+    Args:
+        config: Names the sets and what was trained on.
+        rows: Per set, the text of each figure.
+    """
     table = Table(title="Held-out, 95 % bootstrap intervals", title_justify="left")
     names = {
+        "rationale": "rationale",
+        "prompt_only": "prompt only",
         "before": "rationale, before",
         "after": "rationale, after",
         "rise": "rise",

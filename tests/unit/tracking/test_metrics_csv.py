@@ -94,5 +94,5 @@ def test_a_step_that_goes_back_is_an_error(tmp_path: Path) -> None:
     logger.log_metrics({"a": 1.0}, 3)
     with pytest.raises(ValueError, match=r"step=2\) after step 3"):
         logger.log_metrics({"a": 1.0}, 2)
-    with pytest.raises(ValueError, match="step=..."):
+    with pytest.raises(ValueError, match="one row a step"):
         logger.log_metrics({"a": 1.0})

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from grace_exp.tracking.provenance import git_state, provenance, write_provenance
 
-CONFIG = {"name": "r", "seed": 17, "prompt": {"system": "Zeile ä\n${not.a.reference}\n"}, "reward": {"temperature": 0.1}}
+CONFIG = {"name": "r", "seed": 17, "prompt": {"system": "Zeile ä\n${not.a.reference}\n"}, "optim": {"beta1": 0.1}}
 DATA = {"fingerprint": "abc", "rows": {"wordnet": 3}}
 
 
@@ -79,3 +80,9 @@ def test_a_resumed_run_keeps_the_records_of_its_earlier_processes(tmp_path: Path
     third = write_provenance(tmp_path, CONFIG | {"seed": 3}, DATA)
     del first["earlier"], second["earlier"]
     assert third["earlier"] == [first, second]
+
+
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    write_provenance(tmp_path / "run", CONFIG, DATA)
+    assert not (tmp_path / "run").exists()

@@ -48,6 +48,20 @@ def config(run_dir: Path, **settings: Any) -> GraceConfig:
     )
 
 
+class _Run:
+    starting_step = 0
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        self.rows.append((step, row))
+
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
 @pytest.fixture
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """What `wandb.init` was called with; no login on this machine; no run is started."""
@@ -57,11 +71,10 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     wandb.teardown()  # its settings are read once a process
     arguments: dict[str, Any] = {}
-    begin = wandb.init
 
-    def record(**keywords: Any) -> Any:
+    def record(**keywords: Any) -> _Run:
         arguments.update(keywords)
-        return begin(mode="disabled")
+        return _Run()
 
     monkeypatch.setattr(wandb, "init", record)
     yield arguments
@@ -123,7 +136,7 @@ def test_an_unknown_mode_in_the_environment_is_named(
     tmp_path: Path, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "sometimes")
-    with pytest.raises(ConfigError, match="WANDB_MODE='sometimes'.*offline"):
+    with pytest.raises(ConfigError, match=r"WANDB_MODE='sometimes'.*offline"):
         build_wandb_logger(config(tmp_path / "run"))
 
 
@@ -156,20 +169,6 @@ def test_other_ranks_have_no_run(tmp_path: Path, started: dict[str, Any], monkey
         logger.log_metrics({"a": 1.0}, 1)
     assert not started
     assert not (tmp_path / "run").exists()
-
-
-class _Run:
-    starting_step = 0
-
-    def __init__(self) -> None:
-        self.exit_code: int | None = None
-        self.rows: list[tuple[int, dict[str, Any]]] = []
-
-    def log(self, row: dict[str, Any], step: int) -> None:
-        self.rows.append((step, row))
-
-    def finish(self, exit_code: int) -> None:
-        self.exit_code = exit_code
 
 
 class _Plain(Logger):

