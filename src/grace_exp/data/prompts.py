@@ -1,8 +1,8 @@
 """Prompts as token ids: the chat template around a text, and where pooling starts.
 
-A prompt is three runs of tokens, head + text + tail. Head and tail come from the chat template and are tokenised once; the text is tokenised
-alone and never as control tokens, so a text that spells `<|im_end|>` cannot end its own turn, an over-long text is cut at its own end, and the
-boundary between the system prompt and the rest is known exactly.
+A prompt is three runs of tokens, head + text + tail. Head and tail come from the chat template and are tokenised once;
+the text is tokenised alone and never as control tokens, so a text that spells `<|im_end|>` cannot end its own turn, an
+over-long text is cut at its own end, and the boundary between the system prompt and the rest is known exactly.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,12 +45,8 @@ class _Frame:
 class PromptBuilder:
     """Turns (role, text) into a `Prompt` with the model's own chat template.
 
-    Pooling starts after the system message. Where the template has no system message of its own (it merges the system prompt into the
-    user's turn, or `config.system` is null), pooling starts at the first token of the text.
-
-    Raises:
-        ConfigError: The tokenizer has no chat template, the template alters the text, template and text cannot be tokenised apart, or
-            the template alone fills `config.max_tokens`.
+    Pooling starts after the system message. Where there is none of its own (the template merges the system prompt into
+    the user's turn, does not end it at the end of a token, or `config.system` is null), it starts with the text.
     """
 
     def __init__(
@@ -59,6 +55,17 @@ class PromptBuilder:
         config: PromptConfig,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        """Render and tokenise the template of every role.
+
+        Args:
+            tokenizer: Of the backbone, with its chat template.
+            config: System prompt, instructions and the limit.
+            template_kwargs: Variables of the chat template, such as `date_string`.
+
+        Raises:
+            ConfigError: The tokenizer has no chat template, the template alters the text, template and text cannot be
+                tokenised apart, or the template alone fills `config.max_tokens`.
+        """
         self._tokenizer = tokenizer
         self._max_tokens = config.max_tokens
         self._template_kwargs = dict(template_kwargs or {})
@@ -111,6 +118,14 @@ class PromptBuilder:
         assert isinstance(rendered, str)  # tokenize=False
         return rendered
 
+    def _render_if_allowed(self, messages: list[dict[str, str]], *, generation: bool) -> str | None:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self._render(messages, generation=generation)
+        except TemplateError:  # how templates refuse a role or an order of roles
+            return None
+
     def _frame(self, system: str | None, instruction: str | None) -> _Frame:
         system_text = "\n".join(part for part in (system, instruction) if part)
         head, tail, system_only = self._template_parts(system_text)
@@ -125,34 +140,33 @@ class PromptBuilder:
         for probe, ids in zip(_PROBES, self._encode(list(_PROBES)), strict=True):
             if head_ids + ids + tail_ids != self._encode_template(head + probe + tail):
                 raise ConfigError(
-                    f"backbone: the tokenizer {self._tokenizer.name_or_path!r} does not split between chat template and text "
-                    f"(seen with {probe!r}); use a model with a byte-level BPE tokenizer such as Qwen, Llama 3 or SmolLM2"
+                    f"backbone: the tokenizer {self._tokenizer.name_or_path!r} does not split between chat template "
+                    f"and text (seen with {probe!r}); use a model with a byte-level BPE tokenizer such as Qwen, Llama 3"
+                    " or SmolLM2"
                 )
         return _Frame(tuple(head_ids), tuple(tail_ids), pool_start)
 
     def _template_parts(self, system: str) -> tuple[str, str, str | None]:
         """The rendered text before and after the user's text, and the system message alone (None without one)."""
-        from jinja2.exceptions import TemplateError
-
         user = {"role": "user", "content": _MARK}
         if not system:
             return (*self._split(self._render([user], generation=True)), None)
         message = {"role": "system", "content": system}
-        try:
-            head, tail = self._split(self._render([message, user], generation=True))
-        except TemplateError:  # no system role: the system prompt opens the user's turn
-            merged = {"role": "user", "content": f"{system}\n\n{_MARK}"}
+        whole = self._render_if_allowed([message, user], generation=True)
+        if whole is None or system.strip() not in whole:  # no system role: the system prompt opens the user's turn
+            merged = {"role": "user", "content": f"{system}\n{_MARK}"}
             return (*self._split(self._render([merged], generation=True)), None)
-        try:
-            alone = self._render([message], generation=False)
-        except TemplateError:
-            return head, tail, None
-        return head, tail, alone if head.startswith(alone) else None
+        head, tail = self._split(whole)
+        alone = self._render_if_allowed([message], generation=False)
+        # Templates that put the system prompt into the user's turn show nothing of it, or only a start token, alone.
+        own_message = alone is not None and system.strip() in alone and head.startswith(alone)
+        return head, tail, alone if own_message else None
 
     def _split(self, rendered: str) -> tuple[str, str]:
         if rendered.count(_MARK) != 1:
             raise ConfigError(
-                f"backbone: the chat template of {self._tokenizer.name_or_path!r} does not show the user's text unchanged and once"
+                f"backbone: the chat template of {self._tokenizer.name_or_path!r} does not show the user's text "
+                "unchanged and once"
             )
         head, tail = rendered.split(_MARK)
         return head, tail

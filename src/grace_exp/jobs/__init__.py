@@ -15,6 +15,9 @@ def run(config: GraceConfig) -> dict[str, float] | float | None:
     Raises:
         GraceError: What the user can mend, from anywhere in the job.
     """
+    from grace_exp.jobs.terminal import quiet_libraries
+
+    quiet_libraries()
     match config.job.name:
         case "train":
             from grace_exp.jobs.train import train

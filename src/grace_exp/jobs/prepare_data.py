@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.recipes import load_recipe
+from grace_exp.jobs.terminal import our_console
 from grace_exp.tracking.provenance import write_provenance
 
 
@@ -17,7 +17,7 @@ def prepare_data(config: GraceConfig) -> dict[str, float]:
     Raises:
         DataError: As training would.
     """
-    console = Console()
+    console = our_console()
     run_dir = Path(config.run_dir)
     rejects = run_dir / "rejects.jsonl"
     recipe = load_recipe(config.data, seed=config.seed, cache_dir=Path(config.cache_dir), rejects_path=rejects)
@@ -25,10 +25,16 @@ def prepare_data(config: GraceConfig) -> dict[str, float]:
     write_provenance(run_dir, to_dict(config), description)
     for key, value in description.items():
         console.print(f"{key}: {value}", highlight=False)
-    recipe.schedule(config.job.batch_size, config.job.steps)  # raises where a source is too small for its share of a step
+    recipe.schedule(
+        config.job.batch_size, config.job.steps
+    )  # raises where a source is too small for its share of a step
     first = recipe[0]
     console.print("\nfirst instance", highlight=False)
-    for role, text in (("query", first.query), ("positive", first.positive), *(("negative", t) for t in first.negatives)):
+    for role, text in (
+        ("query", first.query),
+        ("positive", first.positive),
+        *(("negative", t) for t in first.negatives),
+    ):
         console.print(f"  {role:<9}{escape(text)}", highlight=False)
     if rejects.is_file():
         console.print(f"rejected rows: {rejects}", highlight=False, soft_wrap=True)

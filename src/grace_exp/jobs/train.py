@@ -1,25 +1,25 @@
 """Train a policy: the main job."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-
-from rich.console import Console
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.datamodule import GraceDataModule
 from grace_exp.data.recipes import load_recipe
 from grace_exp.jobs.assemble import assemble
+from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.samples import SamplesTable
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
-from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints
+from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after
 from grace_exp.training.export import export
 from grace_exp.training.heldout import HeldoutEvaluation
 from grace_exp.training.progress import ProgressDisplay
 from grace_exp.training.report import final_figures, print_report, write_summary
-from grace_exp.training.resume import continued, load_checkpoint
+from grace_exp.training.resume import continued
 from grace_exp.training.trainer import build_trainer
 
 
@@ -31,21 +31,30 @@ def train(config: GraceConfig) -> dict[str, float]:
 
     Returns:
         The figures a sweep may optimise: final reward and held-out figures.
+
+    Raises:
+        Interrupted: A signal ended the run early; its state is in a checkpoint.
     """
-    console = Console()
-    checkpoint_file = None
+    console = our_console()
+    checkpoint_file, completed = None, 0
     if config.job.resume is not None:
-        config, checkpoint_file = continued(config)
+        config, checkpoint_file, completed = continued(config)
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(
-        config.data, seed=config.seed, cache_dir=Path(config.cache_dir), rejects_path=run_dir / "rejects.jsonl"
+        config.data,
+        seed=config.seed,
+        cache_dir=Path(config.cache_dir),
+        rejects_path=run_dir / "rejects.jsonl" if is_first_process() else None,
     )
     record = write_provenance(run_dir, to_dict(config), recipe.describe())
-    console.print(f"[bold]{config.name}[/bold]  run folder {run_dir}", highlight=False)
+    console.print(f"[bold]{config.name}[/bold]  run folder {run_dir}", highlight=False, soft_wrap=True)
+    if checkpoint_file is not None:
+        console.print(f"continuing after step {completed} of {config.job.steps}", highlight=False)
 
     csv, samples = MetricsCsv(run_dir / "metrics.csv"), SamplesTable(run_dir / "samples")
-    wandb_logger = build_wandb_logger(config, record, resume_id=stored_run_id(run_dir)) if config.logger.wandb else None
+    resume_id = stored_run_id(run_dir) if checkpoint_file is not None else None
+    wandb_logger = build_wandb_logger(config, record, resume_id=resume_id) if config.logger.wandb else None
     loggers = [csv, *([wandb_logger] if wandb_logger else [])]
     with finishing(loggers):
         console.print(f"loading {config.backbone.name}", highlight=False)
@@ -53,8 +62,9 @@ def train(config: GraceConfig) -> dict[str, float]:
             config, lambda step, rows: samples.log(step, rows, wandb_logger.experiment if wandb_logger else None)
         )
         module = assembled.module
-        stop = GracefulStop(run_dir)
-        heldout = HeldoutEvaluation(config, assembled.decode, lambda text: console.print(text, highlight=False))
+        announce = partial(console.print, highlight=False)
+        stop = GracefulStop(run_dir, config.job.steps, announce)
+        heldout = HeldoutEvaluation(config, assembled.decode, announce)
         callbacks = [
             stop,
             StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps),
@@ -67,14 +77,14 @@ def train(config: GraceConfig) -> dict[str, float]:
         ]
         trainer = build_trainer(config.hardware, steps=config.job.steps, loggers=loggers, callbacks=callbacks)
         datamodule = GraceDataModule(recipe, batch_size=config.job.batch_size, steps=config.job.steps)
-        if checkpoint_file is not None:
-            done = load_checkpoint(checkpoint_file)["grace"]["completed_steps"]
-            csv.truncate(done)
-            samples.truncate(done)
+        # What lies beyond the checkpoint, or is left in a folder that is used again, is of another run.
+        csv.truncate(completed)
+        samples.truncate(completed)
+        drop_checkpoints_after(run_dir, completed)
         with closing(module.engine):
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_file, weights_only=True)
-        stop.raise_if_stopped()
         if trainer.is_global_zero:
+            stop.raise_if_interrupted()
             minilm = heldout.minilm()
             summary = write_summary(config, module, heldout, minilm, recipe.describe())
             folders = export(assembled.backbone, config, summary)

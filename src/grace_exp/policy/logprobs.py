@@ -8,8 +8,8 @@ from torch.utils.checkpoint import checkpoint
 def token_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module, *, chunk: int) -> Tensor:
     """Log-probs of `targets` [tokens] given the hidden states before them [tokens, hidden], float32 nats.
 
-    Logits exist for `chunk` positions at a time, in the backward pass too, where they are computed again: a vocabulary of 151k tokens costs
-    chunk x 0.6 MB instead of tokens x 0.6 MB.
+    Logits exist for `chunk` positions at a time, in the backward pass too, where they are computed again: a vocabulary
+    of 151k tokens costs chunk x 0.6 MB instead of tokens x 0.6 MB.
 
     Args:
         hidden: Final hidden states of the predicting positions.
@@ -27,6 +27,6 @@ def token_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: 
 
 
 def _chunk_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module) -> Tensor:
-    logits = head(hidden).float() / temperatures[:, None]
+    logits: Tensor = head(hidden).float() / temperatures[:, None]
     chosen = logits.gather(1, targets[:, None]).squeeze(1)
     return chosen - torch.logsumexp(logits, dim=-1)

@@ -1,8 +1,8 @@
 """Rows for one forward: a prompt once, then all its rationales behind a block mask.
 
-The K rationales of a group continue the same prompt. Padded, the prompt would be computed K times; packed, a row is [prompt, rationale 1 .. K], the
-position of every rationale starts again behind the prompt, and a rationale attends to the prompt and to itself only. The result is that of
-K separate rows.
+The K rationales of a group continue the same prompt. Padded, the prompt would be computed K times; packed, a row is
+[prompt, rationale 1 .. K], the position of every rationale starts again behind the prompt, and a rationale attends to
+the prompt and to itself only. The result is that of K separate rows.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class MicroBatch:
         indices: Position of each sequence in the list that was packed, [n].
         input_ids: [rows, width].
         position_ids: [rows, width].
-        block: Which tokens a token belongs with, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
+        block: What a token belongs to, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
         packed: Whether a row holds more than one rationale, so that `attention_mask` is needed.
         rows: Row of each sequence, [n].
         slots: `block` of each sequence's rationale in its row, [n].
@@ -123,6 +123,8 @@ def _rows(sequences: Sequence[TextSequence], share_prompts: bool, max_row_tokens
         by_prompt.setdefault(sequence.prompt if share_prompts else index, []).append(index)
     rows = []
     for members in by_prompt.values():
+        # Ascending: what did not fit into a row fits into no earlier one, so any part of a plan is laid out as planned.
+        members.sort(key=lambda member: len(sequences[member].completion_ids))
         prompt = sequences[members[0]].prompt
         row: list[int] = []
         length = len(prompt.token_ids)
@@ -169,7 +171,8 @@ def collate(
     width = max(row.length for row in rows)
     shape = (len(rows), width)
     ids = torch.full(shape, pad_token_id)
-    positions = torch.zeros(shape, dtype=torch.long)
+    # Counted on through the padding: transformers takes a restart for packed texts and leaves its fast causal kernels.
+    positions = torch.arange(width).repeat(len(rows), 1)
     block = torch.full(shape, -1)
     in_text = torch.zeros(shape, dtype=torch.bool)
     row_of, slot_of = torch.zeros(len(chosen), dtype=torch.long), torch.zeros(len(chosen), dtype=torch.long)
@@ -179,7 +182,6 @@ def collate(
     for number, row in enumerate(rows):
         prompt_length = len(row.prompt.token_ids)
         ids[number, :prompt_length] = torch.tensor(row.prompt.token_ids)
-        positions[number, :prompt_length] = torch.arange(prompt_length)
         block[number, :prompt_length] = 0
         in_text[number, row.prompt.pool_start : prompt_length] = True
         start = prompt_length
@@ -200,7 +202,7 @@ def collate(
     owner, offset = torch.cat(owners), torch.cat(offsets)
     order = [member for row in rows for member in row.members]
     targets = torch.tensor([t for m in order for t in chosen[m].completion_ids], dtype=torch.long)
-    # Greedy rationales have no tempered distribution; their log-probs are those of temperature 1, as the engines report.
+    # Greedy rationales have no tempered distribution; their log-probs are those of temperature 1, as engines report.
     temperatures = torch.tensor([chosen[m].temperature or 1.0 for m in range(len(chosen))])[owner]
     return MicroBatch(
         indices=list(indices),

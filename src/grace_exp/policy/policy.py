@@ -36,22 +36,23 @@ class Scored:
 
 
 class Policy(LightningModule):
-    """A causal language model (with or without adapters) read two ways in one forward.
-
-    Args:
-        model: The language model; a peft model for LoRA.
-        pooling: Where the embedding is read.
-        hardware: Packing and token budgets.
-        pad_token_id: Fills shorter rows.
-
-    Raises:
-        ConfigError: The model alters logits after its head (soft-capping, scaling), which the chunked log-probs would miss, or has no
-            such layer as `pooling.layer`.
-    """
+    """A causal language model (with or without adapters) read two ways in one forward."""
 
     def __init__(
         self, model: "PreTrainedModel", pooling: PoolingConfig, hardware: HardwareConfig, *, pad_token_id: int
     ) -> None:
+        """Check that the model can be read this way.
+
+        Args:
+            model: The language model; a peft model for LoRA.
+            pooling: Where the embedding is read.
+            hardware: Packing and token budgets.
+            pad_token_id: Fills shorter rows.
+
+        Raises:
+            ConfigError: The model alters logits after its head (soft-capping, scaling), which the chunked log-probs
+                would miss, or has no such layer as `pooling.layer`.
+        """
         super().__init__()
         self.model = model
         self.pooling = pooling
@@ -166,7 +167,7 @@ class Policy(LightningModule):
 
 @contextmanager
 def _recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
-    """Collects `hidden_states[layer]` (transformers' numbering) of the next forward; nothing for the last, which the model returns."""
+    """Collects `hidden_states[layer]` (transformers' numbering) of the next forward, unless it is the last."""
     decoder: Any = model.get_decoder()
     count = len(decoder.layers)
     index = layer % (count + 1)

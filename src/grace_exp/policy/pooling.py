@@ -11,7 +11,7 @@ from grace_exp.policy.packing import MicroBatch, Region
 def pool(hidden: Tensor, batch: MicroBatch, *, region: Region, method: Literal["mean", "last", "max"]) -> Tensor:
     """Pool hidden states [rows, width, hidden] into float32 embeddings [n, hidden].
 
-    `mean` is the paper's (eq. 11), summed in float32 whatever the model computes in; `last` takes the last token of the region.
+    `mean` is the paper's (eq. 11), summed in float32 whatever the model computes in; `last` is the region's last token.
 
     Raises:
         ValueError: A sequence has no token in the region.

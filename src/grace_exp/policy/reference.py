@@ -15,20 +15,19 @@ from grace_exp.policy.policy import Policy
 class Reference(LightningModule):
     """Log-probs under the initial weights.
 
-    With LoRA that is the policy with its adapters off, at no memory; otherwise a frozen copy. It stays in evaluation mode and out of
-    checkpoints: it can be rebuilt from the backbone.
-
-    Args:
-        policy: The policy before its first update.
+    With LoRA that is the policy with its adapters off, at no memory; otherwise a frozen copy. It stays in evaluation
+    mode and out of checkpoints: it can be rebuilt from the backbone.
     """
 
     def __init__(self, policy: Policy) -> None:
+        """Follow `policy`, which has had no update yet."""
         super().__init__()
         from peft import PeftModel
 
         # With adapters the policy's own weights serve, held in a tuple so that they are not registered a second time.
         self._shared = (policy,) if isinstance(policy.model, PeftModel) else ()
         self.copy = None if self._shared else copy.deepcopy(policy).requires_grad_(False)
+        super().train(False)
 
     @torch.no_grad()
     def forward(self, batch: MicroBatch) -> Tensor:
@@ -39,7 +38,7 @@ class Reference(LightningModule):
         was_training = model.training
         model.eval()
         with model.disable_adapter() if self._shared else nullcontext():
-            _, logprobs = policy(batch)
+            logprobs: Tensor = policy(batch)[1]
         model.train(was_training)
         return logprobs
 

@@ -1,6 +1,7 @@
 """A model made on the spot: two layers and a tokenizer learned in a second, for tests and dry runs.
 
-Its weights are random, so what it writes means nothing; everything else about it (chat template, end token, tied embeddings) is as in a real one.
+Its weights are random, so what it writes means nothing; everything else about it (chat template, end token, tied
+embeddings) is as in a real one.
 """
 
 import inspect
@@ -10,14 +11,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _VOCABULARY = 1024
 
 
 def tiny_tokenizer() -> "PreTrainedTokenizerBase":
-    """A byte-level BPE tokenizer of 1024 tokens with a ChatML template, trained on the standard library's docstrings."""
+    """A byte-level BPE tokenizer of 1024 tokens with a ChatML template, trained on sources of the standard library."""
     import argparse
     import json
     import logging
@@ -42,7 +45,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerBase":
 
 
 def tiny_model(seed: int, vocabulary: int = _VOCABULARY) -> "PreTrainedModel":
-    """A Qwen2 model of about 170k parameters: hidden 64, 2 layers, 2 heads, 1 key-value head, tied embeddings, float32."""
+    """A Qwen2 model of about 140k parameters: hidden 64, 2 layers, 2 heads, 1 key-value head, tied head, float32."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -1,29 +1,25 @@
 """The engine that runs anywhere: transformers' `generate` on the policy's own weights."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import nn
 from peft import PeftModel
-from transformers import DynamicCache, PreTrainedModel
+from torch import nn
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from grace_exp.rollout.merged import MergedCopy
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.sampling import OwnLimit, SeededSampler
+from grace_exp.rollout.threads import map_on_threads, shares
 
 
 class TransformersEngine:
     """Writes rationales with the live model, or with a merged copy of it where there are adapters.
 
     Each prompt is read once, its key-value cache then serves all n of its rationales.
-
-    Args:
-        model: A causal language model, with or without peft adapters.
-        end_token_ids: Tokens that end a rationale.
-        pad_token_id: Fills shorter rows; masked by position, so it may equal an end token.
-        batch_tokens: Upper bound of sequences x (prompt + max_tokens) decoded at once.
     """
 
     def __init__(
@@ -34,6 +30,14 @@ class TransformersEngine:
         pad_token_id: int,
         batch_tokens: int,
     ) -> None:
+        """Write with `model`.
+
+        Args:
+            model: A causal language model, with or without peft adapters.
+            end_token_ids: Tokens that end a rationale.
+            pad_token_id: Fills shorter rows; masked by position, so it may equal an end token.
+            batch_tokens: Upper bound of sequences x (prompt + max_tokens) decoded at once, by each thread on a CPU.
+        """
         self._model = model
         self._merged: MergedCopy | None = None
         self._end_token_ids = list(end_token_ids)
@@ -63,29 +67,34 @@ class TransformersEngine:
         Raises:
             torch.OutOfMemoryError: A batch does not fit; lower `rollout.batch_tokens`.
         """
-        model = self._writer()
-        was_training = model.training
-        model.eval()
-        answers: dict[int, list[Completion]] = {}
-        for indices in self._batches(requests):
-            written = self._generate_batch(model, [requests[index] for index in indices])
-            answers.update(zip(indices, written, strict=True))
-        model.train(was_training)
+        workers = torch.get_num_threads() if self._model.device.type == "cpu" else 1
+        with _decoding(self._writer()) as model:
+            parts = map_on_threads(lambda share: self._write(model, requests, share), shares(requests, workers))
+        answers = {index: completions for part in parts for index, completions in part.items()}
         return [answers[index] for index in range(len(requests))]
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+    @torch.no_grad()  # again: the mode belongs to the thread
+    def _write(
+        self, model: PreTrainedModel, requests: Sequence[Request], share: Sequence[int]
+    ) -> dict[int, list[Completion]]:
+        """The answers to the requests `share`, by index."""
+        answers: dict[int, list[Completion]] = {}
+        for indices in self._batches(requests, share):
+            written = self._generate_batch(model, [requests[index] for index in indices])
+            answers.update(zip(indices, written, strict=True))
+        return answers
+
+    def _batches(self, requests: Sequence[Request], share: Sequence[int]) -> Iterator[list[int]]:
         """Indices of requests of similar length, within the token budget; a request is never split."""
-        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].max_tokens))
+        order = sorted(share, key=lambda i: (len(requests[i].prompt_ids), requests[i].max_tokens))
         batch: list[int] = []
-        sequences = longest = 0
         for index in order:
-            request = requests[index]
-            widest = max(longest, len(request.prompt_ids) + request.max_tokens)
-            if batch and (sequences + request.n) * widest > self._batch_tokens:
+            wider = [requests[i] for i in (*batch, index)]
+            width = max(len(request.prompt_ids) for request in wider) + max(request.max_tokens for request in wider)
+            if batch and sum(request.n for request in wider) * width > self._batch_tokens:
                 yield batch
-                batch, sequences, widest = [], 0, len(request.prompt_ids) + request.max_tokens
+                batch = []
             batch.append(index)
-            sequences, longest = sequences + request.n, widest
         if batch:
             yield batch
 
@@ -105,7 +114,8 @@ class TransformersEngine:
         select = torch.tensor(rows, device=device)
         cache.batch_select_indices(select)
         sampler = SeededSampler(row_requests, samples, width, device)
-        output = model.generate(
+        generate: Any = model.generate
+        output = generate(
             inputs=ids[select],
             attention_mask=mask[select],
             past_key_values=cache,
@@ -141,3 +151,20 @@ class TransformersEngine:
         end = next((i for i, token in enumerate(tokens) if token in self._end_token_ids), None)
         length = len(tokens) if end is None else end + 1
         return Completion(tuple(tokens[:length]), tuple(logprobs[:length]), "length" if end is None else "stop")
+
+
+@contextmanager
+def _decoding(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Evaluation mode, without the sampling settings that models bring along.
+
+    `generate` applies them where the call is silent: a repetition penalty (Qwen2.5 has one) would make the rationales
+    those of another distribution than the policy's.
+    """
+    training, settings = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        yield model
+    finally:
+        model.generation_config = settings
+        model.train(training)

@@ -1,17 +1,18 @@
 """Checkpoints at step boundaries, and a clean stop on Ctrl-C or SIGTERM."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grace_exp.config.callbacks import CheckpointConfig
 from grace_exp.errors import GraceError
-
-if TYPE_CHECKING:
-    from grace_exp.training.grace import GraceModule
+from grace_exp.tracking.atomic import atomic_path
+from grace_exp.training.grace import grace_module
 
 FOLDER = "checkpoints"
 
@@ -27,59 +28,90 @@ def checkpoint_path(run_dir: Path, completed_steps: int) -> Path:
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint with the most steps in a run folder, None if there is none."""
-    return max((run_dir / FOLDER).glob("step-*.ckpt"), default=None)
+    return max(_checkpoints(run_dir), key=_steps_of, default=None)
+
+
+@rank_zero_only
+def drop_checkpoints_after(run_dir: Path, completed_steps: int) -> None:
+    """Delete checkpoints with more steps: a run that goes on from an earlier one has left them behind."""
+    for path in _checkpoints(run_dir):
+        if _steps_of(path) > completed_steps:
+            path.unlink()
 
 
 class StepCheckpoints(Callback):
-    """Saves every n GRACE steps and at the last; keeps the newest.
+    """Saves every n GRACE steps, at the last and where the run was asked to stop; keeps the newest.
 
-    Lightning's own callback counts optimizer updates, of which a step has several. Lightning writes files whole or not at all.
+    Lightning's own callback counts optimizer updates, of which a step has several.
     """
 
     def __init__(self, config: CheckpointConfig, run_dir: Path, steps: int) -> None:
+        """Save under `run_dir`; `steps` is the last step's number, counted from 1."""
         self._config = config
         self._run_dir = run_dir
         self._steps = steps
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save where it is time."""
-        completed = _completed(pl_module)
+        completed = grace_module(pl_module).completed_steps
         every = self._config.every_n_steps
         if trainer.should_stop or completed == self._steps or (every and completed % every == 0):
             self.save(trainer, completed)
 
     def save(self, trainer: Trainer, completed: int) -> Path:
-        """Write the checkpoint of `completed` steps and drop the oldest beyond `keep`."""
+        """Write the checkpoint of `completed` steps and drop the oldest beyond `keep`; all processes call it."""
         path = checkpoint_path(self._run_dir, completed)
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            for old in sorted((self._run_dir / FOLDER).glob("step-*.ckpt"))[: -self._config.keep]:
-                old.unlink()
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path)  # takes part, writes nothing
+            return path
+        # Lightning writes into the system's temporary folder and moves; over file systems that is a copy, which a kill
+        # would cut short.
+        with atomic_path(path) as temporary:
+            trainer.save_checkpoint(temporary)
+        for old in sorted(_checkpoints(self._run_dir), key=_steps_of)[: -self._config.keep]:
+            old.unlink()
         return path
 
 
 class GracefulStop(Callback):
     """The first Ctrl-C or SIGTERM ends the run after the step under way, with a checkpoint; the second one at once.
 
-    A step that is cut in two has updated part of its mini-batches: it could not be resumed.
+    A step that is cut in two has updated part of its mini-batches: it could not be resumed. A run whose last step is
+    done is not interrupted: it goes on to its figures and exports. Stands before `StepCheckpoints` among the callbacks.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, steps: int, announce: Callable[[str], None]) -> None:
+        """Wait for signals.
+
+        Args:
+            run_dir: The run folder, for the message.
+            steps: Of the whole run.
+            announce: Told that a signal was understood, for the terminal.
+        """
         self._run_dir = run_dir
+        self._steps = steps
+        self._announce = announce
         self._previous: dict[int, Any] = {}
-        self.signal: str | None = None
+        self._signal: str | None = None
+        self._stopped_after: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.signal = signal.Signals(number).name
-            trainer.should_stop = True
-            self._restore()
-            trainer.print(f"\n{self.signal}: stopping after this step (again: stop at once, losing it)")
+            self._signal = signal.Signals(number).name
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._announce(f"\n{self._signal}: stopping after this step (again: stop at once, losing it)")
 
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, stop)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Stop all processes after the same step, though the signal reached them at different ones, or one only."""
+        if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+            trainer.should_stop = True
+            self._stopped_after = grace_module(pl_module).completed_steps
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
@@ -94,19 +126,23 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
         self._previous = {}
 
-    def raise_if_stopped(self) -> None:
+    def raise_if_interrupted(self) -> None:
         """After `fit`: tell the user where the state is.
 
         Raises:
-            Interrupted: A signal ended the run.
+            Interrupted: A signal ended the run before its last step.
         """
-        if self.signal is not None:
+        if self._stopped_after is not None and self._stopped_after < self._steps:
             raise Interrupted(
-                f"stopped by {self.signal}; saved {newest_checkpoint(self._run_dir)}\n"
+                f"stopped by {self._signal or 'a signal to another process'} after step {self._stopped_after} of "
+                f"{self._steps}; saved {checkpoint_path(self._run_dir, self._stopped_after)}\n"
                 f"Continue with the same command and job.resume={self._run_dir}"
             )
 
 
-def _completed(module: LightningModule) -> int:
-    grace: GraceModule = module  # type: ignore[assignment]
-    return grace.completed_steps
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return list((run_dir / FOLDER).glob("step-*.ckpt"))
+
+
+def _steps_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

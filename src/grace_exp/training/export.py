@@ -20,8 +20,8 @@ SETTINGS_FILE = "grace_config.json"
 def export(backbone: Backbone, config: GraceConfig, results: dict[str, Any]) -> list[Path]:
     """Write the configured formats under `<run_dir>/export/`.
 
-    `merged` loads with `AutoModelForCausalLM.from_pretrained`; `adapter` with peft's `AutoPeftModelForCausalLM`. Merging
-    dissolves the adapters into the weights: export comes last.
+    `merged` loads with `AutoModelForCausalLM.from_pretrained`; `adapter` with peft's `AutoPeftModelForCausalLM`.
+    Merging dissolves the adapters into the weights: export comes last.
 
     Args:
         backbone: The trained model.
@@ -57,15 +57,32 @@ def _settings(config: GraceConfig) -> dict[str, Any]:
 
 def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
     """A README with front matter that hubs read."""
-    base = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct", "tiny": None}.get(config.backbone.source, config.backbone.path)
-    header = ["---", *([f"base_model: {base}"] if base else []), "library_name: " + ("peft" if kind == "adapter" else "transformers")]
-    header += ["pipeline_tag: feature-extraction", "tags:", "- grace-exp", "- text-embedding", "- reinforcement-learning", "---"]
+    pooling = config.backbone.pooling
+    base = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct", "tiny": None}.get(
+        config.backbone.source, config.backbone.path
+    )
+    header = [
+        "---",
+        *([f"base_model: {base}"] if base else []),
+        "library_name: " + ("peft" if kind == "adapter" else "transformers"),
+    ]
+    header += [
+        "pipeline_tag: feature-extraction",
+        "tags:",
+        "- grace-exp",
+        "- text-embedding",
+        "- reinforcement-learning",
+        "---",
+    ]
     loader = "peft import AutoPeftModelForCausalLM" if kind == "adapter" else "transformers import AutoModelForCausalLM"
     figures = [
-        f"| {name} | {row['before']} | {row['after']} | {row['prompt_only']} |" for name, row in results.get("table", {}).items()
+        f"| {name} | {row['before']} | {row['after']} | {row['prompt_only_after']} |"
+        for name, row in results.get("table", {}).items()
     ]
     table = (
-        ["## Held-out figures", "", "| set | before | after | prompt only, after |", "|---|---|---|---|", *figures, ""] if figures else []
+        ["## Held-out figures", "", "| set | before | after | prompt only, after |", "|---|---|---|---|", *figures, ""]
+        if figures
+        else []
     )
     return "\n".join(
         [
@@ -73,12 +90,14 @@ def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
             "",
             f"# {config.name}",
             "",
-            f"{config.backbone.name} trained with GRACE (arXiv 2510.04506): it reads a text, writes a rationale, and the pooled hidden states of",
-            f"`{config.backbone.pooling.region}` ({config.backbone.pooling.method}, layer {config.backbone.pooling.layer}) are the embedding.",
+            f"{config.backbone.name} trained with GRACE (arXiv 2510.04506): it reads a text, writes a rationale, and",
+            f"the pooled hidden states of `{pooling.region}` ({pooling.method}, layer {pooling.layer}) are its "
+            "embedding.",
             "",
-            f"- data: {config.data.name} ({config.data.mode}), {config.job.steps} steps of {config.job.batch_size} instances, seed {config.seed}",
-            f"- reward: {config.reward.name}; objective: {config.objective.name}; K = {config.rollout.group_size}, up to "
-            f"{config.rollout.max_tokens} tokens",
+            f"- data: {config.data.name} ({config.data.mode}), {config.job.steps} steps of {config.job.batch_size} "
+            f"instances, seed {config.seed}",
+            f"- reward: {config.reward.name}; objective: {config.objective.name}; K = {config.rollout.group_size}, "
+            f"up to {config.rollout.max_tokens} tokens",
             f"- system prompt: {json.dumps(config.prompt.system, ensure_ascii=False)}",
             "",
             *table,

@@ -1,8 +1,9 @@
 """The GRACE step: write, score, reward, update, synchronise.
 
-One step, as data (METHOD, section 2): a batch of instances; one engine call writes K rationales for each positive and one for each anchor; one
-forward without gradients gives every sequence's embedding and log-probs; rewards are similarities between embeddings over all processes; their
-advantages drive batch_size / mini_batch_size clipped policy-gradient updates on the group's rationales; the engine takes over the new weights.
+One step, as data (METHOD, section 2): a batch of instances; one engine call writes K rationales for each positive and
+one for each anchor; one forward without gradients gives every sequence's embedding and log-probs; rewards are
+similarities between embeddings over all processes; their advantages drive batch_size / mini_batch_size clipped
+policy-gradient updates on the group's rationales; the engine takes over the new weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,17 +35,7 @@ SampleSink = Callable[[int, list[dict[str, object]]], None]
 
 
 class GraceModule(LightningModule):
-    """Trains a policy to write rationales whose embeddings separate meanings.
-
-    Args:
-        config: The whole run.
-        policy: The language model.
-        reference: For the KL penalty; None where its coefficient is 0.
-        engine: Writes rationales.
-        prompts: Builds prompts.
-        decode: Token ids to text, for the samples table.
-        log_samples: Receives (step, rows) of the samples table.
-    """
+    """Trains a policy to write rationales whose embeddings separate meanings."""
 
     def __init__(
         self,
@@ -57,6 +48,17 @@ class GraceModule(LightningModule):
         decode: Callable[..., str],
         log_samples: SampleSink,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            config: The whole run.
+            policy: The language model.
+            reference: For the KL penalty; None where its coefficient is 0.
+            engine: Writes rationales.
+            prompts: Builds prompts.
+            decode: Token ids to text, for the samples table.
+            log_samples: Receives (step, rows) of the samples table.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # frozen weights are not in checkpoints; `load_state_dict` checks the rest
@@ -78,7 +80,8 @@ class GraceModule(LightningModule):
     def training_step(self, batch: TextBatch, batch_idx: int) -> None:
         """One GRACE step (not one optimizer update)."""
         step = batch.step
-        # Dropout, if any, is the only draw from the global generators: fixed by step and rank, a resume needs no stored state.
+        # Dropout, if any, is the only draw from the global generators: fixed by step and rank, a resume needs no
+        # stored state.
         seed_everything(derive_seed(self.config.seed, step, "process", self.global_rank) % 2**32, verbose=False)
         with self.timer("step"):
             with self.timer("rollout"):
@@ -93,7 +96,8 @@ class GraceModule(LightningModule):
                 metrics = {
                     **reward.metrics(),
                     **embedding_metrics(inputs),
-                    **rollout_metrics(rollouts, inputs),
+                    **rollout_metrics(inputs),
+                    "rollout/prompts_cut": self._sum(rollouts.prompts_cut().to(self.device)).item(),
                     "train/advantage_abs": advantages.abs().mean().item(),
                 }
             mine = self._own(advantages)
@@ -120,7 +124,6 @@ class GraceModule(LightningModule):
                 sums.setdefault(name, []).append(value)
         metrics = {f"train/{name}": sum(values) / len(values) for name, values in sums.items()}
         metrics["train/skipped_updates"] = float(self.skipped_updates)
-        metrics["train/learning_rate"] = float(self._optimizer().param_groups[0]["lr"])
         return metrics
 
     def _one_update(self, step: int, rollouts: Rollouts, start: int, mini_batch: MiniBatch) -> dict[str, float]:
@@ -144,23 +147,26 @@ class GraceModule(LightningModule):
             backward=backward,
         )
         parameters = self.policy.trainable_parameters()
-        limit = self.config.optim.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        learning_rate = float(optimizer.param_groups[0]["lr"])
         # Gradients are averaged over processes, so a bad one anywhere is seen everywhere; a bad loss is not.
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(totals["loss"]))
         if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
+            if self.config.optim.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.max_grad_norm, norm)
             optimizer.step()
         else:
+            culprit = first_nonfinite((name, p.grad) for name, p in self.policy.named_parameters())
             optimizer.zero_grad()
             self.skipped_updates += 1
-            culprit = first_nonfinite((name, p.grad) for name, p in self.policy.named_parameters())
             NonFiniteUpdate(step, start, rollouts, mini_batch, float(totals["loss"]), float(norm), culprit).handle(
                 Path(self.config.run_dir), stop=self.config.optim.on_nonfinite == "stop", rank=self.global_rank
             )
         scheduler = self.lr_schedulers()
         assert not isinstance(scheduler, list) and scheduler is not None
-        scheduler.step()  # type: ignore[call-arg]
-        return {name: (self._sum(value) / tokens).item() for name, value in totals.items()} | {"grad_norm": norm.item()}
+        scheduler.step()
+        means = {name: (self._sum(value) / tokens).item() for name, value in totals.items()}
+        return means | {"grad_norm": norm.item(), "learning_rate": learning_rate}
 
     # ---- several processes ----------------------------------------------------------------------------------------
 
@@ -242,6 +248,8 @@ class GraceModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the counts of a checkpoint; `training.resume` has compared its settings with ours."""
         state = checkpoint["grace"]
+        # Of a run that was finished, Lightning would count the epoch as done, and train nothing where steps were added.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         self.completed_steps = state["completed_steps"]
         self.skipped_updates = state["skipped_updates"]
         self.timer.load_state_dict(state["seconds"])
@@ -260,3 +268,9 @@ class GraceModule(LightningModule):
                 f"{sorted(trained - set(state_dict))[:3]}, unknown {sorted(set(state_dict) - trained)[:3]}"
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def grace_module(module: LightningModule) -> GraceModule:
+    """The module that Lightning hands to a callback, by its own type."""
+    assert isinstance(module, GraceModule)
+    return module

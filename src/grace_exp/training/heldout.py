@@ -15,7 +15,7 @@ from grace_exp.evaluation.embed import Embedded, embed_texts
 from grace_exp.evaluation.heldout import PROMPT_ONLY, Example, SetResult, evaluate_minilm, evaluate_sets
 from grace_exp.evaluation.scores import ItemScores, score
 from grace_exp.tracking.summary import write_json_atomic
-from grace_exp.training.grace import GraceModule
+from grace_exp.training.grace import GraceModule, grace_module
 
 Moment = Literal["before", "after"]
 
@@ -24,14 +24,16 @@ class HeldoutEvaluation(Callback):
     """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`.
 
     Only the first process evaluates; the others wait. A resumed run reads the figures from before its first step back.
-
-    Args:
-        config: The whole run.
-        decode: Token ids to text.
-        announce: Told what is going on, for the terminal.
     """
 
     def __init__(self, config: GraceConfig, decode: Callable[..., str], announce: Callable[[str], None]) -> None:
+        """Prepare to evaluate.
+
+        Args:
+            config: The whole run.
+            decode: Token ids to text.
+            announce: Told what is going on, for the terminal.
+        """
         self._config = config
         self._decode = decode
         self._announce = announce
@@ -44,7 +46,7 @@ class HeldoutEvaluation(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate after the last step, not after an interruption."""
-        module = _grace(pl_module)
+        module = grace_module(pl_module)
         if self._config.evaluation.after and module.completed_steps == self._config.job.steps:
             self._run("after", trainer, pl_module)
 
@@ -60,17 +62,19 @@ class HeldoutEvaluation(Callback):
             return
         path = Path(self._config.run_dir) / "evaluation" / f"{moment}.json"
         if trainer.is_global_zero:
-            if _grace(pl_module).completed_steps and moment == "before":
+            if grace_module(pl_module).completed_steps and moment == "before":
                 if path.is_file():
                     self.results[moment] = read_results(path)
             else:
-                module = _grace(pl_module)
+                module = grace_module(pl_module)
                 self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
                 with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
                     self.results[moment] = heldout_results(self._config, module, self._decode)
                 write_results(path, self.results[moment])
                 for logger in trainer.loggers:
-                    logger.log_metrics(self._metrics(moment), step=min(module.completed_steps, self._config.job.steps - 1))
+                    logger.log_metrics(
+                        self._metrics(moment), step=min(module.completed_steps, self._config.job.steps - 1)
+                    )
         trainer.strategy.barrier()
 
     def _metrics(self, moment: Moment) -> dict[str, float]:
@@ -140,8 +144,3 @@ def read_results(path: Path) -> dict[str, SetResult]:
         )
         for name, record in json.loads(path.read_text(encoding="utf-8")).items()
     }
-
-
-def _grace(module: LightningModule) -> GraceModule:
-    assert isinstance(module, GraceModule)
-    return module

@@ -6,17 +6,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from grace_exp.training.grace import grace_module
+
+IN_BATCH = "embed/in_batch_accuracy"
+
 
 class ProgressDisplay(Callback):
-    """A rich progress bar on a terminal, one line a step elsewhere.
-
-    Args:
-        steps: Total number of steps.
-        live: Whether to draw a bar; without a terminal lines are printed all the same.
-        console: Where to.
-    """
+    """A rich progress bar on a terminal, one line a step elsewhere."""
 
     def __init__(self, steps: int, *, live: bool, console: Console) -> None:
+        """Set up the bar.
+
+        Args:
+            steps: Total number of steps.
+            live: Whether to draw a bar; without a terminal lines are printed all the same.
+            console: Where to.
+        """
         self._steps = steps
         self._console = console
         self._live = live and console.is_terminal
@@ -35,23 +40,26 @@ class ProgressDisplay(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start at the step of a resumed run."""
         if trainer.is_global_zero and self._live:
-            self._progress.update(self._task, completed=getattr(pl_module, "completed_steps", 0))
+            self._progress.update(self._task, completed=grace_module(pl_module).completed_steps)
             self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Show the step's figures."""
         if not trainer.is_global_zero:
             return
-        row = pl_module.history[-1]  # type: ignore[index,union-attr]
-        completed = int(row["step"]) + 1  # type: ignore[arg-type,call-overload]
-        figures = (
-            f"reward {row['reward/final/mean']:+.2f}  in-batch {row['embed/in_batch_accuracy']:.2f}  "  # type: ignore[index]
-            f"length {row['rollout/tokens_mean']:.0f}  {row['time/step']:.1f} s/step"  # type: ignore[index]
-        )
+        module = grace_module(pl_module)
+        row = module.history[-1]
+        figures = [
+            f"reward {row['reward/final/mean']:+.2f}",
+            *([f"in-batch {row[IN_BATCH]:.2f}"] if IN_BATCH in row else []),  # with one instance there are no others
+            f"length {row['rollout/tokens_mean']:.0f}",
+            f"{row['time/step']:.1f} s/step",
+        ]
         if self._live:
-            self._progress.update(self._task, completed=completed, figures=figures)
+            self._progress.update(self._task, completed=module.completed_steps, figures="  ".join(figures))
         else:
-            self._console.print(f"step {completed}/{self._steps}  {figures}", highlight=False)
+            line = "  ".join([f"step {module.completed_steps}/{self._steps}", *figures])
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished bar standing."""

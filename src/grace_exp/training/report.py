@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from grace_exp.config.root import GraceConfig
-from grace_exp.evaluation.scores import ItemScores, rise, score
+from grace_exp.evaluation.scores import ItemScores, Score, rise, score
 from grace_exp.tracking.summary import peak_memory_gib, write_json_atomic
 from grace_exp.training.grace import GraceModule
 from grace_exp.training.heldout import HeldoutEvaluation
@@ -28,8 +28,9 @@ def write_summary(
 ) -> dict[str, Any]:
     """Write `<run_dir>/summary.json` and return it.
 
-    Keys: `reward_per_step`, `heldout` (per set: before, after, rise, prompt_only_before, prompt_only_after, minilm, each with a 95 % interval),
-    `seconds` per phase, `peak_memory_gib`, `table` (the same figures as text), and what identifies the run.
+    Keys: `reward_per_step`, `heldout` (per set: before, after, rise, prompt_only_before, prompt_only_after, minilm,
+    each with a 95 % interval), `seconds` per phase, `peak_memory_gib`, `table` (the same figures as text), and what
+    identifies the run.
     """
     sets = {name: _figures(name, config, heldout, minilm) for name in config.evaluation.sets}
     seconds = module.timer.totals()
@@ -52,9 +53,9 @@ def write_summary(
 
 def _figures(
     name: str, config: GraceConfig, heldout: HeldoutEvaluation, minilm: Mapping[str, ItemScores]
-) -> dict[str, Any]:
+) -> dict[str, Score]:
     resamples = config.evaluation.bootstrap
-    figures = {}
+    figures: dict[str, Score] = {}
     for moment, results in heldout.results.items():
         figures[moment] = score(results[name].rationale, resamples)
         figures[f"prompt_only_{moment}"] = score(results[name].prompt_only, resamples)
@@ -75,18 +76,20 @@ def final_figures(module: GraceModule, heldout: HeldoutEvaluation) -> dict[str, 
 
 
 def print_report(
-    console: Console, config: GraceConfig, summary: Mapping[str, Any], heldout: HeldoutEvaluation, folders: Sequence[Path]
+    console: Console,
+    config: GraceConfig,
+    summary: Mapping[str, Any],
+    heldout: HeldoutEvaluation,
+    folders: Sequence[Path],
 ) -> None:
     """What improved, two texts with their rationales before and after, where things are, what to run next."""
     console.rule(f"{config.name}: {summary['steps']} steps, seed {config.seed}")
     if summary["table"]:
         console.print(heldout_table(config, summary["table"]))
     rewards = summary["reward_per_step"]
-    tenth = max(1, len(rewards) // 5)
-    console.print(
-        f"Reward, mean of the first and last {tenth} steps: {_mean(rewards[:tenth]):+.2f} -> {_mean(rewards[-tenth:]):+.2f}",
-        highlight=False,
-    )
+    part = max(1, len(rewards) // 5)
+    first, last = _mean(rewards[:part]), _mean(rewards[-part:])
+    console.print(f"Reward, mean of the first and last {part} steps: {first:+.2f} -> {last:+.2f}", highlight=False)
     _print_examples(console, heldout)
     seconds = summary["seconds"]
     phases = ", ".join(f"{phase} {seconds[phase]:.0f} s" for phase in seconds if phase != "step")
@@ -95,9 +98,7 @@ def print_report(
     console.print(f"Run folder: {config.run_dir}", highlight=False, soft_wrap=True)
     for folder in folders:
         console.print(f"Model: {folder}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Next: [bold]{escape(_next_command(config))}[/bold]", highlight=False, soft_wrap=True
-    )
+    console.print(f"Next: [bold]{escape(_next_command(config))}[/bold]", highlight=False, soft_wrap=True)
 
 
 def heldout_table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) -> Table:
@@ -145,7 +146,8 @@ def _print_examples(console: Console, heldout: HeldoutEvaluation) -> None:
 def _next_command(config: GraceConfig) -> str:
     small = config.hardware.accelerator == "cpu"
     return (
-        "python -m grace_exp -m +experiment=demo reward.terms.consistency.weight=0,0.2,1  (a sweep), or +experiment=qwen_sup on 4 GPUs"
+        "python -m grace_exp -m +experiment=demo reward.terms.consistency.weight=0,0.2,1  (a sweep), or "
+        "+experiment=qwen_sup on 4 GPUs"
         if small
         else f"wandb sync, or python -m grace_exp job=evaluate job.resume={config.run_dir}"
     )

@@ -9,10 +9,23 @@ import torch
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
-from grace_exp.training.checkpoints import newest_checkpoint
+from grace_exp.training.checkpoints import FOLDER, newest_checkpoint
 
 # May change between a run and its continuation: they alter neither weights nor metrics of a step.
-_FREE = ("run_dir", "cache_dir", "name", "logger", "callbacks", "evaluation", "job.resume", "job.steps", "job.small_experiment")
+_FREE = (
+    "run_dir",
+    "cache_dir",
+    "name",
+    "logger",
+    "callbacks",
+    "evaluation",
+    "job.name",
+    "job.resume",
+    "job.steps",
+    "job.small_experiment",
+)
+# Must agree for weights to be loaded at all.
+_ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")
 
 
 def find_checkpoint(resume: str) -> Path:
@@ -21,27 +34,37 @@ def find_checkpoint(resume: str) -> Path:
     Raises:
         MissingResourceError: There is none.
     """
-    path = Path(resume)
+    path = Path(resume).expanduser()
     found = path if path.is_file() else newest_checkpoint(path)
     if found is None:
-        raise MissingResourceError(f"job.resume = {resume!r}: neither a checkpoint file nor a run folder with checkpoints/step-*.ckpt")
+        raise MissingResourceError(
+            f"job.resume = {resume!r}: neither a checkpoint file nor a run folder with {FOLDER}/step-*.ckpt"
+        )
     return found
 
 
-def continued(config: GraceConfig) -> tuple[GraceConfig, Path]:
-    """The configuration with the interrupted run's folder, and the checkpoint to continue from.
+def continued(config: GraceConfig) -> tuple[GraceConfig, Path, int]:
+    """The configuration with the interrupted run's folder, the checkpoint to continue from, and its completed steps.
 
     Raises:
-        MissingResourceError: There is no checkpoint.
+        MissingResourceError: There is no checkpoint, or it stands outside a run folder.
         ConfigError: The settings are not those of the interrupted run, or its steps are done.
     """
     assert config.job.resume is not None
     path = find_checkpoint(config.job.resume)
+    if path.resolve().parent.name != FOLDER:
+        raise MissingResourceError(
+            f"job.resume: {path} is not in the folder {FOLDER}/ of a run, so there is no run folder to go on in"
+        )
     state = load_checkpoint(path)["grace"]
+    completed: int = state["completed_steps"]
     check_same_run(state["config"], config)
-    if state["completed_steps"] >= config.job.steps:
-        raise ConfigError(f"job.resume: {path} has all {config.job.steps} steps behind it; raise job.steps to go on")
-    return replace(config, run_dir=str(path.parent.parent)), path
+    if completed >= config.job.steps:
+        raise ConfigError(
+            f"job.resume: {path} has {completed} steps behind it and job.steps={config.job.steps}; raise job.steps to "
+            "train on"
+        )
+    return replace(config, run_dir=str(path.parent.parent)), path, completed
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -54,7 +77,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["grace"]["completed_steps"]
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise MissingResourceError(f"job.resume: {path} is not a checkpoint of grace-exp, or is damaged: {error}") from error
+        raise MissingResourceError(
+            f"job.resume: {path} is not a checkpoint of grace-exp, or is damaged "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else 'it is empty'}). "
+            "Name an earlier one as job.resume=<run folder>/checkpoints/step-<number>.ckpt"
+        ) from error
     return checkpoint
 
 
@@ -64,16 +91,44 @@ def check_same_run(saved: dict[str, Any], config: GraceConfig) -> None:
     Raises:
         ConfigError: Every setting that differs, with both values.
     """
-    before, now = _flat(saved), _flat(asdict(config))
     differing = [
-        f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(free + ".") for free in _FREE)
+        line
+        for key, line in _differences(saved, asdict(config)).items()
+        if not any(_within(key, free) for free in _FREE)
     ]
-    if config.optim.schedule != "constant" and before["job.steps"] != now["job.steps"]:
-        differing.append(f"  job.steps: {before['job.steps']} in the checkpoint, {now['job.steps']} now (the schedule depends on it)")
+    before, now = saved["job"]["steps"], config.job.steps
+    if config.optim.schedule != "constant" and before != now:
+        differing.append(f"  job.steps: {before} in the checkpoint, {now} now (optim.schedule depends on it)")
     if differing:
         raise ConfigError("job.resume: this is not the run that was interrupted\n" + "\n".join(differing))
+
+
+def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
+    """Refuse to put a checkpoint's weights into another model.
+
+    Raises:
+        ConfigError: Every setting of the model that differs, with both values.
+    """
+    differing = [
+        line
+        for key, line in _differences(saved, asdict(config)).items()
+        if any(_within(key, part) for part in _ARCHITECTURE)
+    ]
+    if differing:
+        raise ConfigError("job.resume: the checkpoint is of another model\n" + "\n".join(differing))
+
+
+def _differences(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
+    before, now = _flat(saved), _flat(config)
+    return {
+        key: f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    }
+
+
+def _within(key: str, part: str) -> bool:
+    return key == part or key.startswith(part + ".")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -50,6 +50,11 @@ class Rollouts:
         """Group, queries, negatives: the order that `reward_inputs` expects of the embeddings."""
         return [*self.group, *self.queries, *self.negatives]
 
+    def prompts_cut(self) -> Tensor:
+        """Number of this process's texts that were too long for their prompt, float64 []."""
+        texts = {(r.instance.index, r.role, r.text) for r in self.all() if r.prompt.text_tokens_cut}
+        return torch.tensor(len(texts), dtype=torch.float64)
+
     def reward_inputs(self, embeddings: Tensor, gather: Callable[[Tensor], Tensor]) -> RewardInputs:
         """Rewards are computed on the instances of all processes, so that their number changes nothing.
 
@@ -106,14 +111,13 @@ def write_rollouts(
     return Rollouts(found[Role.POSITIVE], found[Role.QUERY], found[Role.NEGATIVE], config.group_size)
 
 
-def rollout_metrics(rollouts: Rollouts, inputs: RewardInputs) -> dict[str, float]:
-    """`rollout/*`: what was written, over all processes where `inputs` is."""
+def rollout_metrics(inputs: RewardInputs) -> dict[str, float]:
+    """`rollout/*`: what was written, over all processes."""
     lengths = inputs.lengths.double()
     return {
         "rollout/tokens_mean": lengths.mean().item(),
         "rollout/tokens_max": lengths.max().item(),
         "rollout/truncated_share": inputs.truncated.double().mean().item(),
-        "rollout/prompts_cut": float(sum(rollout.prompt.text_tokens_cut > 0 for rollout in rollouts.all())),
     }
 
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     import torch
 
 
-def build_trainer(hardware: HardwareConfig, *, steps: int, loggers: Sequence[Logger], callbacks: Sequence[Callback]) -> Trainer:
+def build_trainer(
+    hardware: HardwareConfig, *, steps: int, loggers: Sequence[Logger], callbacks: Sequence[Callback]
+) -> Trainer:
     """One epoch of `steps` batches; optimisation, logging, checkpoints and progress are ours."""
     return Trainer(
         accelerator=hardware.accelerator,

@@ -47,8 +47,8 @@ def accumulate_gradients(
         mini_batch: This process's share.
         config: The objective.
         token_budget: Of a micro-batch.
-        tokens: What the summed loss is divided by: the tokens of the mini-batch over all processes, divided by their number, since
-            gradients are averaged over processes.
+        tokens: What the summed loss is divided by: the tokens of the mini-batch over all processes, divided by their
+            number, since gradients are averaged over processes.
         backward: Called with each micro-batch's loss and whether it is the last.
 
     Returns:

@@ -1,0 +1,36 @@
+"""What the terminal shows: our own lines, once, and everybody's warnings."""
+
+import logging
+import warnings
+
+from rich.console import Console
+
+
+def our_console() -> Console:
+    """A console for what a job says; silent on all processes but the first."""
+    return Console(quiet=not is_first_process())
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks and writes for all; known before the processes have found each other."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def quiet_libraries() -> None:
+    """Keep notes, tips and progress bars of libraries off the terminal.
+
+    Their warnings stay, except one about Lightning's own code. What they log still reaches the run folder's log file;
+    download bars stay, for downloads are long.
+    """
+    import lightning.pytorch  # noqa: F401 - adds the handlers below
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    transformers_logging.disable_progress_bar()  # of loading and saving weights; the hub's go with them
+    enable_progress_bars()

@@ -1,0 +1,36 @@
+import torch
+from torch import nn
+
+from grace_exp.policy.logprobs import token_logprobs
+
+
+def test_uniform_logits_give_the_logarithm_of_the_vocabulary() -> None:
+    head = nn.Linear(4, 100, bias=False)
+    nn.init.zeros_(head.weight)
+    found = token_logprobs(torch.randn(7, 4), torch.arange(7), torch.ones(7), head, chunk=3)
+    torch.testing.assert_close(found, torch.full((7,), -torch.log(torch.tensor(100.0)).item()))
+
+
+def test_extreme_logits_do_not_overflow() -> None:
+    head = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1e4], [-1e4]]))
+    found = token_logprobs(torch.ones(2, 1), torch.tensor([0, 1]), torch.tensor([1.0, 0.5]), head, chunk=8)
+    torch.testing.assert_close(found, torch.tensor([0.0, -4e4]))
+
+
+def test_bf16_hidden_states_give_float32_logprobs() -> None:
+    head = nn.Linear(8, 50, bias=False, dtype=torch.bfloat16)
+    hidden = torch.randn(5, 8, dtype=torch.bfloat16)
+    found = token_logprobs(hidden, torch.arange(5), torch.ones(5), head, chunk=2)
+    expected = head(hidden).float().log_softmax(-1)[torch.arange(5), torch.arange(5)]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+def test_no_tokens_give_no_logprobs() -> None:
+    found = token_logprobs(
+        torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.long), torch.ones(0), nn.Linear(4, 9), chunk=3
+    )
+    assert found.shape == (0,)
+    assert found.dtype == torch.float32

@@ -1,0 +1,54 @@
+import torch
+
+from grace_exp.rollout.protocol import Request
+from grace_exp.rollout.sampling import OwnLimit, SeededSampler
+
+CPU = torch.device("cpu")
+
+
+def request(seed: int, temperature: float = 1.0, max_tokens: int = 1) -> Request:
+    return Request((1,), 1, max_tokens, temperature, seed)
+
+
+def test_tokens_of_probability_zero_are_never_chosen() -> None:
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]).expand(2000, -1)
+    sampler = SeededSampler([request(seed) for seed in range(2000)], [0] * 2000, 1, CPU)
+    chosen = sampler(torch.zeros(2000, 1, dtype=torch.long), logits).argmax(dim=1)
+    counts = torch.bincount(chosen, minlength=5).tolist()
+    assert counts[0] == counts[2] == counts[4] == 0
+    assert abs(counts[1] - 1000) < 4 * 2000**0.5 / 2  # four standard deviations of a fair coin
+    torch.testing.assert_close(sampler.logprobs, torch.full((2000, 1), -torch.log(torch.tensor(2.0)).item()))
+
+
+def test_greedy_takes_the_first_of_the_largest_logits_and_reports_temperature_one() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
+    sampler = SeededSampler([request(0, temperature=0.0)], [0], 1, CPU)
+    assert sampler(torch.zeros(1, 1, dtype=torch.long), logits).tolist() == [[-torch.inf, 0.0, -torch.inf, -torch.inf]]
+    torch.testing.assert_close(sampler.logprobs, logits.log_softmax(-1)[:, 1:2])
+
+
+def test_a_low_temperature_approaches_greedy_without_overflow() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    sampler = SeededSampler([request(5, temperature=1e-4)], [0], 1, CPU)
+    assert sampler(torch.zeros(1, 1, dtype=torch.long), logits).argmax().item() == 1
+    assert sampler.logprobs.item() == 0.0
+
+
+def test_the_tail_of_a_large_vocabulary_keeps_its_probability() -> None:
+    # 151,000 tokens: half of the mass on the first, the rest spread evenly. A float32 running sum would drift here.
+    size = 151_000
+    logits = torch.zeros(1, size)
+    logits[0, 0] = torch.log(torch.tensor(float(size - 1)))
+    drawn = []
+    for seed in range(200):
+        sampler = SeededSampler([request(seed)], [0], 1, CPU)
+        drawn.append(sampler(torch.zeros(1, 1, dtype=torch.long), logits).argmax().item())
+    tail = torch.tensor([token for token in drawn if token]).double()
+    assert 70 < len(tail) < 130
+    assert abs(tail.mean().item() / size - 0.5) < 4 / (12 * len(tail)) ** 0.5  # of a uniform variable's mean
+
+
+def test_every_row_stops_at_its_own_limit() -> None:
+    limit = OwnLimit([request(0, max_tokens=2), request(0, max_tokens=4)], 3, CPU)
+    done = [limit(torch.zeros(2, width, dtype=torch.long), torch.zeros(2, 1)).tolist() for width in (4, 5, 6, 7)]  # type: ignore[arg-type]
+    assert done == [[False, False], [True, False], [True, False], [True, True]]
