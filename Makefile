@@ -69,7 +69,7 @@ wheel: $(VENV)/.installed-dev ## Build a wheel into dist/
 
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Run every benchmark
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(bin)/python "$$file"; done
+	@for file in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(bin)/python "$$file"; done
 
 .PHONY: clean
 clean: ## Remove caches and builds; VENV and runs/ stay

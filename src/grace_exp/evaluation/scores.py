@@ -57,7 +57,7 @@ def item_scores(first: Vectors, second: Vectors, heldout: HeldoutSet) -> ItemSco
     left, right = _unit(first), _unit(second)
     if heldout.scores is not None:
         return ItemScores((left * right).sum(axis=1), heldout.scores)
-    similarity = left @ right.T
+    similarity = (left @ right.T).round(12)  # the last bits of equal vectors' products depend on the machine
     own = similarity.diagonal()[:, None]
     # Ties count against the query, so that equal embeddings score as the worst and not as the best.
     rank = (similarity >= own).sum(axis=1)

@@ -21,7 +21,7 @@ def is_first_process() -> bool:
 def quiet_libraries() -> None:
     """Keep notes, tips and progress bars of libraries off the terminal.
 
-    Their warnings stay, except one about Lightning's own code. What they log still reaches the run folder's log file;
+    Their warnings stay, except three that ask nothing of us. What they log still reaches the run folder's log file;
     download bars stay, for downloads are long.
     """
     import lightning.pytorch  # noqa: F401 - adds the handlers below
@@ -31,6 +31,11 @@ def quiet_libraries() -> None:
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
         for handler in logging.getLogger(name).handlers:
             handler.setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    for message in (
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+        r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
+        r"Found \d+ module\(s\) in eval mode",  # the reference, which is meant to be
+    ):
+        warnings.filterwarnings("ignore", message=message)
     transformers_logging.disable_progress_bar()  # of loading and saving weights; the hub's go with them
     enable_progress_bars()

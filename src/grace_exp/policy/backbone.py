@@ -83,8 +83,8 @@ def _load(
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise MissingResourceError(
-            f"backbone.path = {path!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}. Give a local folder or a "
-            "hub name that this machine can reach (gated models need `hf auth login`)."
+            f"backbone.path = {path!r} could not be loaded: {str(error).splitlines()[0].rstrip('.')}. "
+            "Give a local folder or a hub name that this machine can reach (gated models need `hf auth login`)."
         ) from error
     return model, tokenizer
 

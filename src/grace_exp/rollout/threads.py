@@ -1,7 +1,8 @@
 """One decoding thread a core, instead of all cores on every small product.
 
-A decoding step multiplies a few dozen rows with each weight matrix: too little for two threads to share, so most of their time goes into waiting
-for one another, and where other programs run beside, nearly all of it. Whole requests divide without waiting.
+A decoding step multiplies a few dozen rows with each weight matrix: too little for two threads to share, so most of
+their time goes into waiting for one another, and where other programs run beside, nearly all of it. Whole requests
+divide without waiting.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +31,8 @@ def shares(requests: Sequence[Request], workers: int) -> list[list[int]]:
 
 def map_on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Call `function` on every item, each on a thread of its own with one torch thread; the results in order."""
-    if len(items) == 1:
-        return [function(items[0])]
+    if len(items) <= 1:
+        return [function(item) for item in items]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads started from here on inherit it
     try:

@@ -6,6 +6,7 @@ similarities between embeddings over all processes; their advantages drive batch
 policy-gradient updates on the group's rationales; the engine takes over the new weights.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -164,7 +165,10 @@ class GraceModule(LightningModule):
             )
         scheduler = self.lr_schedulers()
         assert not isinstance(scheduler, list) and scheduler is not None
-        scheduler.step()
+        with warnings.catch_warnings():
+            # A skipped update keeps its place in the schedule; torch takes it for a mistake if it is the first of all.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            scheduler.step()
         means = {name: (self._sum(value) / tokens).item() for name, value in totals.items()}
         return means | {"grad_norm": norm.item(), "learning_rate": learning_rate}
 

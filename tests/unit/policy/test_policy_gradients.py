@@ -52,7 +52,9 @@ def assert_equal_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     assert scale > 1  # there is something to compare
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], gradient, atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_gradient_checkpointing_changes_no_gradient(
         assert model.is_gradient_checkpointing is checkpointing
         calls = []
         layer: Any = next(m for name, m in model.named_modules() if name.endswith("layers.0.mlp"))
-        layer.register_forward_hook(lambda *_: calls.append(1))
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:

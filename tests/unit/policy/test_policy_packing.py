@@ -1,5 +1,4 @@
 import random
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,9 +23,7 @@ def texts(draw: st.DrawFn) -> list[TextSequence]:
 
 
 def laid_out(sequences: list[TextSequence], indices: list[int], share: bool, max_row_tokens: int) -> MicroBatch:
-    return collate(
-        sequences, indices, share_prompts=share, max_row_tokens=max_row_tokens, pad_token_id=0, device=CPU
-    )
+    return collate(sequences, indices, share_prompts=share, max_row_tokens=max_row_tokens, pad_token_id=0, device=CPU)
 
 
 @settings(max_examples=300, deadline=None)
@@ -89,7 +86,9 @@ def test_a_group_computes_its_prompt_once() -> None:
 
 def test_the_block_mask_shows_a_rationale_its_prompt_and_itself() -> None:
     prompt = Prompt((7, 8), 1)
-    batch = laid_out([TextSequence(prompt, (1, 2)), TextSequence(prompt, (3,)), TextSequence(Prompt((9,), 0))], [0, 1, 2], True, 99)
+    batch = laid_out(
+        [TextSequence(prompt, (1, 2)), TextSequence(prompt, (3,)), TextSequence(Prompt((9,), 0))], [0, 1, 2], True, 99
+    )
     mask = batch.attention_mask()
     assert mask is not None
     assert batch.input_ids.tolist()[0] == [7, 8, 3, 1, 2]  # shorter rationales first

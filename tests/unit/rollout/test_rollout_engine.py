@@ -119,7 +119,9 @@ def test_first_tokens_follow_the_models_distribution(
     assert chisquare(observed, expected).pvalue > 1e-3
 
 
-def test_successive_tokens_are_drawn_independently(engine: Any, prompts: Prompts, shared_model: PreTrainedModel) -> None:
+def test_successive_tokens_are_drawn_independently(
+    engine: Any, prompts: Prompts, shared_model: PreTrainedModel
+) -> None:
     # The probability integral transform of the second token, given the first, is uniform whatever the first was.
     asked = [Request(prompts[3], 3000, 2, 1.0, 5)]
     written = [c.token_ids for c in engine(end_token_ids=[2]).generate(asked)[0] if len(c.token_ids) == 2]

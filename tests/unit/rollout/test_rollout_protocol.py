@@ -13,7 +13,7 @@ def test_seeds_of_neighbouring_draws_differ() -> None:
 def test_a_seed_depends_on_the_order_of_its_parts_and_on_nothing_else() -> None:
     assert derive_seed(1, 2, "query") != derive_seed(2, 1, "query")
     assert derive_seed(1, 12) != derive_seed(11, 2)
-    # A run resumed years later draws the same: the value itself is fixed (`b2sum -l 64` of "0/3/query/7", upper 63 bits).
+    # A run resumed years later draws the same: `printf 0/3/query/7 | b2sum -l 64`, the upper 63 bits.
     assert derive_seed(0, 3, "query", 7) == 5747244330334720005
 
 

@@ -1,0 +1,94 @@
+"""What a run exports loads with the usual libraries and is the trained policy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+
+from grace_exp.policy.tiny import tiny_model
+
+LORA = ["+backbone.lora.rank=4", "+backbone.lora.dropout=0.1"]
+IDS = torch.tensor([[5, 300, 17, 900, 42, 8]])
+
+
+class Logits(Callback):
+    """The trained policy's, before anything is exported."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        model = pl_module.policy.model.eval()
+        with torch.no_grad():
+            self.logits = model(IDS).logits
+
+
+@pytest.mark.parametrize("lora", [[], LORA], ids=["full", "lora"])
+def test_the_merged_export_loads_with_transformers_and_gives_the_policys_logits(train, lora: list[str]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trained = Logits()
+    run = train("job.steps=2", "optim.learning_rate=0.01", "callbacks.export=[merged]", *lora, callbacks=(trained,))
+    folder = run.path / "export" / "merged"
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, trained.logits, rtol=0, atol=1e-4 if lora else 0)
+        assert (tiny_model(seed=0)(IDS).logits - trained.logits).abs().max() > 0.1  # far more than the tolerance
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert model.generate(IDS, max_new_tokens=2, do_sample=False).shape[0] == 1
+
+
+def test_the_adapter_export_loads_with_peft_and_gives_the_policys_logits(train) -> None:
+    from peft import PeftModel
+
+    trained = Logits()
+    run = train(
+        "job.steps=2", "optim.learning_rate=0.01", "callbacks.export=[merged,adapter]", *LORA, callbacks=(trained,)
+    )
+    assert sorted(path.name for path in (run.path / "export").iterdir()) == ["adapter", "merged"]
+    model = PeftModel.from_pretrained(tiny_model(seed=0), run.path / "export" / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, trained.logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "library"), [("merged", "transformers"), ("adapter", "peft")])
+def test_model_card_and_settings_tell_how_to_use_it(train, kind: str, library: str) -> None:
+    run = train(
+        "job.steps=1",
+        f"callbacks.export=[{kind}]",
+        *LORA,
+        "prompt.instructions.query='A question: \"why\"'",
+        "backbone.pooling.region=rationale",
+        "evaluation=demo",
+        "~evaluation.sets.stsb",
+        "evaluation.sets.wordnet.size=4",
+        "evaluation.minilm=false",
+    )
+    folder = run.path / "export" / kind
+    _, front, body = (folder / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": library,
+        "pipeline_tag": "feature-extraction",
+        "tags": ["grace-exp", "text-embedding", "reinforcement-learning"],
+    }
+    summary = json.loads((run.path / "summary.json").read_text())
+    table = summary["table"]["wordnet"]
+    assert f"| wordnet | {table['before']} | {table['after']} | {table['prompt_only_after']} |" in body
+    assert "data: wordnet (supervised), 1 steps of 4 instances, seed 0" in body
+
+    settings = json.loads((folder / "grace_config.json").read_text())
+    assert settings["prompt"]["system"].startswith("Say in one sentence")
+    assert settings["prompt"]["instructions"]["query"] == 'A question: "why"'
+    assert settings["pooling"] == {"region": "rationale", "method": "mean", "layer": -1}
+    assert settings["max_tokens"] == 6
+
+
+def test_a_second_export_replaces_the_first(train, tmp_path: Path) -> None:
+    train("job.steps=1", "callbacks.export=[merged]", folder=tmp_path)
+    first = (tmp_path / "export" / "merged" / "model.safetensors").read_bytes()
+    train("job.steps=2", "callbacks.export=[merged]", f"job.resume={tmp_path}", folder=tmp_path)
+    assert (tmp_path / "export" / "merged" / "model.safetensors").read_bytes() != first

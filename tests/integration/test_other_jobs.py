@@ -1,0 +1,131 @@
+"""The jobs beside training, and what the command says."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import grace_exp.__main__ as command
+from grace_exp.config.compose import compose_config
+from grace_exp.errors import ConfigError, DataError
+from grace_exp.jobs import run
+
+HELD_OUT = ["evaluation=demo", "evaluation.minilm=false", "evaluation.sets.stsb.size=12", "evaluation.sets.wordnet.size=8"]
+GOOD = [{"query": f"q{i}", "positive": f"p{i}", "negative": f"n{i}"} for i in range(4)]
+
+Invoke = Callable[..., int]
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+    """Runs the command in an empty folder of this process and gives its exit code."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRACE_EXP_CACHE", str(tmp_path / "cache"))
+
+    def invoked(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["grace-exp", *arguments])
+        try:
+            command.main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            return stop.code
+        return 0
+
+    yield invoked
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_evaluating_a_run_gives_the_figures_it_ended_with(train, tmp_path: Path, capsys) -> None:
+    trained = train("job.steps=2", "optim.learning_rate=0.01", "+backbone.lora.rank=4", *HELD_OUT)
+    overrides = ["+experiment=demo_tiny", "rollout.max_tokens=6", "+backbone.lora.rank=4", *HELD_OUT, "job=evaluate"]
+    capsys.readouterr()
+    after = run(compose_config([*overrides, f"job.resume={trained.path}"], tmp_path / "after"))
+    shown = capsys.readouterr().out
+    assert "step-000002.ckpt" in shown.replace("\n", "") and "prompt only" in shown and "nDCG@10" in shown
+    before = run(compose_config(overrides, tmp_path / "before"))
+
+    kept = {moment: json.loads((trained.path / "evaluation" / f"{moment}.json").read_text()) for moment in ("before", "after")}
+    for moment, figures in (("before", before), ("after", after)):
+        assert figures == {
+            f"val/{name}/{row}": kept[moment][name][row]["figure"]
+            for name in ("stsb", "wordnet")
+            for row in ("rationale", "prompt_only")
+        }
+        again = json.loads((tmp_path / moment / "evaluation" / "now.json").read_text())
+        assert again == kept[moment]
+    assert before != after
+    assert yaml.safe_load((tmp_path / "after" / "config.yaml").read_text())["job"]["name"] == "evaluate"
+
+
+def test_evaluating_another_model_with_a_runs_weights_is_refused(train, tmp_path: Path) -> None:
+    trained = train("job.steps=1")
+    overrides = ["+experiment=demo_tiny", *HELD_OUT, "job=evaluate", f"job.resume={trained.path}"]
+    with pytest.raises(ConfigError, match=r"another model\n(.*\n)*  backbone\.lora\.rank: None in the checkpoint, 4 now") as raised:
+        run(compose_config([*overrides, "+backbone.lora.rank=4", "backbone.pooling.method=last"], tmp_path))
+    assert "pooling" not in str(raised.value)  # reading the embedding elsewhere is a fair question
+
+
+def test_prepare_data_describes_the_recipe_and_trains_nothing(invoke: Invoke, tmp_path: Path, capsys) -> None:
+    file = write(tmp_path / "rows.jsonl", *GOOD)
+    data = ["data=triplets", f"data.sources.file.path={file}", "job.batch_size=2", "objective.mini_batch_size=2"]
+    assert invoke("+experiment=demo_tiny", "job=prepare_data", *data, "hydra.run.dir=out") == 0
+    out, err = capsys.readouterr()
+    assert "rows: {'file': 4}" in out and "rejected: {'file': 0}" in out and "  query    q0\n" in out and err == ""
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["data"]["rows"] == {"file": 4}
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_prepare_data_lists_rejected_rows(invoke: Invoke, tmp_path: Path, capsys) -> None:
+    file = write(tmp_path / "rows.jsonl", GOOD[0], "{broken\n", {"query": "q"}, *GOOD[1:])
+    data = ["data=triplets", f"data.sources.file.path={file}", "job.batch_size=2", "objective.mini_batch_size=2"]
+    arguments = ["+experiment=demo_tiny", "job=prepare_data", *data, "data.on_bad_row=reject", "hydra.run.dir=out"]
+    for _ in range(2):  # the second time rows come from the cache
+        assert invoke(*arguments) == 0
+        out, _ = capsys.readouterr()
+        assert "rejected: {'file': 2}" in out and "rejected rows: " in out
+        rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+        assert [(reject["file"], reject["line"]) for reject in rejects] == [(str(file), 2), (str(file), 3)]
+
+
+def test_prepare_data_says_that_a_step_needs_more_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", *GOOD)
+    overrides = ["+experiment=demo_tiny", "job=prepare_data", "data=triplets", f"data.sources.file.path={file}"]
+    sizes = ["job.batch_size=8", "objective.mini_batch_size=8", f"cache_dir={tmp_path}"]
+    with pytest.raises(DataError, match=r"data\.sources\.file has 4 usable rows"):
+        run(compose_config([*overrides, *sizes], tmp_path / "out"))
+
+
+@pytest.mark.parametrize("job", ["train", "prepare_data"])
+def test_a_broken_line_ends_the_command_with_one_message(invoke: Invoke, tmp_path: Path, job: str, capsys) -> None:
+    file = write(tmp_path / "rows.jsonl", *GOOD, '{"query": "q", "positive": \n')
+    data = ["data=triplets", f"data.sources.file.path={file}", f"job={job}"]
+    assert invoke("+experiment=demo_tiny", *data) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("grace-exp: ") and f"{file}, line 5: broken JSON" in err
+    assert "Traceback" not in out + err and len(err.splitlines()) == 1
+
+
+def test_the_demo_of_the_tiny_model_says_its_steps_and_where_things_are(invoke: Invoke, tmp_path: Path, capfd) -> None:
+    export = "callbacks.export=[merged]"
+    assert invoke("+experiment=demo_tiny", "job.steps=2", export, *HELD_OUT, "hydra.run.dir=out", "logger=wandb") == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert [line for line in out.splitlines() if line.startswith("step ")][1].startswith("step 2/2  reward ")
+    assert "evaluating before training: stsb, wordnet" in out and "Spearman x 100" in out and "in-domain" in out
+    assert f"Run folder: {tmp_path / 'out'}" in out and f"Model: {tmp_path / 'out' / 'export' / 'merged'}" in out
+    for word in ("Lightning", "Tip", "GPU available", "it/s", "weights_only"):
+        assert word not in out
