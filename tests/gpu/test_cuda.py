@@ -43,7 +43,9 @@ def policy(device: str, dtype: torch.dtype = torch.float32) -> Policy:
 def test_scores_on_cuda_are_those_of_the_cpu(dtype: torch.dtype, tolerance: float) -> None:
     expected, found = policy("cpu").score(sequences()), policy("cuda", dtype).score(sequences())
     assert found.embeddings[REGION].dtype == torch.float32
-    torch.testing.assert_close(found.embeddings[REGION].cpu(), expected.embeddings[REGION], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        found.embeddings[REGION].cpu(), expected.embeddings[REGION], atol=tolerance, rtol=tolerance
+    )
     torch.testing.assert_close(found.logprobs.cpu(), expected.logprobs, atol=tolerance, rtol=tolerance)
 
 
@@ -68,7 +70,13 @@ def test_the_engine_reports_the_policys_log_probs() -> None:
 @pytest.mark.parametrize("lora", ["null", "{rank: 4}"])
 def test_a_run_trains_on_cuda(tmp_path: Path, precision: str, lora: str) -> None:
     config = compose_config(
-        ["+experiment=demo_tiny", "hardware=gpu", f"hardware.precision={precision}", f"backbone.lora={lora}", "logger=csv"],
+        [
+            "+experiment=demo_tiny",
+            "hardware=gpu",
+            f"hardware.precision={precision}",
+            f"backbone.lora={lora}",
+            "logger=csv",
+        ],
         tmp_path,
     )
     figures = train(config)

@@ -111,7 +111,9 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
             callbacks = (*callbacks, SendSignal(signal_in, number))
         build = job.build_trainer
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(job, "build_trainer", lambda *a, **k: build(*a, **k | {"callbacks": [*k["callbacks"], *callbacks]}))
+            patch.setattr(
+                job, "build_trainer", lambda *a, **k: build(*a, **k | {"callbacks": [*k["callbacks"], *callbacks]})
+            )
             job.train(compose_config([*base, f"cache_dir={cache}", *overrides], folder))
         return RunFolder(folder)
 

@@ -20,9 +20,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Small stand-ins for what the paper's data sets hold, by the setting that names their place."""
     folder = tmp_path_factory.mktemp("data")
     e5, wiki = folder / "e5.jsonl", folder / "wiki1m_for_simcse.txt"
-    e5.write_text("".join(json.dumps({key: row[key] for key in ("query", "positive", "negative")}) + "\n" for row in ROWS))
+    e5.write_text(
+        "".join(json.dumps({key: row[key] for key in ("query", "positive", "negative")}) + "\n" for row in ROWS)
+    )
     wiki.write_text("".join(row["positive"] + "\n" for row in ROWS))
-    return {"data/e5.jsonl": f"data.sources.e5.path={e5}", "data/wiki1m_for_simcse.txt": f"data.sources.wiki1m.path={wiki}"}
+    return {
+        "data/e5.jsonl": f"data.sources.e5.path={e5}",
+        "data/wiki1m_for_simcse.txt": f"data.sources.wiki1m.path={wiki}",
+    }
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -47,7 +52,9 @@ def test_an_experiment_trains_one_step_and_leaves_a_complete_run_folder(train, d
     assert set(samples["role"]) == roles and {"total", "advantage", "rationale"} <= set(samples)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["reward_per_step"] == [pytest.approx(metrics["reward/total/mean"][0])]
-    assert {"step", "rollout", "score", "update"} <= summary["seconds"].keys() and summary["peak_memory_gib"]["host"] > 0
+    assert {"step", "rollout", "score", "update"} <= summary["seconds"].keys() and summary["peak_memory_gib"][
+        "host"
+    ] > 0
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-000001.ckpt"]
     assert (folder / "export" / "merged" / "model.safetensors").is_file()
 

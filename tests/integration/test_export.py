@@ -37,7 +37,9 @@ def test_the_merged_export_loads_with_transformers_and_gives_the_policys_logits(
         torch.testing.assert_close(model(IDS).logits, trained.logits, rtol=0, atol=1e-4 if lora else 0)
         assert (tiny_model(seed=0)(IDS).logits - trained.logits).abs().max() > 0.1  # far more than the tolerance
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert model.generate(IDS, max_new_tokens=2, do_sample=False).shape[0] == 1
 

@@ -14,7 +14,12 @@ from grace_exp.config.compose import compose_config
 from grace_exp.errors import ConfigError, DataError
 from grace_exp.jobs import run
 
-HELD_OUT = ["evaluation=demo", "evaluation.minilm=false", "evaluation.sets.stsb.size=12", "evaluation.sets.wordnet.size=8"]
+HELD_OUT = [
+    "evaluation=demo",
+    "evaluation.minilm=false",
+    "evaluation.sets.stsb.size=12",
+    "evaluation.sets.wordnet.size=8",
+]
 GOOD = [{"query": f"q{i}", "positive": f"p{i}", "negative": f"n{i}"} for i in range(4)]
 
 Invoke = Callable[..., int]
@@ -58,7 +63,10 @@ def test_evaluating_a_run_gives_the_figures_it_ended_with(train, tmp_path: Path,
     assert "step-000002.ckpt" in shown.replace("\n", "") and "prompt only" in shown and "nDCG@10" in shown
     before = run(compose_config(overrides, tmp_path / "before"))
 
-    kept = {moment: json.loads((trained.path / "evaluation" / f"{moment}.json").read_text()) for moment in ("before", "after")}
+    kept = {
+        moment: json.loads((trained.path / "evaluation" / f"{moment}.json").read_text())
+        for moment in ("before", "after")
+    }
     for moment, figures in (("before", before), ("after", after)):
         assert figures == {
             f"val/{name}/{row}": kept[moment][name][row]["figure"]
@@ -74,7 +82,9 @@ def test_evaluating_a_run_gives_the_figures_it_ended_with(train, tmp_path: Path,
 def test_evaluating_another_model_with_a_runs_weights_is_refused(train, tmp_path: Path) -> None:
     trained = train("job.steps=1")
     overrides = ["+experiment=demo_tiny", *HELD_OUT, "job=evaluate", f"job.resume={trained.path}"]
-    with pytest.raises(ConfigError, match=r"another model\n(.*\n)*  backbone\.lora\.rank: None in the checkpoint, 4 now") as raised:
+    with pytest.raises(
+        ConfigError, match=r"another model\n(.*\n)*  backbone\.lora\.rank: None in the checkpoint, 4 now"
+    ) as raised:
         run(compose_config([*overrides, "+backbone.lora.rank=4", "backbone.pooling.method=last"], tmp_path))
     assert "pooling" not in str(raised.value)  # reading the embedding elsewhere is a fair question
 
@@ -107,6 +117,14 @@ def test_prepare_data_says_that_a_step_needs_more_rows(tmp_path: Path) -> None:
     sizes = ["job.batch_size=8", "objective.mini_batch_size=8", f"cache_dir={tmp_path}"]
     with pytest.raises(DataError, match=r"data\.sources\.file has 4 usable rows"):
         run(compose_config([*overrides, *sizes], tmp_path / "out"))
+
+
+def test_training_goes_on_without_rejected_rows_and_lists_them(train, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", "{broken\n", *GOOD)
+    folder = train("job.steps=1", "data=triplets", f"data.sources.file.path={file}", "data.on_bad_row=reject").path
+    (reject,) = [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
+    assert (reject["file"], reject["line"]) == (str(file), 1)
+    assert json.loads((folder / "summary.json").read_text())["data"]["rejected"] == {"file": 1}
 
 
 @pytest.mark.parametrize("job", ["train", "prepare_data"])

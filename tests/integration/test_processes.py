@@ -1,12 +1,15 @@
 """Runs in processes of their own: stopped from outside, and several for one run."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,124 +18,147 @@ import torch
 import grace_exp
 
 SOURCES = str(Path(grace_exp.__file__).parents[1])
-TWO = ["hardware=cpu", "hardware.devices=2", "hardware.strategy=ddp"]
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts the command in an empty folder, to run into its subfolder `run`."""
-    started: list[subprocess.Popen[str]] = []
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([SOURCES, os.environ.get("PYTHONPATH", "")]),
-        "GRACE_EXP_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "200",
-    }
-
-    def start(*overrides: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "grace_exp", "+experiment=demo_tiny", "hydra.run.dir=run", *SMALL, *overrides]
-        started.append(
-            subprocess.Popen(
-                command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-SMALL = [
-    "hardware.threads=1",
-    "rollout.group_size=3",
-    "rollout.max_tokens=6",
-    "callbacks.export=[]",
+SMALL = ["hardware.threads=1", "rollout.group_size=3", "rollout.max_tokens=6"]
+TWO = [
+    "hardware.devices=2",
+    "hardware.strategy=ddp",
+    "objective.mini_batch_size=4",
+    "+backbone.lora.rank=4",
+    "optim.learning_rate=0.01",
+    "optim.epsilon=0.001",  # so large that rounding in a gradient near zero cannot turn an update around
 ]
 
 
-def wait_for_steps(folder: Path, steps: int, process: "subprocess.Popen[str]") -> None:
-    """Returns once metrics.csv has that many rows."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        assert process.poll() is None, process.communicate()
-        if (folder / "metrics.csv").is_file() and (folder / "metrics.csv").read_text().count("\n") > steps:
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"{steps} steps in two minutes")
+@dataclass
+class Command:
+    """A started command."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+    out: str = ""
+    err: str = ""
+
+    def wait(self, timeout: float = 300) -> int:
+        """Reads what it says to its end and gives the exit code."""
+        self.out, self.err = self.process.communicate(timeout=timeout)
+        return self.process.returncode
+
+    def wait_for_steps(self, steps: int) -> None:
+        """Returns once its metrics.csv has that many rows."""
+        metrics, end = self.folder / "metrics.csv", time.monotonic() + 120
+        while not metrics.is_file() or metrics.read_text().count("\n") <= steps:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_after_its_step_and_the_run_goes_on(train, start, tmp_path, number) -> None:
-    process, folder = start("job.steps=500"), tmp_path / "run"
-    wait_for_steps(folder, 2, process)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert f"{number.name}: stopping after this step (again: stop at once, losing it)" in out
-    done = len(pd.read_csv(folder / "metrics.csv"))
-    saved = folder / "checkpoints" / f"step-{done:06d}.ckpt"
-    assert err == (
-        f"grace-exp: stopped by {number.name} after step {done} of 500; saved {saved}\n"
-        f"Continue with the same command and job.resume={folder}\n"
+@contextlib.contextmanager
+def started(place: Path, *overrides: str) -> Iterator[Command]:
+    """Starts a run in `place`, into its subfolder `run`; nothing of it outlives the block."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([SOURCES, os.environ.get("PYTHONPATH", "")]),
+        "GRACE_EXP_CACHE": str(place / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+    }
+    arguments = ["+experiment=demo_tiny", "hydra.run.dir=run", *SMALL, *overrides]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grace_exp", *arguments],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    steps = f"job.steps={done + 1}"
-    train(steps, f"job.resume={folder}").path
-    resumed = train(steps)
-    type(resumed)(folder).assert_continues_as(resumed)
+    try:
+        yield Command(process, place / "run")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(train, start, tmp_path) -> None:
-    process, folder = start("job.steps=500", "callbacks.checkpoint.every_n_steps=2"), tmp_path / "run"
-    wait_for_steps(folder, 3, process)
-    process.kill()
-    process.communicate()
-    newest = max(path.name for path in (folder / "checkpoints").glob("step-*.ckpt"))
+def steps_in(folder: Path) -> int:
+    return len(pd.read_csv(folder / "metrics.csv"))
+
+
+def steps_shown(out: str) -> list[str]:
+    return [line.split()[1] for line in out.splitlines() if line.startswith("step ")]
+
+
+def test_a_signal_ends_the_process_after_its_step_and_the_run_goes_on(train, tmp_path: Path) -> None:
+    with started(tmp_path, "job.steps=500") as run:
+        run.wait_for_steps(2)
+        run.process.terminate()
+        assert run.wait() == 2
+    assert "SIGTERM: stopping after this step (again: stop at once, losing it)" in run.out
+    done = steps_in(run.folder)
+    assert run.err == (
+        f"grace-exp: stopped by SIGTERM after step {done} of 500; saved "
+        f"{run.folder / 'checkpoints' / f'step-{done:06d}.ckpt'}\n"
+        f"Continue with the same command and job.resume={run.folder}\n"
+    )
+    train(f"job.steps={done + 1}", f"job.resume={run.folder}")
+    whole = train(f"job.steps={done + 1}")
+    type(whole)(run.folder).assert_continues_as(whole)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(train, tmp_path: Path) -> None:
+    with started(tmp_path, "job.steps=500", "callbacks.checkpoint.every_n_steps=2") as run:
+        run.wait_for_steps(3)
+        run.process.kill()
+    newest = max(path.name for path in (run.folder / "checkpoints").glob("step-*.ckpt"))
     steps = f"job.steps={int(newest[5:11]) + 3}"
-    train(steps, f"job.resume={folder}")
+    train(steps, f"job.resume={run.folder}")
     whole = train(steps)
-    type(whole)(folder).assert_continues_as(whole)
+    type(whole)(run.folder).assert_continues_as(whole)
 
 
-def test_two_processes_train_as_one(train, start, tmp_path) -> None:
-    settings = ["job.steps=3", "job.batch_size=4", "objective.mini_batch_size=4", "+backbone.lora.rank=4"]
-    process = start(*settings, *TWO, "callbacks.export=[merged]", "logger=wandb")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and err == "", err
-    assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("step ")] == [
-        f"step {step}/3" for step in (1, 2, 3)
-    ]
-    assert out.count("demo_tiny  run folder") == out.count("Run folder:") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "run"]
-    folder = tmp_path / "run"
-    assert len(list(folder.glob("wandb/offline-run-*"))) == 1 and (folder / "export" / "merged").is_dir()
-
-    one = train(*settings)
-    two = type(one)(folder)
-    assert two.metrics["step"].tolist() == ["0", "1", "2"]
-    assert set(two.metrics) == set(one.metrics)
-    for name in set(one.metrics):
-        assert two.figure(name) == pytest.approx(one.figure(name), rel=1e-4, abs=1e-4), name
-    torch.testing.assert_close(two.weights, one.weights, rtol=0, atol=1e-5)
-    assert set(two.samples["instance"]) <= set(one.samples["instance"])
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A run of two processes: stopped by Ctrl-C, which reaches both, and continued for one more step."""
+    place = tmp_path_factory.mktemp("two")
+    with started(place, *TWO, "logger=wandb", "job.steps=500", "callbacks.export=[merged]") as first:
+        first.wait_for_steps(1)
+        os.killpg(first.process.pid, signal.SIGINT)
+        code = first.wait()
+    done = steps_in(first.folder)
+    checkpoints = [path.name for path in (first.folder / "checkpoints").iterdir()]
+    more = ["job.resume=run", f"job.steps={done + 1}", "callbacks.export=[merged]"]
+    with started(place, *TWO, "logger=wandb", *more) as second:
+        assert second.wait() == 0, second.err
+    return SimpleNamespace(
+        place=place, folder=first.folder, first=first, code=code, done=done, checkpoints=checkpoints, second=second
+    )
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(train, start, tmp_path) -> None:
-    process, folder = start("job.steps=500", *TWO), tmp_path / "run"
-    wait_for_steps(folder, 2, process)
-    process.terminate()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert out.count("SIGTERM: stopping after this step") == 1
-    done = len(pd.read_csv(folder / "metrics.csv"))
-    saved = folder / "checkpoints" / f"step-{done:06d}.ckpt"
-    assert saved.is_file() and err.count("grace-exp:") == 1 and f"; saved {saved}\n" in err
-    resumed = start("job.resume=run", f"job.steps={done + 1}", *TWO, "hydra.run.dir=again")
-    out, err = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, err
-    assert f"step {done + 1}/{done + 1}" in out
-    assert len(pd.read_csv(folder / "metrics.csv")) == done + 1
+def test_ctrl_c_stops_two_processes_after_the_same_step(two: SimpleNamespace) -> None:
+    assert two.code == 2
+    assert two.first.out.count("SIGINT: stopping after this step") == 1
+    assert two.checkpoints == [f"step-{two.done:06d}.ckpt"]
+    assert two.first.err.startswith(f"grace-exp: stopped by SIGINT after step {two.done} of 500; saved ")
+    assert len(two.first.err.splitlines()) == 2
+
+
+def test_two_processes_speak_and_write_as_one(two: SimpleNamespace) -> None:
+    assert steps_shown(two.first.out) == [f"{step}/500" for step in range(1, two.done + 1)]
+    assert steps_shown(two.second.out) == [f"{two.done + 1}/{two.done + 1}"]
+    assert two.first.out.count("  run folder ") == two.second.out.count("  run folder ") == 1
+    assert two.second.out.count("Run folder: ") == 1 and two.second.err == ""
+    assert sorted(path.name for path in two.place.iterdir()) == ["cache", "run"]
+    assert len(list(two.folder.glob("wandb/offline-run-*"))) == 2  # one a command
+    assert (two.folder / "summary.json").is_file() and (two.folder / "export" / "merged").is_dir()
+
+
+def test_two_processes_train_as_one(train, two: SimpleNamespace) -> None:
+    alone = ["hardware.devices=1", "hardware.strategy=auto"]
+    one = train(*TWO, *alone, f"job.steps={two.done + 1}")
+    found = type(one)(two.folder)
+    assert found.metrics["step"].tolist() == one.metrics["step"].tolist()
+    assert set(found.metrics) == set(one.metrics)
+    for name in one.metrics:
+        assert found.figure(name) == pytest.approx(one.figure(name), rel=1e-4, abs=1e-4), name
+    torch.testing.assert_close(found.weights, one.weights, rtol=0, atol=1e-5)
+    assert set(found.samples["instance"]) < set(one.samples["instance"])  # the first process shows its own

@@ -109,7 +109,9 @@ def test_steps_cannot_be_added_to_a_schedule_that_ends_with_them(train, tmp_path
 
 def test_a_finished_run_has_nothing_to_resume(train, tmp_path: Path) -> None:
     train("job.steps=1", folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"step-000001\.ckpt has 1 steps behind it and job\.steps=1; raise job\.steps"):
+    with pytest.raises(
+        ConfigError, match=r"step-000001\.ckpt has 1 steps behind it and job\.steps=1; raise job\.steps"
+    ):
         train("job.steps=1", f"job.resume={tmp_path}", folder=tmp_path)
 
 
@@ -124,13 +126,13 @@ def test_other_settings_are_refused_and_named(train, tmp_path: Path) -> None:
 
 
 def test_changed_data_are_refused(train, tmp_path: Path) -> None:
-    lines = ['{"query": "q%d", "positive": "p%d", "negative": "n%d"}\n' % (i, i, i) for i in range(4)]
+    lines = [json.dumps({key: f"{key} {i}" for key in ("query", "positive", "negative")}) + "\n" for i in range(4)]
     file = tmp_path / "rows.jsonl"
     data = ["data=triplets", f"data.sources.file.path={file}", "job.batch_size=2", "objective.mini_batch_size=2"]
     file.write_text("".join(lines))
     train("job.steps=1", *data, folder=tmp_path / "run")
     file.write_text("".join(lines[:3]))
-    with pytest.raises(ConfigError, match="cannot be resumed with this data.*data fingerprint was"):
+    with pytest.raises(ConfigError, match=r"cannot be resumed with this data.*data fingerprint was"):
         train("job.steps=2", *data, f"job.resume={tmp_path / 'run'}", folder=tmp_path / "run")
 
 
@@ -142,7 +144,9 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(train, tmp_path: Path) -
     hole = whole[:middle] + bytes(64) + whole[middle + 64 :]
     for content in (whole[:middle], whole[:-10], b"", b"hello\n", hole):
         path.write_bytes(content)
-        with pytest.raises(MissingResourceError, match=r"step-000001\.ckpt is not a checkpoint of grace-exp, or is damaged"):
+        with pytest.raises(
+            MissingResourceError, match=r"step-000001\.ckpt is not a checkpoint of grace-exp, or is damaged"
+        ):
             train("job.steps=2", f"job.resume={tmp_path}", folder=tmp_path)
     for content in ({"state_dict": {}}, [1], {"grace": PowerCut}):
         torch.save(content, path)
@@ -164,7 +168,12 @@ def test_a_checkpoint_outside_its_run_folder_is_an_error(train, tmp_path: Path) 
 
 
 def test_held_out_figures_and_rewards_of_the_first_part_are_in_the_summary(train, tmp_path: Path) -> None:
-    evaluation = ["evaluation=demo", "~evaluation.sets.stsb", "evaluation.sets.wordnet.size=8", "evaluation.minilm=false"]
+    evaluation = [
+        "evaluation=demo",
+        "~evaluation.sets.stsb",
+        "evaluation.sets.wordnet.size=8",
+        "evaluation.minilm=false",
+    ]
     with pytest.raises(Interrupted):
         train("job.steps=3", *evaluation, folder=tmp_path, signal_in=1)
     resumed = train("job.steps=3", *evaluation, f"job.resume={tmp_path}", folder=tmp_path)
@@ -177,7 +186,9 @@ def test_held_out_figures_and_rewards_of_the_first_part_are_in_the_summary(train
     assert summaries[0]["seconds"].keys() == summaries[1]["seconds"].keys()
 
 
-def test_the_wandb_run_goes_on_and_a_new_run_gets_its_own(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wandb_run_goes_on_and_a_new_run_gets_its_own(
+    train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     folder = tmp_path / "run"

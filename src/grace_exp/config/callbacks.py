@@ -12,7 +12,7 @@ Export = Literal["adapter", "merged"]
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Resumable checkpoints: weights that train, optimizer, random state, data position."""
+    """Resumable checkpoints: weights that train, optimizer, data position."""
 
     every_n_steps: Annotated[int, Field(ge=0)] = 50
     """0: only the last one, when training ends or is interrupted."""

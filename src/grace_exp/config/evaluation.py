@@ -13,7 +13,7 @@ class EvaluationSetConfig:
     """One held-out set."""
 
     kind: Literal["sts", "retrieval"]
-    """sts: Spearman of cosine and human score; retrieval: accuracy at 1 of example -> gloss among all glosses."""
+    """sts: Spearman of cosine and human score; retrieval: nDCG@10 of an example's gloss among all glosses."""
     source: Literal["stsb", "wordnet"]
     split: Literal["dev", "test"] = "dev"
     size: Annotated[int, Field(ge=2)] | None = None

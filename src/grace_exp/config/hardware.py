@@ -18,7 +18,7 @@ class HardwareConfig:
     """Processes per node; on GPUs one each."""
     nodes: Annotated[int, Field(ge=1)] = 1
     strategy: Literal["auto", "ddp"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning's names. bf16-mixed keeps float32 weights: at a learning rate of 1e-6 bf16 weights would not move."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; null leaves torch's choice."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from grace_exp.config.compose import validate
 from grace_exp.config.preflight import check_machine
-from grace_exp.errors import GraceError
+from grace_exp.errors import ConfigError, GraceError
 
 
 class CheckSweep(Callback):
@@ -40,6 +40,11 @@ class CheckSweep(Callback):
                 settings.run_dir = "."  # known when the job starts
             try:
                 checked = validate(settings)
+                if runs_here and checked.hardware.devices * checked.hardware.nodes > 1:
+                    raise ConfigError(
+                        "a sweep in this process cannot start runs of several processes: use "
+                        "hydra/launcher=submitit_slurm, or a command for each run"
+                    )
                 if runs_here:
                     check_machine(checked)
             except GraceError as error:

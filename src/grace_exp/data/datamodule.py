@@ -22,13 +22,16 @@ class GraceDataModule(LightningDataModule):
         position: Number of completed steps, and so the next step.
     """
 
-    def __init__(self, recipe: Recipe, *, batch_size: int, steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self, recipe: Recipe, *, batch_size: int, steps: int, mini_batch_size: int | None = None, first_step: int = 0
+    ) -> None:
         """Makes the schedule.
 
         Args:
             recipe: The instances.
             batch_size: Instances a step, over all processes.
             steps: Where training ends, counted from the run's beginning.
+            mini_batch_size: Instances an update, over all processes; None: the whole batch.
             first_step: Where it begins; a checkpoint's position takes its place.
 
         Raises:
@@ -38,6 +41,7 @@ class GraceDataModule(LightningDataModule):
         self.position = first_step
         self._recipe = recipe
         self._batch_size = batch_size
+        self._mini_batch_size = mini_batch_size or batch_size
         self._schedule = recipe.schedule(batch_size, steps)
 
     def completed(self, step: int) -> None:
@@ -45,16 +49,20 @@ class GraceDataModule(LightningDataModule):
         self.position = step + 1
 
     def batch(self, step: int) -> TextBatch:
-        """This process's share of a step: contiguous, and as large as the others'.
+        """This process's share of a step: a contiguous part of every mini-batch, as large as the others'.
 
         Raises:
             ConfigError: The processes do not divide the batch.
         """
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        share, rest = divmod(self._batch_size, processes)
+        share, rest = divmod(self._mini_batch_size, processes)
         if rest:
-            raise ConfigError(f"job.batch_size={self._batch_size} is not a multiple of the {processes} processes")
-        indices = self._schedule[step][rank * share : (rank + 1) * share]
+            raise ConfigError(
+                f"objective.mini_batch_size={self._mini_batch_size} is not a multiple of the {processes} processes"
+            )
+        # Of every mini-batch its part, so that an update sees the same instances however many processes there are.
+        starts = range(rank * share, self._batch_size, self._mini_batch_size)
+        indices = [index for start in starts for index in self._schedule[step][start : start + share]]
         return TextBatch(step=step, instances=[self._recipe[index] for index in indices])
 
     def train_dataloader(self) -> "StepLoader":
@@ -103,7 +111,7 @@ class StepLoader:
     """Hands out the numbers of the steps that remain; the DataModule turns each into its `TextBatch`.
 
     Numbers, because Lightning looks into every batch for tensors to convert before it calls any hook, and refuses
-    the frozen instances (`precision=bf16-true`).
+    frozen dataclasses in reduced precision.
 
     Its length is that of the whole run, because Lightning compares it with a count that a checkpoint continues. It has
     a state so that Lightning knows it can be resumed; the position itself is the DataModule's.

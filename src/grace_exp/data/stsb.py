@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from grace_exp.errors import MissingResourceError
 
-PAIRS = {"train": 5749, "dev": 1500, "test": 1379}
+PAIRS: dict[Literal["train", "dev", "test"], int] = {"train": 5749, "dev": 1500, "test": 1379}
 SAME_MEANING = 4.0
 """Pairs scored at least this are a query and its positive."""
 OTHER_MEANING = 1.0
@@ -65,11 +65,19 @@ def stsb_triplets(split: Literal["train", "dev", "test"]) -> list[dict[str, str]
 
     Query and positive are the sentences of a pair scored at least `SAME_MEANING`. The negative is drawn, by a hash of
     split and row, from the sentences of pairs scored at most `OTHER_MEANING`; a sentence that some pair sets beside
-    the query or the positive with a higher score is passed over.
+    the query or the positive with a higher score is passed over. Sentences that another split has as well are left
+    out, so that its figures are of texts never trained on.
 
     Raises:
         MissingResourceError: See `load_stsb`.
     """
+    elsewhere = {
+        sentence
+        for other in PAIRS
+        if other != split
+        for pairs in (load_stsb(other),)
+        for sentence in (*pairs.sentence1, *pairs.sentence2)
+    }
     pairs = load_stsb(split)
     scored = list(zip(pairs.sentence1, pairs.sentence2, pairs.scores.tolist(), strict=True))
     related = defaultdict(set)
@@ -80,10 +88,10 @@ def stsb_triplets(split: Literal["train", "dev", "test"]) -> list[dict[str, str]
         else:
             related[first].add(second)
             related[second].add(first)
-    candidates = list(pool)
+    candidates = [sentence for sentence in pool if sentence not in elsewhere]
     triplets = []
     for row, (query, positive, score) in enumerate(scored):
-        if score < SAME_MEANING or query == positive:
+        if score < SAME_MEANING or query == positive or not elsewhere.isdisjoint((query, positive)):
             continue
         near = {query, positive} | related[query] | related[positive]
         at = int.from_bytes(hashlib.sha256(f"stsb {split} {row}".encode()).digest()[:8])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from grace_exp.data.batch import Role
@@ -39,7 +40,7 @@ def embed_texts(
     seed: int,
     regions: Sequence[Region],
 ) -> Embedded:
-    """Embed texts; equal texts are written to and computed once.
+    """Embed texts; equal texts are written to and computed once, each by one of the processes of a group.
 
     Args:
         texts: What to embed.
@@ -52,7 +53,9 @@ def embed_texts(
         seed: Of sampling; a text's rationale depends on it and the text alone.
         regions: Pooling regions to return.
     """
-    distinct = list(dict.fromkeys(texts))
+    everything = list(dict.fromkeys(texts))
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    distinct = everything[rank::world] or everything[:1]  # a process without a share repeats a text: all take part
     built = prompts.many((role, text) for text in distinct)
     answers = engine.generate(
         [
@@ -68,9 +71,14 @@ def embed_texts(
         ],
         regions,
     )
-    place = {text: number for number, text in enumerate(distinct)}
+    share = Embedded({region: values.cpu().numpy() for region, values in scored.embeddings.items()}, completions)
+    parts = [share]
+    if world > 1:
+        parts = [share] * world
+        dist.all_gather_object(parts, share)
+    place = {text: divmod(number, world) for number, text in enumerate(everything)}  # (row, process)
     order = [place[text] for text in texts]
     return Embedded(
-        {region: values.cpu().numpy()[order] for region, values in scored.embeddings.items()},
-        [completions[number] for number in order],
+        {region: np.stack([parts[process].embeddings[region][row] for row, process in order]) for region in regions},
+        [parts[process].completions[row] for row, process in order],
     )

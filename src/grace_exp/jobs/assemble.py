@@ -13,7 +13,6 @@ from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.training.grace import GraceModule, SampleSink
-from grace_exp.training.trainer import weight_dtype
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,7 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
     """Load the backbone and build policy, reference, engine and prompts around it."""
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
-    backbone = load_backbone(
-        config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=weight_dtype(config.hardware)
-    )
+    backbone = load_backbone(config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=torch.float32)
     policy = Policy(backbone.model, config.backbone.pooling, config.hardware, pad_token_id=backbone.pad_token_id)
     decode: Callable[[Sequence[int]], str] = lambda ids: str(backbone.tokenizer.decode(list(ids)))  # noqa: E731
     module = GraceModule(

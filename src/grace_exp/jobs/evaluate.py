@@ -44,7 +44,7 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
         console.print(f"weights of {path}", highlight=False, soft_wrap=True)
     device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
     module.to(device)
-    bf16 = config.hardware.precision != "32-true"
+    bf16 = config.hardware.precision == "bf16-mixed"
     with closing(module.engine), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         results = heldout_results(config, module, assembled.decode)
     write_results(run_dir / "evaluation" / "now.json", results)

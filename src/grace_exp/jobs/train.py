@@ -8,13 +8,14 @@ from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.datamodule import GraceDataModule
 from grace_exp.data.recipes import load_recipe
+from grace_exp.errors import ConfigError
 from grace_exp.jobs.assemble import assemble
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.samples import SamplesTable
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
-from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after
+from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
 from grace_exp.training.export import export
 from grace_exp.training.heldout import HeldoutEvaluation
 from grace_exp.training.progress import ProgressDisplay
@@ -41,6 +42,11 @@ def train(config: GraceConfig) -> dict[str, float]:
         config, checkpoint_file, completed = continued(config)
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if checkpoint_file is None and (left := newest_checkpoint(run_dir)) is not None:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run already ({left.name}): continue it with job.resume={run_dir}, or choose "
+            "another folder"
+        )
     recipe = load_recipe(
         config.data,
         seed=config.seed,
@@ -66,9 +72,9 @@ def train(config: GraceConfig) -> dict[str, float]:
         stop = GracefulStop(run_dir, config.job.steps, announce)
         heldout = HeldoutEvaluation(config, assembled.decode, announce)
         callbacks = [
+            heldout,  # before `stop` takes over the signals: Ctrl-C ends an evaluation at once
             stop,
             StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps),
-            heldout,
             *(
                 [ProgressDisplay(config.job.steps, live=config.callbacks.progress == "bar", console=console)]
                 if config.callbacks.progress != "none"
@@ -76,8 +82,13 @@ def train(config: GraceConfig) -> dict[str, float]:
             ),
         ]
         trainer = build_trainer(config.hardware, steps=config.job.steps, loggers=loggers, callbacks=callbacks)
-        datamodule = GraceDataModule(recipe, batch_size=config.job.batch_size, steps=config.job.steps)
-        # What lies beyond the checkpoint, or is left in a folder that is used again, is of another run.
+        datamodule = GraceDataModule(
+            recipe,
+            batch_size=config.job.batch_size,
+            mini_batch_size=config.objective.mini_batch_size,
+            steps=config.job.steps,
+        )
+        # What lies beyond the checkpoint is done again.
         csv.truncate(completed)
         samples.truncate(completed)
         drop_checkpoints_after(run_dir, completed)

@@ -115,7 +115,7 @@ class Policy(LightningModule):
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 attention_mask=mask,
-                use_cache=False,  # with a cache, transformers ignores restarting positions
+                use_cache=False,  # nothing is decoded
             ).last_hidden_state
         pooled = recorded[0] if recorded else last_hidden
         embeddings = {

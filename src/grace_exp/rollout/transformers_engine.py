@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from grace_exp.rollout.threads import map_on_threads, shares
 class TransformersEngine:
     """Writes rationales with the live model, or with a merged copy of it where there are adapters.
 
-    Each prompt is read once, its key-value cache then serves all n of its rationales.
+    What prompts have in common is read once, each prompt's rest once, and its key-value cache serves all n of its
+    rationales.
     """
 
     def __init__(
@@ -100,17 +101,22 @@ class TransformersEngine:
 
     def _generate_batch(self, model: PreTrainedModel, requests: Sequence[Request]) -> list[list[Completion]]:
         device = model.device
-        width = max(len(request.prompt_ids) for request in requests)
+        prompts = [request.prompt_ids for request in requests]
+        width = max(map(len, prompts))
+        # Shorter prompts are padded behind what all have in common (the head of the chat template): it is read once.
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        head = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         ids = torch.full((len(requests), width), self._pad_token_id, device=device)
         mask = torch.zeros_like(ids)
-        for row, request in enumerate(requests):
-            ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids, device=device)
-            mask[row, width - len(request.prompt_ids) :] = 1
+        for row, prompt in enumerate(prompts):
+            rest = width - len(prompt) + head
+            ids[row, :head], ids[row, rest:] = torch.tensor(prompt[:head]), torch.tensor(prompt[head:])
+            mask[row, :head], mask[row, rest:] = 1, 1
 
         rows = list(chain.from_iterable([row] * request.n for row, request in enumerate(requests)))
         row_requests = [requests[row] for row in rows]
         samples = list(chain.from_iterable(range(request.n) for request in requests))
-        cache = self._read_prompts(model, ids, mask)
+        cache = self._read_prompts(model, ids, mask, head)
         select = torch.tensor(rows, device=device)
         cache.batch_select_indices(select)
         sampler = SeededSampler(row_requests, samples, width, device)
@@ -131,19 +137,33 @@ class TransformersEngine:
         return [[self._completion(*next(flat)) for _ in range(request.n)] for request in requests]
 
     @staticmethod
-    def _read_prompts(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
-        """The key-value cache of all prompt tokens but the last, which `generate` reads itself."""
+    def _read_prompts(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, head: int) -> DynamicCache:
+        """The key-value cache of all prompt tokens but the last, which `generate` reads itself.
+
+        Args:
+            model: Reads.
+            ids: Prompts, [rows, width].
+            mask: 1 at real tokens, [rows, width].
+            head: Leading columns that are the same in every row.
+        """
         cache = DynamicCache(config=model.config)
-        if ids.shape[1] > 1:
-            positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-            model(
-                input_ids=ids[:, :-1],
-                attention_mask=mask[:, :-1],
-                position_ids=positions[:, :-1],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
+        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+
+        def read(rows: slice, start: int, stop: int) -> None:
+            if start < stop:
+                model(
+                    input_ids=ids[rows, start:stop],
+                    attention_mask=mask[rows, :stop],
+                    position_ids=positions[rows, start:stop],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+
+        read(slice(0, 1), 0, head)
+        if head:
+            cache.batch_repeat_interleave(len(ids))
+        read(slice(None), head, ids.shape[1] - 1)
         return cache
 
     def _completion(self, request: Request, sampled: list[int], logprobs: list[float]) -> Completion:

@@ -76,7 +76,7 @@ def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
     ]
     loader = "peft import AutoPeftModelForCausalLM" if kind == "adapter" else "transformers import AutoModelForCausalLM"
     figures = [
-        f"| {name} | {row['before']} | {row['after']} | {row['prompt_only_after']} |"
+        f"| {name} | {row.get('before', '')} | {row.get('after', '')} | {row.get('prompt_only_after', '')} |"
         for name, row in results.get("table", {}).items()
     ]
     table = (

@@ -29,7 +29,7 @@ from grace_exp.reward.diagnostics import embedding_metrics
 from grace_exp.rollout.protocol import RolloutEngine, derive_seed
 from grace_exp.tracking.summary import PhaseTimer
 from grace_exp.training.nonfinite import NonFiniteUpdate
-from grace_exp.training.rollouts import Rollouts, rollout_metrics, sample_rows, write_rollouts
+from grace_exp.training.rollouts import Rollouts, mismatch_metrics, rollout_metrics, sample_rows, write_rollouts
 from grace_exp.training.update import MiniBatch, accumulate_gradients, first_nonfinite
 
 SampleSink = Callable[[int, list[dict[str, object]]], None]
@@ -87,6 +87,7 @@ class GraceModule(LightningModule):
         with self.timer("step"):
             with self.timer("rollout"):
                 rollouts = write_rollouts(batch, self.engine, self.prompts, self.config.rollout, self.config.seed)
+            group = len(rollouts.group)
             with self.timer("score"):
                 scored = self.policy.score([rollout.sequence() for rollout in rollouts.all()])
                 embeddings = scored.embeddings[self.config.backbone.pooling.region]
@@ -98,12 +99,13 @@ class GraceModule(LightningModule):
                     **reward.metrics(),
                     **embedding_metrics(inputs),
                     **rollout_metrics(inputs),
+                    **mismatch_metrics(rollouts, scored.logprobs[:group], scored.mask[:group]),
                     "rollout/prompts_cut": self._sum(rollouts.prompts_cut().to(self.device)).item(),
                     "train/advantage_abs": advantages.abs().mean().item(),
                 }
             mine = self._own(advantages)
             with self.timer("update"):
-                metrics |= self._update(step, rollouts, mine, scored.logprobs[: len(rollouts.group)])
+                metrics |= self._update(step, rollouts, mine, scored.logprobs[:group])
             with self.timer("sync"):
                 self.engine.sync(self.policy.model)
         self.completed_steps = step + 1
@@ -231,6 +233,7 @@ class GraceModule(LightningModule):
             betas=(optim.beta1, optim.beta2),
             eps=optim.epsilon,
             weight_decay=optim.weight_decay,
+            fused=self.config.hardware.accelerator == "gpu",  # one kernel, no temporary copy of the weights
         )
         updates = self.config.job.steps * self.config.job.batch_size // self.config.objective.mini_batch_size
         name = "constant_with_warmup" if optim.schedule == "constant" else optim.schedule

@@ -23,7 +23,7 @@ Moment = Literal["before", "after"]
 class HeldoutEvaluation(Callback):
     """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`.
 
-    Only the first process evaluates; the others wait. A resumed run reads the figures from before its first step back.
+    Every process takes its share of the texts. A resumed run reads the figures from before its first step back.
     """
 
     def __init__(self, config: GraceConfig, decode: Callable[..., str], announce: Callable[[str], None]) -> None:
@@ -61,21 +61,20 @@ class HeldoutEvaluation(Callback):
         if not self._config.evaluation.sets:
             return
         path = Path(self._config.run_dir) / "evaluation" / f"{moment}.json"
+        module = grace_module(pl_module)
+        if module.completed_steps and moment == "before":
+            earlier = read_results(path) if path.is_file() else {}
+            # Under other sets the figures from before would not be of the same items.
+            if list(earlier) == list(self._config.evaluation.sets):
+                self.results[moment] = earlier
+            return
+        self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
+        with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
+            self.results[moment] = heldout_results(self._config, module, self._decode)
         if trainer.is_global_zero:
-            if grace_module(pl_module).completed_steps and moment == "before":
-                if path.is_file():
-                    self.results[moment] = read_results(path)
-            else:
-                module = grace_module(pl_module)
-                self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
-                with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
-                    self.results[moment] = heldout_results(self._config, module, self._decode)
-                write_results(path, self.results[moment])
-                for logger in trainer.loggers:
-                    logger.log_metrics(
-                        self._metrics(moment), step=min(module.completed_steps, self._config.job.steps - 1)
-                    )
-        trainer.strategy.barrier()
+            write_results(path, self.results[moment])
+            for logger in trainer.loggers:
+                logger.log_metrics(self._metrics(moment), step=min(module.completed_steps, self._config.job.steps - 1))
 
     def _metrics(self, moment: Moment) -> dict[str, float]:
         return {

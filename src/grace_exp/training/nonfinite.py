@@ -70,7 +70,7 @@ class NonFiniteUpdate:
         if stop:
             where = f", first in {self.parameter}" if self.parameter else ""
             raise NonFiniteError(
-                f"step {self.step}: loss {self.loss}, gradient norm {self.grad_norm}{where}. The weights are those "
-                f"before this update. The batch is in {path}. Lower optim.learning_rate, check the data, or set "
+                f"step {self.step}: loss {self.loss}, gradient norm {self.grad_norm}{where}. The update was not "
+                f"made. The batch is in {path}. Lower optim.learning_rate, check the data, or set "
                 "optim.on_nonfinite=skip to leave such updates out."
             )

@@ -1,5 +1,6 @@
 """What a run says at its end: summary.json, and a page on the terminal."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,13 +145,11 @@ def _print_examples(console: Console, heldout: HeldoutEvaluation) -> None:
 
 
 def _next_command(config: GraceConfig) -> str:
-    small = config.hardware.accelerator == "cpu"
-    return (
-        "python -m grace_exp -m +experiment=demo reward.terms.consistency.weight=0,0.2,1  (a sweep), or "
-        "+experiment=qwen_sup on 4 GPUs"
-        if small
-        else f"wandb sync, or python -m grace_exp job=evaluate job.resume={config.run_dir}"
-    )
+    python = Path(sys.executable)
+    command = f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} -m grace_exp"
+    if config.hardware.accelerator == "cpu":
+        return f"{command} -m +experiment={config.name} reward.terms.consistency.weight=0,0.2,1"
+    return f"{command} <the settings of this run> job=evaluate job.resume={config.run_dir}"
 
 
 def _one_line(text: str) -> str:

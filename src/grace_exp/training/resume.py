@@ -12,7 +12,8 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.training.checkpoints import FOLDER, newest_checkpoint
 
-# May change between a run and its continuation: they alter neither weights nor metrics of a step.
+# May change between a run and its continuation: they alter neither weights nor metrics of a step, or (token budgets and
+# layout, which running out of memory forces to change) their last bits only.
 _FREE = (
     "run_dir",
     "cache_dir",
@@ -24,6 +25,14 @@ _FREE = (
     "job.resume",
     "job.steps",
     "job.small_experiment",
+    "backbone.gradient_checkpointing",
+    "rollout.batch_tokens",
+    "hardware.threads",
+    "hardware.packing",
+    "hardware.score_tokens",
+    "hardware.train_tokens",
+    "hardware.max_row_tokens",
+    "hardware.logprob_chunk_tokens",
 )
 # Must agree for weights to be loaded at all.
 _ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")
@@ -79,7 +88,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         checkpoint["grace"]["completed_steps"]
     except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]

@@ -154,3 +154,20 @@ def sample_rows(
             row |= {name: values[number] for name, values in flat.items()}
         rows.append(row)
     return rows
+
+
+def mismatch_metrics(rollouts: Rollouts, logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+    """`mismatch/*`: how far the engine's log-probs of the group's tokens are from the trainer's, on this process.
+
+    Args:
+        rollouts: With the engine's log-probs.
+        logprobs: The trainer's, [group rollouts, longest].
+        mask: Real tokens, [group rollouts, longest].
+    """
+    engine = torch.tensor([value for rollout in rollouts.group for value in rollout.completion.logprobs])
+    difference = logprobs[mask].double().cpu() - engine.double()
+    return {
+        "mismatch/logprob_abs_mean": difference.abs().mean().item(),
+        "mismatch/logprob_abs_max": difference.abs().max().item(),
+        "mismatch/k3": (difference.exp() - 1 - difference).mean().item(),
+    }

@@ -1,15 +1,13 @@
 """The Lightning Trainer for a run."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from datetime import timedelta
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 
 from grace_exp.config.hardware import HardwareConfig
-
-if TYPE_CHECKING:
-    import torch
 
 
 def build_trainer(
@@ -20,7 +18,7 @@ def build_trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.nodes,
-        strategy=hardware.strategy,
+        strategy=_strategy(hardware),
         precision=hardware.precision,
         max_epochs=1,
         limit_train_batches=steps,
@@ -35,8 +33,9 @@ def build_trainer(
     )
 
 
-def weight_dtype(hardware: HardwareConfig) -> "torch.dtype":
-    """Of the weights: float32 unless the run is in pure bfloat16."""
-    import torch
-
-    return torch.bfloat16 if hardware.precision == "bf16-true" else torch.float32
+def _strategy(hardware: HardwareConfig) -> DDPStrategy | str:
+    if hardware.strategy == "auto":
+        return "auto"
+    # Gradients live in the buckets that are exchanged: without that they are held twice. The time limit is that of one
+    # exchange; what a slow process writes between two of them must fit into it.
+    return DDPStrategy(gradient_as_bucket_view=True, timeout=timedelta(hours=2))

@@ -26,7 +26,7 @@ def laid_out(sequences: list[TextSequence], indices: list[int], share: bool, max
     return collate(sequences, indices, share_prompts=share, max_row_tokens=max_row_tokens, pad_token_id=0, device=CPU)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(texts(), st.booleans(), st.integers(1, 200), st.integers(1, 100))
 def test_a_plan_holds_every_sequence_once_within_budget_and_row_limit(
     sequences: list[TextSequence], share: bool, token_budget: int, max_row_tokens: int
@@ -44,7 +44,7 @@ def test_a_plan_holds_every_sequence_once_within_budget_and_row_limit(
         assert bool((per_row > 1).all()) or not batch.packed  # the block mask is not made for rows without need
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(texts(), st.booleans(), st.integers(1, 200), st.integers(1, 100))
 def test_a_micro_batch_holds_exactly_the_tokens_of_its_sequences(
     sequences: list[TextSequence], share: bool, token_budget: int, max_row_tokens: int

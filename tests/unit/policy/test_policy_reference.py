@@ -94,16 +94,14 @@ def test_reference_stays_out_of_checkpoints_and_training_mode(start: Policy) -> 
     assert {id(p) for p in both.parameters() if p.requires_grad} == {id(p) for p in start.trainable_parameters()}
 
 
-def test_reference_ignores_dropout_and_leaves_the_policy_in_training_mode(
-    tmp_path: Path, policy: Make, sequences: Sequences
-) -> None:
-    lora = LoraConfig(rank=4, dropout=0.5)
-    config = BackboneConfig(name="tiny", source="tiny", lora=lora)
-    start = policy(load_backbone(config, cache_dir=tmp_path, seed=0, dtype=torch.float32).model)
+def test_reference_ignores_dropout_and_leaves_the_policy_in_training_mode(start: Policy, sequences: Sequences) -> None:
+    for layer in start.causal_lm.get_decoder().layers:
+        layer.self_attn.attention_dropout = 0.5
     reference = Reference(start)
     start.model.train()
     rows = batch(start, sequences)
     assert torch.equal(reference(rows), reference(rows))
+    assert not torch.equal(start(rows)[1], start(rows)[1])
     assert start.model.training
 
 

@@ -168,8 +168,8 @@ def test_decoding_stays_within_the_token_budget(model: PreTrainedModel, engine: 
     model.register_forward_pre_hook(record, with_kwargs=True)
     # Long prompts with low limits beside short ones with high limits: rows x (widest prompt + highest limit) counts.
     asked = [Request(prompt, 2, 40 - len(prompt), 1.0, 0) for prompt in prompts]
-    engine(model, end_token_ids=[1023], batch_tokens=200).generate(asked)
-    assert max(held) <= 200
+    engine(model, end_token_ids=[1023], batch_tokens=250).generate(asked)
+    assert max(held) <= 250
     assert max(held) > 100
 
 
