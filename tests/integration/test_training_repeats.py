@@ -1,11 +1,14 @@
 """What may not change a run: repeating it, how it is cut into micro-batches, what lies in its folder."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from grace_exp.data.wordnet import load_wordnet
+from grace_exp.errors import ConfigError
 
 STEPS = ["job.steps=3", "objective.mini_batch_size=2"]
 
@@ -23,6 +26,7 @@ def test_equal_settings_give_equal_results_and_another_seed_does_not(train) -> N
         (["hardware.train_tokens=40", "hardware.score_tokens=40"], 1e-6),
         (["hardware.max_row_tokens=60"], 1e-5),
         (["hardware.packing=false"], 1e-5),
+        (["hardware.keep_forward=true"], 1e-6),
         (["hardware.logprob_chunk_tokens=3"], 1e-6),
         (["rollout.batch_tokens=300", "prompt.max_tokens=100"], 1e-5),
     ],
@@ -73,12 +77,25 @@ def test_one_instance_a_step_trains_and_is_shown(train, capsys: pytest.CaptureFi
     assert "step 1/1  reward " in capsys.readouterr().out
 
 
-def test_a_run_in_a_used_folder_starts_clean(train, tmp_path: Path) -> None:
-    every = "callbacks.checkpoint.every_n_steps=1"
-    train("job.steps=4", "seed=1", every, "callbacks.checkpoint.keep=9", folder=tmp_path)
-    again = train("job.steps=2", every, folder=tmp_path)
-    again.assert_continues_as(train("job.steps=2", every))
-    assert again.checkpoints == ["step-000001.ckpt", "step-000002.ckpt"]
+class Crash(Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch.step == 3:
+            raise MemoryError("no more")
+
+
+def test_a_folder_with_a_run_that_could_go_on_is_not_used_for_another(train, tmp_path: Path) -> None:
+    train("job.steps=1", folder=tmp_path)
+    before = (tmp_path / "metrics.csv").read_bytes()
+    with pytest.raises(ConfigError, match=r"holds a run already \(step-000001\.ckpt\): continue it with job\.resume="):
+        train("job.steps=2", folder=tmp_path)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_folder_whose_run_ended_before_its_first_checkpoint_is_used_again(train, tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        train("job.steps=4", "seed=1", folder=tmp_path, callbacks=(Crash(),))
+    assert len(list((tmp_path / "samples").iterdir())) == 3
+    train("job.steps=2", folder=tmp_path).assert_continues_as(train("job.steps=2"))
 
 
 def test_samples_show_whole_groups_and_their_anchors(train) -> None:

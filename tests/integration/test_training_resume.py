@@ -198,5 +198,10 @@ def test_the_wandb_run_goes_on_and_a_new_run_gets_its_own(
     train("job.steps=2", "logger=wandb", f"job.resume={folder}", folder=folder)
     assert (folder / "wandb_run_id.txt").read_text().strip() == first
     assert len(list(folder.glob(f"wandb/offline-run-*/run-{first}.wandb"))) == 2
-    train("job.steps=1", "logger=wandb", folder=folder)
+
+    with pytest.raises(MemoryError):
+        train(*STEPS, "logger=wandb", folder=tmp_path / "other", callbacks=(PowerCut(),))
+    first = (tmp_path / "other" / "wandb_run_id.txt").read_text().strip()
+    train("job.steps=1", "logger=wandb", folder=tmp_path / "other")
+    folder = tmp_path / "other"
     assert (folder / "wandb_run_id.txt").read_text().strip() != first

@@ -24,6 +24,10 @@ class HardwareConfig:
     """CPU threads of torch; null leaves torch's choice."""
     packing: bool = True
     """Compute a prompt once for all its rationales (one row with a block mask); false: one padded row a rationale."""
+    keep_forward: bool = False
+    """Score the group's rationales with gradients and keep that forward for the update, which then needs none of its
+    own, for the memory of the whole batch's activations. Needs one update a step.
+    """
     score_tokens: Annotated[int, Field(ge=1)] = 8192
     """Token budget of a micro-batch without gradients (rows x longest row)."""
     train_tokens: Annotated[int, Field(ge=1)] = 4096

@@ -97,6 +97,15 @@ class GraceConfig:
                 f"hardware.precision={hardware.precision!r} with hardware.accelerator='cpu': CPUs train in '32-true' "
                 "(bf16 is slower there)",
             ),
+            (
+                hardware.keep_forward and self.job.batch_size != self.objective.mini_batch_size,
+                "hardware.keep_forward=true needs one update a step: set objective.mini_batch_size="
+                f"{self.job.batch_size} (job.batch_size)",
+            ),
+            (
+                hardware.keep_forward and self.backbone.lora is not None and self.backbone.lora.dropout > 0,
+                "hardware.keep_forward=true scores with the update's dropout: set backbone.lora.dropout=0",
+            ),
         ]
 
     def _reward_and_data(self) -> list[tuple[bool, str]]:

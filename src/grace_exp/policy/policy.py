@@ -1,6 +1,6 @@
 """The policy: a language model whose one forward gives embeddings and log-probs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,15 @@ class Scored:
     embeddings: dict[Region, Tensor]
     logprobs: Tensor
     mask: Tensor
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """A micro-batch and what its forward gave: embeddings per region [n, hidden], flat log-probs [tokens]."""
+
+    batch: MicroBatch
+    embeddings: dict[Region, Tensor]
+    logprobs: Tensor
 
 
 class Policy(LightningModule):
@@ -138,31 +147,46 @@ class Policy(LightningModule):
             sequences: What to score; equal prompts are computed once.
             regions: Pooled regions; null: the configured one.
         """
-        regions = regions or (self.pooling.region,)
         was_training = self.model.training
         self.model.eval()  # no dropout, no gradient checkpointing
-        longest = max(len(sequence.completion_ids) for sequence in sequences)
-        logprobs = torch.zeros(len(sequences), longest, device=self.model.device)
-        mask = torch.zeros(len(sequences), longest, dtype=torch.bool, device=self.model.device)
-        pieces: dict[Region, dict[int, Tensor]] = {region: {} for region in regions}
-        for indices in self.plan(sequences, self.hardware.score_tokens):
-            batch = self.collate(sequences, indices)
-            embeddings, flat = self(batch, regions)
-            rows = torch.tensor(indices, device=self.model.device)[batch.owners]
-            logprobs[rows, batch.offsets] = flat
-            mask[rows, batch.offsets] = True
-            for region in regions:
-                pieces[region].update(zip(indices, embeddings[region], strict=True))
-        self.model.train(was_training)
-        return Scored(
-            {region: torch.stack([found[i] for i in range(len(sequences))]) for region, found in pieces.items()},
-            logprobs,
-            mask,
+        scored = collect(
+            sequences, self.passes(sequences, self.hardware.score_tokens, regions or (self.pooling.region,))
         )
+        self.model.train(was_training)
+        return scored
+
+    def passes(
+        self, sequences: Sequence[TextSequence], token_budget: int, regions: Sequence[Region] = ()
+    ) -> Iterator[ForwardPass]:
+        """The forwards of any number of sequences, one micro-batch after another."""
+        for indices in self.plan(sequences, token_budget):
+            batch = self.collate(sequences, indices)
+            yield ForwardPass(batch, *self(batch, regions))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimizer should see."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def collect(sequences: Sequence[TextSequence], passes: Iterable[ForwardPass]) -> Scored:
+    """What the passes over `sequences` say, in the order of `sequences`, without gradients."""
+    longest = max(len(sequence.completion_ids) for sequence in sequences)
+    logprobs = mask = None
+    pieces: dict[Region, dict[int, Tensor]] = {}
+    for forward in passes:
+        batch, device = forward.batch, forward.logprobs.device
+        if logprobs is None or mask is None:
+            logprobs = torch.zeros(len(sequences), longest, device=device)
+            mask = torch.zeros(len(sequences), longest, dtype=torch.bool, device=device)
+        rows = torch.tensor(batch.indices, device=device)[batch.owners]
+        logprobs[rows, batch.offsets] = forward.logprobs.detach()
+        mask[rows, batch.offsets] = True
+        for region, embeddings in forward.embeddings.items():
+            pieces.setdefault(region, {}).update(zip(batch.indices, embeddings, strict=True))
+    assert logprobs is not None and mask is not None
+    ordered = {region: torch.stack([found[i] for i in range(len(sequences))]) for region, found in pieces.items()}
+    return Scored(ordered, logprobs, mask)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import TextBatch
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.objective.advantage import group_advantages
-from grace_exp.policy.policy import Policy
+from grace_exp.policy.packing import TextSequence
+from grace_exp.policy.policy import ForwardPass, Policy, Scored, collect
 from grace_exp.policy.reference import Reference
 from grace_exp.reward.composer import Reward, compose_reward
 from grace_exp.reward.diagnostics import embedding_metrics
@@ -89,7 +90,7 @@ class GraceModule(LightningModule):
                 rollouts = write_rollouts(batch, self.engine, self.prompts, self.config.rollout, self.config.seed)
             group = len(rollouts.group)
             with self.timer("score"):
-                scored = self.policy.score([rollout.sequence() for rollout in rollouts.all()])
+                scored, kept = self._score([rollout.sequence() for rollout in rollouts.all()], group)
                 embeddings = scored.embeddings[self.config.backbone.pooling.region]
             with self.timer("reward"):
                 inputs = rollouts.reward_inputs(embeddings, self._gather)
@@ -105,7 +106,7 @@ class GraceModule(LightningModule):
                 }
             mine = self._own(advantages)
             with self.timer("update"):
-                metrics |= self._update(step, rollouts, mine, scored.logprobs[:group])
+                metrics |= self._update(step, rollouts, mine, scored.logprobs[:group], kept)
             with self.timer("sync"):
                 self.engine.sync(self.policy.model)
         self.completed_steps = step + 1
@@ -113,7 +114,29 @@ class GraceModule(LightningModule):
         self._log_samples(step, rollouts, reward, advantages)
         self._log_metrics(step, metrics, inputs.lengths)
 
-    def _update(self, step: int, rollouts: Rollouts, advantages: Tensor, old_logprobs: Tensor) -> dict[str, float]:
+    def _score(self, sequences: list[TextSequence], group: int) -> tuple[Scored, list[ForwardPass]]:
+        """Embeddings and log-probs of all sequences, and the forwards kept for the update, if so configured.
+
+        With one update a step the weights that score the first `group` sequences are those that are updated.
+        """
+        if not self.config.hardware.keep_forward:
+            return self.policy.score(sequences), []
+        trained, anchors = sequences[:group], sequences[group:]
+        region = self.config.backbone.pooling.region
+        self.policy.model.train()
+        kept = list(self.policy.passes(trained, self.config.hardware.train_tokens, (region,)))
+        first, second = collect(trained, kept), self.policy.score(anchors)
+        embeddings = torch.cat([first.embeddings[region], second.embeddings[region]])
+        return Scored({region: embeddings}, first.logprobs, first.mask), kept
+
+    def _update(
+        self,
+        step: int,
+        rollouts: Rollouts,
+        advantages: Tensor,
+        old_logprobs: Tensor,
+        kept: list[ForwardPass],
+    ) -> dict[str, float]:
         """All updates of one step; mini-batches are whole instances in their order."""
         instances, k = advantages.shape
         per_update = self.config.objective.mini_batch_size // self.trainer.world_size
@@ -122,7 +145,7 @@ class GraceModule(LightningModule):
         self.policy.model.train()
         for start in range(0, instances, per_update):
             chosen = slice(start * k, (start + per_update) * k)
-            mini_batch = MiniBatch(sequences[chosen], advantages.flatten()[chosen], old_logprobs[chosen])
+            mini_batch = MiniBatch(sequences[chosen], advantages.flatten()[chosen], old_logprobs[chosen], kept)
             for name, value in self._one_update(step, rollouts, start, mini_batch).items():
                 sums.setdefault(name, []).append(value)
         metrics = {f"train/{name}": sum(values) / len(values) for name, values in sums.items()}

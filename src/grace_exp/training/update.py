@@ -10,7 +10,7 @@ from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective import LOSSES
 from grace_exp.objective.inputs import LossInputs
 from grace_exp.policy.packing import TextSequence
-from grace_exp.policy.policy import Policy
+from grace_exp.policy.policy import ForwardPass, Policy
 from grace_exp.policy.reference import Reference
 
 
@@ -22,11 +22,13 @@ class MiniBatch:
         sequences: The rollouts trained on.
         advantages: [n].
         old_logprobs: Under the policy before this step's first update, [n, longest].
+        kept: Forwards of the sequences that were made with gradients already; empty: they are made for the update.
     """
 
     sequences: Sequence[TextSequence]
     advantages: Tensor
     old_logprobs: Tensor
+    kept: Sequence[ForwardPass] = ()
 
 
 def accumulate_gradients(
@@ -56,13 +58,13 @@ def accumulate_gradients(
     """
     loss_function = LOSSES[config.name]
     totals: dict[str, Tensor] = {}
-    plan = policy.plan(mini_batch.sequences, token_budget)
-    for number, indices in enumerate(plan, start=1):
-        batch = policy.collate(mini_batch.sequences, indices)
-        _, flat = policy(batch)
-        logprobs, mask = batch.ragged(flat)
+    passes = mini_batch.kept or policy.passes(mini_batch.sequences, token_budget)
+    count = len(mini_batch.kept or policy.plan(mini_batch.sequences, token_budget))
+    for number, forward in enumerate(passes, start=1):
+        batch = forward.batch
+        logprobs, mask = batch.ragged(forward.logprobs)
         width = logprobs.shape[1]
-        rows = torch.tensor(indices, device=flat.device)
+        rows = torch.tensor(batch.indices, device=logprobs.device)
         inputs = LossInputs(
             logprobs=logprobs,
             old_logprobs=mini_batch.old_logprobs[rows, :width],
@@ -71,7 +73,7 @@ def accumulate_gradients(
             reference_logprobs=batch.ragged(reference(batch))[0] if reference is not None else None,
         )
         summed, metrics = loss_function(inputs, config)
-        backward(summed / tokens, number == len(plan))
+        backward(summed / tokens, number == count)
         for name, value in (("loss", summed.detach()), *metrics.items()):
             totals[name] = totals.get(name, torch.zeros_like(value)) + value
     return totals

@@ -4,6 +4,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grace_exp.config.backbone import PoolingConfig
@@ -115,3 +116,28 @@ def test_the_instruction_is_that_of_the_role(embed: Any, engine: Counting, promp
     embed(TEXTS[:1], Role.POSITIVE)
     assert engine.calls[0][0].prompt_ids == prompts(Role.POSITIVE, TEXTS[0]).token_ids
     assert engine.calls[0][0].prompt_ids != prompts(Role.QUERY, TEXTS[0]).token_ids
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]], ids=["shared", "fewer_than_processes"])
+def test_processes_share_the_texts_and_all_get_everything(
+    embed: Any, engine: Counting, monkeypatch: pytest.MonkeyPatch, texts: list[str]
+) -> None:
+    alone = embed(texts, temperature=1.0)
+    shares: dict[int, Embedded] = {}
+    here = {"rank": 0}
+
+    def gather(parts: list[Embedded], own: Embedded) -> None:
+        shares[here["rank"]] = own
+        parts[:] = [shares.get(process, own) for process in range(3)]
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: here["rank"])
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    for here["rank"] in (0, 1, 2, 0):  # after a round, the shares of all processes are there
+        together = embed(texts, temperature=1.0)
+    asked = [request.prompt_ids for call in engine.calls[1:4] for request in call]
+    assert len(asked) == max(3, len(set(texts)))  # each text once; a process without any takes part all the same
+    assert [c.token_ids for c in together.completions] == [c.token_ids for c in alone.completions]
+    for region, values in alone.embeddings.items():
+        np.testing.assert_allclose(together.embeddings[region], values, atol=1e-5)

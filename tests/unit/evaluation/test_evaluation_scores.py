@@ -85,8 +85,8 @@ def noisy(items: int, seed: int = 0) -> ItemScores:
 
 def test_the_interval_contains_the_figure_and_shrinks_with_more_items() -> None:
     widths = []
-    for items in (30, 120, 480):
-        found = score(noisy(items), resamples=500)
+    for items in (30, 100, 330):
+        found = score(noisy(items), resamples=300)
         assert found.low is not None
         assert found.high is not None
         assert found.low < found.value < found.high

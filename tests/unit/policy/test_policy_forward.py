@@ -11,7 +11,7 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.data.prompts import Prompt
 from grace_exp.errors import ConfigError
 from grace_exp.policy.packing import Region, TextSequence
-from grace_exp.policy.policy import Policy
+from grace_exp.policy.policy import Policy, collect
 
 GROUPS = [[5, 1, 9, 5], [7], [2, 2], [16, 3, 1], [4]]
 REGIONS: tuple[Region, ...] = get_args(Region)
@@ -206,6 +206,19 @@ def test_embeddings_carry_no_gradient_and_logprobs_do(policy: Make, sequences: S
     assert logprobs.requires_grad
 
 
+@pytest.mark.parametrize("token_budget", [100_000, 60])
+def test_passes_with_gradients_say_what_scoring_says(policy: Make, sequences: Sequences, token_budget: int) -> None:
+    reader, asked = policy(), sequences(GROUPS)
+    passes = list(reader.passes(asked, token_budget, REGIONS))
+    collected, scored = collect(asked, passes), reader.score(asked, REGIONS)
+    for region in REGIONS:
+        torch.testing.assert_close(collected.embeddings[region], scored.embeddings[region], atol=1e-5, rtol=0)
+    torch.testing.assert_close(collected.logprobs, scored.logprobs, atol=1e-5, rtol=0)
+    assert torch.equal(collected.mask, scored.mask)
+    assert not collected.logprobs.requires_grad
+    assert all(forward.logprobs.requires_grad for forward in passes)  # kept for an update
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_scoring_is_in_evaluation_mode_and_leaves_the_mode_as_it_was(
     model: Any, policy: Make, sequences: Sequences, training: bool
@@ -221,8 +234,12 @@ def test_scoring_is_in_evaluation_mode_and_leaves_the_mode_as_it_was(
 
 
 def test_hidden_states_are_recorded_only_while_asked_for(model: Any, policy: Make, sequences: Sequences) -> None:
+    def hooks() -> list[int]:
+        return [len(module._forward_hooks) for module in model.modules()]
+
+    before = hooks()
     policy(pooling=PoolingConfig(layer=-2)).score(sequences(GROUPS))
-    assert not any(module._forward_hooks for module in model.modules())
+    assert hooks() == before
 
 
 @pytest.mark.parametrize(("layer", "allowed"), [(2, True), (-3, True), (3, False), (-4, False)])

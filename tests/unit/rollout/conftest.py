@@ -1,5 +1,5 @@
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -13,6 +13,15 @@ END_TOKENS = (2, *range(40, 100))
 """Many, so that random rationales end by themselves about half of the time."""
 
 Engine = Callable[..., TransformersEngine]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The engine divides requests among torch's threads; tests that count batches need one share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

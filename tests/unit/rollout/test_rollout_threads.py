@@ -1,5 +1,4 @@
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,8 @@ from grace_exp.rollout.threads import map_on_threads, shares
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def two_threads(one_thread: None) -> None:
+    torch.set_num_threads(2)  # `one_thread` puts back what was before
 
 
 def requests(prompts: list[tuple[int, ...]], n: int = 3) -> list[Request]:
