@@ -196,5 +196,16 @@ def test_processes_share_a_step_in_contiguous_equal_parts(recipe: Recipe) -> Non
     assert [len(share) for share in shares] == [2, 2]
     assert shares[0] + shares[1] == whole
     data.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match=r"job\.batch_size=4 is not a multiple of the 3 processes"):
+    with pytest.raises(ConfigError, match=r"objective\.mini_batch_size=4 is not a multiple of the 3 processes"):
         data.batch(5)
+
+
+def test_an_update_sees_the_same_instances_however_many_processes_share_it(recipe: Recipe) -> None:
+    data = GraceDataModule(recipe, batch_size=4, mini_batch_size=2, steps=STEPS)
+    alone = [instance.index for instance in data.batch(5).instances]
+    shares = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        shares.append([instance.index for instance in data.batch(5).instances])
+    for update in range(2):
+        assert [share[update] for share in shares] == alone[2 * update : 2 * update + 2]

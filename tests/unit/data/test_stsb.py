@@ -33,8 +33,18 @@ def test_triplets_follow_the_scores(split: str) -> None:
         assert negative in low
         assert max(scores.get(frozenset((query, negative)), [0])) <= 1
         assert max(scores.get(frozenset((positive, negative)), [0])) <= 1
-    same = sum(a == b for a, b, s in zip(pairs.sentence1, pairs.sentence2, pairs.scores, strict=True) if s >= 4)
-    assert len(triplets) == int((pairs.scores >= 4).sum()) - same
+    others = {
+        sentence
+        for other in stsb.PAIRS
+        if other != split
+        for sentence in (*load_stsb(other).sentence1, *load_stsb(other).sentence2)
+    }
+    assert others.isdisjoint(text for row in triplets for text in row.values())  # held out from the other splits
+    usable = [
+        score >= 4 and a != b and not {a, b} & others
+        for a, b, score in zip(pairs.sentence1, pairs.sentence2, pairs.scores, strict=True)
+    ]
+    assert len(triplets) == sum(usable)
     assert triplets == stsb_triplets(split)  # type: ignore[arg-type]
     assert len({row["negative"] for row in triplets}) > len(triplets) / 3  # drawn widely, not a favourite few
 
