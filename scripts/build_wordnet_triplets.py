@@ -1,7 +1,7 @@
-"""Builds the sample of WordNet 3.0 triplets that ships with the package (src/grace_exp/data/wordnet).
+"""Builds the sample of WordNet 3.0 that ships with the package (src/grace_exp/data/wordnet).
 
     apt-get install wordnet-base
-    python scripts/build_wordnet_triplets.py            # writes train.jsonl, dev.jsonl, test.jsonl and LICENSE
+    python scripts/build_wordnet_triplets.py            # writes train, dev, test and classes.jsonl, and LICENSE
     python scripts/build_wordnet_triplets.py --check    # compares them with what would be written
 
 A row: the query is a usage example of a synset, the positive is that synset's definition, the negative is the
@@ -12,7 +12,12 @@ Splits: every lemma (case-folded) is dealt to train, dev or test by a hash of it
 split only if all its lemmas do; synsets that bridge splits are dropped. Queries, positives and negatives of a split all
 come from its own synsets, so no lemma of one split occurs in a synset of another. (Joining synsets that share a lemma
 instead would put a third of WordNet into one component.) Texts that occur in two synsets are dropped as well. A synset
-gives at most one row. Nothing depends on the order of the dictionary or on a random generator.
+gives at most one row.
+
+classes.jsonl, for clustering: definitions of nouns of the test split with WordNet's own class (the lexicographer file,
+https://wordnet.princeton.edu/documentation/lexnames5wn), equally many of each class.
+
+Nothing depends on the order of the dictionary or on a random generator.
 
 Format of the dictionary: https://wordnet.princeton.edu/documentation/wndb5wn
 """
@@ -35,6 +40,20 @@ SHARES = (("train", 0.70), ("dev", 0.15), ("test", 0.15))
 ROWS = {"train": 3600, "dev": 500, "test": 500}
 QUERY_WORDS = range(4, 31)
 GLOSS_WORDS = range(3, 41)
+CLASSES = {
+    5: "animal",
+    6: "artifact",
+    8: "body",
+    10: "communication",
+    13: "food",
+    15: "location",
+    18: "person",
+    20: "plant",
+    27: "substance",
+    28: "time",
+}
+CLASS_ROWS = 60
+CLASS_WORDS = range(6, 26)
 
 _GLOSS = re.compile(r'(?P<definition>[^"`]+?)(?P<examples>(?:\s*;\s*"[^"]+")*)\s*;?\s*')
 _EXAMPLE = re.compile(r'"([^"]+)"')
@@ -47,6 +66,7 @@ class Synset:
     """One line of a data file; `key` is the offset with the part of speech, such as `02084071-n`."""
 
     key: str
+    lexicographer: int
     lemmas: tuple[str, ...]
     hypernyms: frozenset[str]
     linked: frozenset[str]
@@ -70,6 +90,7 @@ def parse_line(line: str) -> Synset | None:
         return None
     return Synset(
         key=_key(fields[0], fields[2]),
+        lexicographer=int(fields[1]),
         lemmas=tuple(dict.fromkeys(_MARKER.sub("", word).replace("_", " ").casefold() for word in words)),
         hypernyms=frozenset(key for symbol, key in links if symbol in HYPERNYMS),
         linked=frozenset(key for _, key in links),
@@ -152,6 +173,25 @@ def _rows(synsets: Sequence[Synset], texts: Counter[str]) -> list[dict[str, obje
     return rows
 
 
+def build_classes(synsets: Sequence[Synset]) -> list[dict[str, str]]:
+    """Rows of (text, label, synset), `CLASS_ROWS` of each class, in the order of a hash."""
+    texts = Counter(synset.definition for synset in synsets)
+    rows: list[dict[str, str]] = []
+    for number, name in CLASSES.items():
+        usable = [
+            synset
+            for synset in synsets
+            if synset.lexicographer == number
+            and texts[synset.definition] == 1
+            and _is_clean(synset.definition, CLASS_WORDS)
+            and split_of(synset) == "test"
+        ]
+        chosen = sorted(usable, key=lambda s: _rank("class", s.key))[:CLASS_ROWS]
+        rows += [{"text": synset.definition, "label": name, "synset": synset.key} for synset in chosen]
+    # By another hash than the choice: that would put the rows of the classes with most synsets first.
+    return sorted(rows, key=lambda row: _rank("class order", row["synset"]))
+
+
 def _choose(synset: Synset, others: Iterable[Synset]) -> Synset | None:
     unlinked = [o for o in others if o.key not in {synset.key, *synset.linked} and synset.key not in o.linked]
     return min(unlinked, key=lambda o: _rank("negative", synset.key, o.key), default=None)
@@ -182,6 +222,7 @@ def main() -> None:
     contents = {"LICENSE": licence}
     for split, rows in build(synsets).items():
         contents[f"{split}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows)
+    contents["classes.jsonl"] = "".join(json.dumps(row) + "\n" for row in build_classes(synsets))
     if options.check:
         stale = [n for n, text in contents.items() if _bytes_of(options.target / n) != text.encode()]
         if stale:

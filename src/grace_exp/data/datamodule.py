@@ -1,12 +1,12 @@
 """Feeds a recipe to Lightning step by step, and goes on where a checkpoint stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
-from grace_exp.data.batch import TextBatch
+from grace_exp.data.batch import Instance, TextBatch
 from grace_exp.data.recipes import Recipe
 from grace_exp.errors import ConfigError
 
@@ -22,9 +22,7 @@ class GraceDataModule(LightningDataModule):
         position: Number of completed steps, and so the next step.
     """
 
-    def __init__(
-        self, recipe: Recipe, *, batch_size: int, steps: int, mini_batch_size: int | None = None, first_step: int = 0
-    ) -> None:
+    def __init__(self, recipe: Recipe, *, batch_size: int, steps: int, mini_batch_size: int | None = None) -> None:
         """Makes the schedule.
 
         Args:
@@ -32,13 +30,12 @@ class GraceDataModule(LightningDataModule):
             batch_size: Instances a step, over all processes.
             steps: Where training ends, counted from the run's beginning.
             mini_batch_size: Instances an update, over all processes; None: the whole batch.
-            first_step: Where it begins; a checkpoint's position takes its place.
 
         Raises:
             DataError: A source has fewer rows than one step takes of it.
         """
         super().__init__()
-        self.position = first_step
+        self.position = 0
         self._recipe = recipe
         self._batch_size = batch_size
         self._mini_batch_size = mini_batch_size or batch_size
@@ -64,6 +61,10 @@ class GraceDataModule(LightningDataModule):
         starts = range(rank * share, self._batch_size, self._mini_batch_size)
         indices = [index for start in starts for index in self._schedule[step][start : start + share]]
         return TextBatch(step=step, instances=[self._recipe[index] for index in indices])
+
+    def another(self, index: int, seed: int, without: Collection[int]) -> Instance | None:
+        """As `Recipe.another`: for steps that sample more instances than the schedule gives them."""
+        return self._recipe.another(index, seed, without)
 
     def train_dataloader(self) -> "StepLoader":
         """The steps from `position` on."""

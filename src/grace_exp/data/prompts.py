@@ -54,6 +54,8 @@ class PromptBuilder:
         tokenizer: "PreTrainedTokenizerBase",
         config: PromptConfig,
         template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        allow_empty: bool = False,
     ) -> None:
         """Render and tokenise the template of every role.
 
@@ -61,6 +63,7 @@ class PromptBuilder:
             tokenizer: Of the backbone, with its chat template.
             config: System prompt, instructions and the limit.
             template_kwargs: Variables of the chat template, such as `date_string`.
+            allow_empty: Whether an empty text gets the bare template; in training it is an error.
 
         Raises:
             ConfigError: The tokenizer has no chat template, the template alters the text, template and text cannot be
@@ -68,6 +71,7 @@ class PromptBuilder:
         """
         self._tokenizer = tokenizer
         self._max_tokens = config.max_tokens
+        self._allow_empty = allow_empty
         self._template_kwargs = dict(template_kwargs or {})
         if tokenizer.chat_template is None:
             raise ConfigError(
@@ -84,11 +88,11 @@ class PromptBuilder:
         """The prompts of several (role, text) pairs, tokenised in one call.
 
         Raises:
-            DataError: A text is empty.
+            DataError: A text is empty, and none may be.
         """
         pairs = [(role, text.strip()) for role, text in texts]
         for role, text in pairs:
-            if not text:
+            if not text and not self._allow_empty:
                 raise DataError(f"prompt: the {role} text is empty; a rationale needs something to read")
         return [
             self._join(self._frames[role], ids)

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import random
 from bisect import bisect_right
+from collections.abc import Collection
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,7 +30,6 @@ class Recipe:
     def __init__(self, data: DataConfig, sources: dict[str, LoadedSource], *, seed: int) -> None:
         """Puts loaded sources together; see `load_recipe`."""
         self.seed = seed
-        self._mode = data.mode
         self._sources = sources
         self._names = list(sources)
         self._ends = list(accumulate(len(source.rows) for source in sources.values()))
@@ -61,7 +62,7 @@ class Recipe:
         name = self._names[number]
         rows = self._sources[name].rows
         row = rows[index - (self._ends[number] - len(rows))]
-        if self._mode == "unsupervised":
+        if "text" in row:  # of an unsupervised source
             return Instance(index=index, query=row["text"], positive=row["text"], negatives=(), source=name)
         return Instance(
             index=index,
@@ -70,6 +71,27 @@ class Recipe:
             negatives=tuple(row["negatives"]),
             source=name,
         )
+
+    def another(self, index: int, seed: int, without: Collection[int]) -> Instance | None:
+        """An instance drawn from the same source.
+
+        Args:
+            index: Of an instance of the source.
+            seed: Of the draw.
+            without: Indices that are not to be drawn.
+
+        Returns:
+            The instance; None where the source has no other.
+        """
+        number = bisect_right(self._ends, index)
+        end = self._ends[number]
+        start = end - len(self._sources[self._names[number]].rows)
+        if sum(start <= taken < end for taken in without) >= end - start:
+            return None
+        draws = random.Random(seed)
+        while (drawn := start + int(draws.random() * (end - start))) in without:
+            pass
+        return self[drawn]
 
     def describe(self) -> dict[str, object]:
         """Rows and rejected rows of every source, and the fingerprint; for the run's records."""
@@ -101,5 +123,7 @@ def load_recipe(data: DataConfig, *, seed: int, cache_dir: Path, rejects_path: P
         ConfigError, DataError, MissingResourceError: See `load_source`.
     """
     rejects = RejectLog(rejects_path) if rejects_path is not None else None
-    sources = {name: load_source(name, source, data, rejects, cache_dir) for name, source in data.sources.items()}
+    sources = {
+        name: load_source(name, source, data.of(name), rejects, cache_dir) for name, source in data.sources.items()
+    }
     return Recipe(data, sources, seed=seed)

@@ -53,8 +53,8 @@ def columns(name: str, source: SourceConfig, data: DataConfig) -> tuple[str, ...
         return (source.query, source.positive)
     if source.negative is None:
         raise ConfigError(
-            f"data.negatives={data.negatives} but data.sources.{name}.negative=null: name the column of the negatives "
-            "or set data.negatives=0"
+            f"{_negatives_key(source, name)}={data.negatives} but data.sources.{name}.negative=null: name the column "
+            f"of the negatives or set data.sources.{name}.negatives=0"
         )
     return (source.query, source.positive, source.negative)
 
@@ -65,7 +65,9 @@ def texts_of(row: Row, source: SourceConfig, data: DataConfig) -> Texts | BadRow
         if data.mode == "unsupervised":
             return {"text": _text(row, source.text, data)}
         texts: Texts = {"query": _text(row, source.query, data), "positive": _text(row, source.positive, data)}
-        texts["negatives"] = _negatives(row, source.negative, data) if source.negative and data.negatives else []
+        texts["negatives"] = (
+            _negatives(row, source, source.negative, data) if source.negative and data.negatives else []
+        )
         return texts
     except _Unusable as unusable:
         return BadRow(row.line, str(unusable), row.raw or json.dumps(row.fields, default=str))
@@ -86,14 +88,20 @@ def _text(row: Row, name: str, data: DataConfig) -> str:
     return _checked(_field(row, name), f"field {name!r}", data)
 
 
-def _negatives(row: Row, name: str, data: DataConfig) -> list[str]:
+def _negatives_key(source: SourceConfig, name: str) -> str:
+    """The setting that asks for negatives."""
+    return "data.negatives" if source.negatives is None else f"data.sources.{name}.negatives"
+
+
+def _negatives(row: Row, source: SourceConfig, name: str, data: DataConfig) -> list[str]:
     value = _field(row, name)
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
         raise _Unusable(f"field {name!r} is {describe(value)}; expected a text or a list of texts")
     if len(value) < data.negatives:
-        raise _Unusable(f"field {name!r} holds {len(value)} texts; data.negatives={data.negatives} expects as many")
+        key = _negatives_key(source, next(iter(data.sources)))
+        raise _Unusable(f"field {name!r} holds {len(value)} texts; {key}={data.negatives} expects as many")
     return [
         _checked(text, f"text {number} of field {name!r}", data)
         for number, text in enumerate(value[: data.negatives], start=1)

@@ -11,15 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from glob import glob, has_magic
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from grace_exp.config.data import DataConfig, SourceConfig
+from grace_exp.config.data import FILE_FORMATS, DataConfig, SourceConfig
 from grace_exp.data.hub import load_hub
 from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
+from grace_exp.data.remote import fetch
 from grace_exp.data.rows import RejectLog, Texts, columns, reject_line, texts_of
 from grace_exp.data.stsb import stsb_triplets
 from grace_exp.data.wordnet import wordnet_path
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the cache key: raise it when rows are read or checked differently."""
 
-_FORMATS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
 _BUILTIN = "builtin:"
 _SPLITS: dict[str, Literal["train", "dev", "test"]] = {"train": "train", "dev": "dev", "test": "test"}
 _BATCH = 1000
@@ -83,7 +84,7 @@ def load_source(
     import datasets
 
     needed = columns(name, source, data)
-    parts = _parts(name, source, data, needed)
+    parts = _parts(name, source, data, needed, cache_dir)
     settings = {
         "version": VERSION,
         "parts": [(part.label, part.digest) for part in parts],
@@ -159,17 +160,16 @@ def _checked_rows(
             raise DataError(f"data.sources.{name}: {part.label} is empty: it holds no row")
 
 
-def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...]) -> list[_Part]:
-    path = source.path
-    if source.format == "builtin" or (source.format == "auto" and path.startswith(_BUILTIN)):
-        return [_builtin(name, source, needed, data.mode)]
-    if source.format == "hub" or (source.format == "auto" and not _is_local(path)):
-        return [_hub(name, source, needed)]
-    return [_file(name, source, file, needed, data.mode) for file in _files(name, path)]
-
-
-def _is_local(path: str) -> bool:
-    return Path(path).suffix in _FORMATS or has_magic(path) or path.startswith((".", "/", "~")) or Path(path).exists()
+def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path) -> list[_Part]:
+    match source.kind:
+        case "builtin":
+            return [_builtin(name, source, needed, data.mode)]
+        case "hub":
+            return [_hub(name, source, needed)]
+        case "url":
+            return [_file(name, source, fetch(name, source.path, cache_dir), needed, data.mode, address=source.path)]
+        case "file":
+            return [_file(name, source, file, needed, data.mode) for file in _files(name, source.path)]
 
 
 def _files(name: str, path: str) -> list[Path]:
@@ -184,28 +184,33 @@ def _files(name: str, path: str) -> list[Path]:
     return files
 
 
-def _file(name: str, source: SourceConfig, file: Path, needed: tuple[str, ...], mode: str) -> _Part:
-    kind = _FORMATS.get(file.suffix) if source.format == "auto" else source.format
+def _file(
+    name: str, source: SourceConfig, file: Path, needed: tuple[str, ...], mode: str, *, address: str | None = None
+) -> _Part:
+    label = address or str(file)
+    suffix = Path(urlsplit(address).path).suffix if address else file.suffix
+    kind = FILE_FORMATS.get(suffix) if source.format == "auto" else source.format
     readers: dict[str | None, Reader] = {
         "jsonl": read_jsonl,
-        "csv": partial(read_csv, delimiter="\t" if file.suffix == ".tsv" else ","),
+        "csv": partial(read_csv, delimiter="\t" if suffix == ".tsv" else ","),
         "parquet": read_parquet,
         "text": read_text,
     }
     if kind not in readers:
         raise DataError(
-            f"{file}: the ending {file.suffix!r} names no format (known: {' '.join(_FORMATS)}); set "
+            f"{label}: the ending {suffix!r} names no format (known: {' '.join(FILE_FORMATS)}); set "
             f"data.sources.{name}.format"
         )
     if kind == "text" and mode == "supervised":
         raise ConfigError(
-            f"data.mode='supervised' but data.sources.{name} reads plain text ({file}), which has no positives: give "
-            "JSONL, CSV or parquet, or set data.mode=unsupervised"
+            f"data.sources.{name} is supervised (data.mode) but reads plain text ({label}), which has no positives: "
+            "give JSONL, CSV or parquet, or set data.mode=unsupervised (for this source alone: data.mode=mixed and "
+            f"data.sources.{name}.mode=unsupervised)"
         )
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     unit = "row" if kind == "parquet" else "line"
-    return _Part(str(file), f"{kind} {digest}", partial(readers[kind], file, needed), unit)
+    return _Part(label, f"{kind} {digest}", partial(readers[kind], file, needed), unit)
 
 
 def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...], mode: str) -> _Part:

@@ -1,4 +1,4 @@
-"""The vendored sample of WordNet 3.0 triplets (built by scripts/build_wordnet_triplets.py)."""
+"""The vendored sample of WordNet 3.0 (built by scripts/build_wordnet_triplets.py)."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,20 @@ class WordNetRow(TypedDict):
     negative_lemmas: list[str]
 
 
+class WordNetClassRow(TypedDict):
+    """One definition with its class.
+
+    Attributes:
+        text: The definition of a noun synset of the test split.
+        label: WordNet's class of it (the lexicographer file), such as `animal`.
+        synset: Offset and part of speech in WordNet 3.0.
+    """
+
+    text: str
+    label: str
+    synset: str
+
+
 def wordnet_path(split: Literal["train", "dev", "test"]) -> Path:
     """The JSONL file of a split; no lemma of one split's synsets occurs in another split."""
     return Path(__file__).with_name("wordnet") / f"{split}.jsonl"
@@ -33,4 +47,10 @@ def wordnet_path(split: Literal["train", "dev", "test"]) -> Path:
 def load_wordnet(split: Literal["train", "dev", "test"]) -> list[WordNetRow]:
     """All rows of a split, in the order of the file (a hash's, so the first rows are a fair sample)."""
     with wordnet_path(split).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def load_wordnet_classes() -> list[WordNetClassRow]:
+    """60 definitions of each of 10 classes, mixed (the first rows are a fair sample)."""
+    with wordnet_path("test").with_name("classes.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]

@@ -2,11 +2,13 @@
 
 The K rationales of a group continue the same prompt. Padded, the prompt would be computed K times; packed, a row is
 [prompt, rationale 1 .. K], the position of every rationale starts again behind the prompt, and a rationale attends to
-the prompt and to itself only. The result is that of K separate rows.
+the prompt and to itself only. The result is that of K separate rows. What all rows of a micro-batch begin with (the
+chat template and the system prompt) can be computed once, too.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Literal
 
 import torch
@@ -49,6 +51,7 @@ class MicroBatch:
         position_ids: [rows, width].
         block: What a token belongs to, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
         packed: Whether a row holds more than one rationale, so that `attention_mask` is needed.
+        head: Leading tokens that are the same in every row and computed once; 0: every row is computed whole.
         rows: Row of each sequence, [n].
         slots: `block` of each sequence's rationale in its row, [n].
         in_text: Pooled prompt tokens, [rows, width] bool.
@@ -64,6 +67,7 @@ class MicroBatch:
     position_ids: Tensor
     block: Tensor
     packed: bool
+    head: int
     rows: Tensor
     slots: Tensor
     in_text: Tensor
@@ -79,15 +83,15 @@ class MicroBatch:
         return len(self.indices)
 
     def attention_mask(self) -> Tensor | None:
-        """[rows, 1, width, width] bool, True where a token may look; None where plain causal attention is right.
+        """[rows, 1, width - head, width] bool: where a token behind the head may look; None: plain causal attention.
 
         Padding stands at the end of its row, where causal attention hides it from every real token.
         """
-        if not self.packed:
+        if not self.packed and not self.head:
             return None
-        query, key = self.block[:, :, None], self.block[:, None, :]
+        query, key = self.block[:, self.head :, None], self.block[:, None, :]
         causal = torch.ones(self.block.shape[1], self.block.shape[1], dtype=torch.bool, device=self.block.device).tril()
-        return (causal & ((key == 0) | (key == query)))[:, None]
+        return (causal[self.head :] & ((key == 0) | (key == query)))[:, None]
 
     def membership(self, region: Region) -> Tensor:
         """Tokens that each sequence's embedding is pooled over, [n, width] bool."""
@@ -95,12 +99,12 @@ class MicroBatch:
         text = self.in_text[self.rows]
         return {"text": text, "rationale": rationale, "text_and_rationale": text | rationale}[region]
 
-    def ragged(self, flat: Tensor, padding: float = 0.0) -> tuple[Tensor, Tensor]:
+    def ragged(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Values per rationale token [tokens] as rows [n, longest], and the mask of real ones."""
         longest = int(self.offsets.max()) + 1 if len(self.offsets) else 0
         mask = torch.zeros(self.n, longest, dtype=torch.bool, device=flat.device)
         mask[self.owners, self.offsets] = True
-        padded = flat.new_full((self.n, longest), padding)
+        padded = flat.new_zeros(self.n, longest)
         return torch.index_put(padded, (self.owners, self.offsets), flat), mask
 
 
@@ -161,6 +165,7 @@ def collate(
     indices: Sequence[int],
     *,
     share_prompts: bool,
+    share_head: bool,
     max_row_tokens: int,
     pad_token_id: int,
     device: torch.device,
@@ -210,6 +215,7 @@ def collate(
         position_ids=positions.to(device),
         block=block.to(device),
         packed=any(len(row.members) > 1 for row in rows),
+        head=_common_head(rows) if share_head else 0,
         rows=row_of.to(device),
         slots=slot_of.to(device),
         in_text=in_text.to(device),
@@ -219,3 +225,11 @@ def collate(
         owners=owner.to(device),
         offsets=offset.to(device),
     )
+
+
+def _common_head(rows: list[_Row]) -> int:
+    """Number of tokens that all prompts begin with; their last tokens predict and stay outside."""
+    if len(rows) == 1:
+        return 0
+    columns = zip(*(row.prompt.token_ids[:-1] for row in rows), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))

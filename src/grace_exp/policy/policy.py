@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
-from grace_exp.policy.logprobs import token_logprobs
+from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, pack
 from grace_exp.policy.pooling import pool
 
@@ -37,11 +37,15 @@ class Scored:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A micro-batch and what its forward gave: embeddings per region [n, hidden], flat log-probs [tokens]."""
+    """A micro-batch and what its forward gave: embeddings per region [n, hidden], flat log-probs [tokens].
+
+    `entropy`, flat [tokens], where it was asked for.
+    """
 
     batch: MicroBatch
     embeddings: dict[Region, Tensor]
     logprobs: Tensor
+    entropy: Tensor | None = None
 
 
 class Policy(LightningModule):
@@ -84,6 +88,11 @@ class Policy(LightningModule):
 
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
+    @property
+    def _checkpoints_gradients(self) -> bool:
+        """Whether layers are computed again in the backward pass, which leaves no room for a cache."""
+        return self.model.training and self.causal_lm.is_gradient_checkpointing
+
     def plan(self, sequences: Sequence[TextSequence], token_budget: int) -> list[list[int]]:
         """Indices of `sequences` per micro-batch."""
         return pack(
@@ -99,45 +108,75 @@ class Policy(LightningModule):
             sequences,
             indices,
             share_prompts=self.hardware.packing,
+            share_head=self.hardware.share_head and not self._checkpoints_gradients,
             max_row_tokens=self.hardware.max_row_tokens,
             pad_token_id=self.pad_token_id,
             device=self.model.device,
         )
 
-    def forward(self, batch: MicroBatch, regions: Sequence[Region] = ()) -> tuple[dict[Region, Tensor], Tensor]:
+    def forward(
+        self,
+        batch: MicroBatch,
+        regions: Sequence[Region] = (),
+        *,
+        embedding_gradients: bool = False,
+        entropy: bool = False,
+    ) -> tuple[dict[Region, Tensor], Tensor, Tensor | None]:
         """One forward.
 
         Args:
             batch: Rows to compute.
-            regions: Regions to pool; the embeddings carry no gradient (METHOD: none flows through them).
+            regions: Regions to pool.
+            embedding_gradients: Whether the embeddings carry a gradient; in GRACE none flows through them.
+            entropy: Whether to compute it, which costs a softmax of the logits.
 
         Returns:
-            Embeddings per region, float32 [n, hidden], and the log-probs of the rationale tokens, flat [tokens].
+            Embeddings per region, float32 [n, hidden]; the log-probs of the rationale tokens, flat [tokens]; and, if
+            asked for, the entropies of the distributions they were drawn from, flat [tokens].
         """
-        causal_lm = self.causal_lm
+        last_hidden, pooled = self._hidden_states(batch, self.pooling.layer if regions else -1)
+        embeddings = self._pool(pooled if embedding_gradients else pooled.detach(), batch, regions)
+        read = (
+            last_hidden.flatten(0, 1)[batch.predictors],
+            batch.targets,
+            batch.temperatures,
+            self.causal_lm.get_output_embeddings(),
+        )
+        chunk = self.hardware.logprob_chunk_tokens
+        if entropy:
+            return embeddings, *token_logprobs_and_entropy(*read, chunk=chunk)
+        return embeddings, token_logprobs(*read, chunk=chunk), None
+
+    def _pool(self, hidden: Tensor, batch: MicroBatch, regions: Sequence[Region]) -> dict[Region, Tensor]:
+        return {region: pool(hidden, batch, region=region, method=self.pooling.method) for region in regions}
+
+    def _hidden_states(self, batch: MicroBatch, layer: int) -> tuple[Tensor, Tensor]:
+        """Hidden states behind the last layer and behind `layer`, each [rows, width, hidden]."""
+        decoder: Any = self.causal_lm.get_decoder()
         mask = batch.attention_mask()
         if mask is not None and self.model.config._attn_implementation == "eager":
             # The eager path adds its mask to the scores.
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
-        with _recorded_layer(causal_lm, self.pooling.layer if regions else -1) as recorded:
-            last_hidden: Tensor = causal_lm.get_decoder()(
-                input_ids=batch.input_ids,
-                position_ids=batch.position_ids,
+        head, cache = batch.head, None
+        with _recorded_layer(self.causal_lm, layer) as recorded:
+            last = []
+            if head:
+                from transformers import DynamicCache
+
+                cache = DynamicCache(config=self.model.config)
+                read = decoder(input_ids=batch.input_ids[:1, :head], past_key_values=cache, use_cache=True)
+                last.append(read.last_hidden_state)
+                cache.batch_repeat_interleave(len(batch.input_ids))
+            read = decoder(
+                input_ids=batch.input_ids[:, head:],
+                position_ids=batch.position_ids[:, head:],
                 attention_mask=mask,
-                use_cache=False,  # nothing is decoded
-            ).last_hidden_state
-        pooled = recorded[0] if recorded else last_hidden
-        embeddings = {
-            region: pool(pooled.detach(), batch, region=region, method=self.pooling.method) for region in regions
-        }
-        logprobs = token_logprobs(
-            last_hidden.flatten(0, 1)[batch.predictors],
-            batch.targets,
-            batch.temperatures,
-            causal_lm.get_output_embeddings(),
-            chunk=self.hardware.logprob_chunk_tokens,
-        )
-        return embeddings, logprobs
+                past_key_values=cache,
+                use_cache=cache is not None,  # nothing is decoded: only for what rows share
+            )
+            last.append(read.last_hidden_state)
+        whole = _behind_head(last)
+        return whole, _behind_head(recorded) if recorded else whole
 
     @torch.no_grad()
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:
@@ -147,21 +186,56 @@ class Policy(LightningModule):
             sequences: What to score; equal prompts are computed once.
             regions: Pooled regions; null: the configured one.
         """
+        with self._evaluating():
+            return collect(
+                sequences, self.passes(sequences, self.hardware.score_tokens, regions or (self.pooling.region,))
+            )
+
+    @torch.no_grad()
+    def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
+        """The embeddings alone, per region float32 [n, hidden]: as `score`, without the output head."""
+        found: dict[Region, dict[int, Tensor]] = {}
+        with self._evaluating():
+            for indices in self.plan(sequences, self.hardware.score_tokens):
+                batch = self.collate(sequences, indices)
+                _, pooled = self._hidden_states(batch, self.pooling.layer)
+                for region, embeddings in self._pool(pooled, batch, regions or (self.pooling.region,)).items():
+                    found.setdefault(region, {}).update(zip(batch.indices, embeddings, strict=True))
+        return {region: torch.stack([rows[i] for i in range(len(sequences))]) for region, rows in found.items()}
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """No dropout, no gradient checkpointing."""
         was_training = self.model.training
-        self.model.eval()  # no dropout, no gradient checkpointing
-        scored = collect(
-            sequences, self.passes(sequences, self.hardware.score_tokens, regions or (self.pooling.region,))
-        )
-        self.model.train(was_training)
-        return scored
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
 
     def passes(
-        self, sequences: Sequence[TextSequence], token_budget: int, regions: Sequence[Region] = ()
+        self,
+        sequences: Sequence[TextSequence],
+        token_budget: int,
+        regions: Sequence[Region] = (),
+        *,
+        entropy: bool = False,
     ) -> Iterator[ForwardPass]:
         """The forwards of any number of sequences, one micro-batch after another."""
-        for indices in self.plan(sequences, token_budget):
+        return self.planned_passes(sequences, self.plan(sequences, token_budget), regions, entropy=entropy)
+
+    def planned_passes(
+        self,
+        sequences: Sequence[TextSequence],
+        plan: Sequence[Sequence[int]],
+        regions: Sequence[Region] = (),
+        *,
+        entropy: bool = False,
+    ) -> Iterator[ForwardPass]:
+        """The forwards of a plan of `sequences`."""
+        for indices in plan:
             batch = self.collate(sequences, indices)
-            yield ForwardPass(batch, *self(batch, regions))
+            yield ForwardPass(batch, *self(batch, regions, entropy=entropy))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimizer should see."""
@@ -191,7 +265,7 @@ def collect(sequences: Sequence[TextSequence], passes: Iterable[ForwardPass]) ->
 
 @contextmanager
 def _recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
-    """Collects `hidden_states[layer]` (transformers' numbering) of the next forward, unless it is the last."""
+    """Collects `hidden_states[layer]` (transformers' numbering) of the next forwards, unless it is the last."""
     decoder: Any = model.get_decoder()
     count = len(decoder.layers)
     index = layer % (count + 1)
@@ -209,3 +283,9 @@ def _recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tenso
         yield recorded
     finally:
         handle.remove()
+
+
+def _behind_head(parts: list[Tensor]) -> Tensor:
+    """Hidden states of the head [1, head, hidden], if it was read apart, before those of every row."""
+    *head, rest = parts
+    return torch.cat([*(part.expand(len(rest), -1, -1) for part in head), rest], dim=1)

@@ -1,19 +1,20 @@
-"""The reference model: where the policy started, for the KL penalty."""
+"""The reference model: where the policy started, for the KL penalty and for rewards from a frozen encoder."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from grace_exp.policy.packing import MicroBatch
-from grace_exp.policy.policy import Policy
+from grace_exp.policy.packing import MicroBatch, Region, TextSequence
+from grace_exp.policy.policy import Policy, Scored
 
 
 class Reference(LightningModule):
-    """Log-probs under the initial weights.
+    """Log-probs and embeddings under the initial weights.
 
     With LoRA that is the policy with its adapters off, at no memory; otherwise a frozen copy. It stays in evaluation
     mode and out of checkpoints: it can be rebuilt from the backbone.
@@ -32,15 +33,32 @@ class Reference(LightningModule):
     @torch.no_grad()
     def forward(self, batch: MicroBatch) -> Tensor:
         """Log-probs of the rationale tokens, flat [tokens]."""
+        with self._start() as policy:
+            model = policy.model
+            was_training = model.training
+            model.eval()
+            logprobs: Tensor = policy(batch)[1]
+            model.train(was_training)
+        return logprobs
+
+    def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:
+        """As `Policy.score`."""
+        with self._start() as policy:
+            return policy.score(sequences, regions)
+
+    def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
+        """As `Policy.embed`."""
+        with self._start() as policy:
+            return policy.embed(sequences, regions)
+
+    @contextmanager
+    def _start(self) -> Iterator[Policy]:
+        """A policy with the initial weights."""
         policy = self._shared[0] if self._shared else self.copy
         assert policy is not None
         model: Any = policy.model
-        was_training = model.training
-        model.eval()
         with model.disable_adapter() if self._shared else nullcontext():
-            logprobs: Tensor = policy(batch)[1]
-        model.train(was_training)
-        return logprobs
+            yield policy
 
     def train(self, mode: bool = True) -> Self:
         """Ignored: Lightning puts every module it holds into training mode."""

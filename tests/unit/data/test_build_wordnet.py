@@ -65,7 +65,7 @@ def test_negatives_are_other_senses_else_siblings_never_linked_synsets(
 
 def test_synsets_whose_lemmas_are_dealt_to_different_splits_are_dropped(script: ModuleType) -> None:
     def synset(*lemmas: str) -> object:
-        return script.Synset("1-n", lemmas, frozenset(), frozenset(), "", ())
+        return script.Synset("1-n", 5, lemmas, frozenset(), frozenset(), "", ())
 
     words = [f"word{n}" for n in range(3000)]
     dealt = {word: script.split_of(synset(word)) for word in words}
@@ -74,6 +74,23 @@ def test_synsets_whose_lemmas_are_dealt_to_different_splits_are_dropped(script: 
     for first, second in itertools.pairwise(words):
         same = dealt[first] == dealt[second]
         assert script.split_of(synset(first, second)) == (dealt[first] if same else None)
+
+
+def test_class_rows_are_held_out_nouns_of_the_chosen_classes(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def synset(number: int, word: str, definition: str) -> object:
+        return script.Synset(f"{number}-{word}-n", number, (word,), frozenset(), frozenset(), definition, ())
+
+    text = "a long enough definition of the {}"
+    synsets = [synset(number, f"w{i}", text.format(f"{number} {i}")) for number in (3, 5, 13) for i in range(80)]
+    synsets += [synset(5, "short", "too short"), *[synset(5, f"twice{i}", text.format("same thing")) for i in range(2)]]
+    monkeypatch.setattr(script, "split_of", lambda synset: "train" if synset.lemmas[0] == "w7" else "test")
+    rows = script.build_classes(synsets)
+    assert [sum(row["label"] == name for row in rows) for name in ("animal", "food")] == [60, 60]
+    assert len(rows) == len({row["text"] for row in rows}) == 120
+    assert not any("same thing" in row["text"] or row["text"].endswith(" 7") for row in rows)
+    assert {row["label"] for row in rows[:20]} == {"animal", "food"}  # mixed: the first rows are a fair sample
 
 
 def test_files_are_written_and_checked(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,6 @@ def fit(
     *,
     steps: int = STEPS,
     batch_size: int = BATCH,
-    first_step: int = 0,
     resume: Path | None = None,
     fail_at: int | None = None,
     precision: Any = "32-true",
@@ -92,7 +91,7 @@ def fit(
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    data = GraceDataModule(recipe, batch_size=batch_size, steps=steps, first_step=first_step)
+    data = GraceDataModule(recipe, batch_size=batch_size, steps=steps)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="(?i).*(dataloader|resum)")
         try:
@@ -152,11 +151,6 @@ def test_a_checkpoint_of_a_finished_run_leaves_nothing_to_do(recipe: Recipe, tmp
 def test_an_unfinished_run_can_be_given_more_steps(recipe: Recipe, tmp_path: Path, checkpoints: Path) -> None:
     module, _ = fit(recipe, tmp_path, steps=STEPS + 3, resume=checkpoints / "4.ckpt")
     assert module.visited == [(step, step) for step in range(4, STEPS + 3)]
-
-
-def test_a_run_may_begin_at_a_later_step(recipe: Recipe, tmp_path: Path) -> None:
-    module, _ = fit(recipe, tmp_path, first_step=4)
-    assert [step for _, step in module.visited] == [4, 5]
 
 
 def test_a_checkpoint_is_refused_by_other_data(recipe: Recipe, tmp_path: Path, checkpoints: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from grace_exp.config.data import DataConfig, SourceConfig
 from grace_exp.data.batch import Instance
@@ -117,3 +118,47 @@ def test_the_schedule_mixes_by_weight_and_depends_on_the_seed(tmp_path: Path, tw
     again = recipe(tmp_path, two, seed=1).schedule(3, 10)
     other = recipe(tmp_path, two, seed=2).schedule(3, 10)
     assert [schedule[s] for s in range(10)] == [again[s] for s in range(10)] != [other[s] for s in range(10)]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> dict[str, SourceConfig]:
+    """Triplets with two negatives, pairs, and single texts."""
+    rows = [{**row, "negative": [row["negative"], "more"]} for row in triplets("a", 3)]
+    (tmp_path / "t.txt").write_text("one\ntwo\n")
+    return {
+        "a": SourceConfig(path=str(write(tmp_path / "a.jsonl", rows)), mode="supervised", negatives=2),
+        "b": SourceConfig(path=str(write(tmp_path / "b.jsonl", triplets("b", 2))), mode="supervised", negatives=0),
+        "t": SourceConfig(path=str(tmp_path / "t.txt"), mode="unsupervised", weight=2.0),
+    }
+
+
+def test_a_mixed_recipe_has_instances_of_every_kind(tmp_path: Path, mixed: dict[str, SourceConfig]) -> None:
+    whole = recipe(tmp_path, mixed, mode="mixed")
+    assert whole[1] == Instance(index=1, query="a q1", positive="a p1", negatives=("a n1", "more"), source="a")
+    assert whole[4] == Instance(index=4, query="b q1", positive="b p1", negatives=(), source="b")
+    assert whole[5] == Instance(index=5, query="one", positive="one", negatives=(), source="t")
+    schedule = whole.schedule(4, 5)
+    assert all(sorted(whole[i].source for i in schedule[step]) == ["a", "b", "t", "t"] for step in range(5))
+
+
+def test_the_kinds_of_a_recipe_are_said_once_and_agree(tmp_path: Path, mixed: dict[str, SourceConfig]) -> None:
+    def problem(mode: str, sources: dict[str, SourceConfig]) -> str:
+        with pytest.raises(ValidationError) as raised:
+            DataConfig(name="d", mode=mode, sources=sources)
+        return raised.value.errors()[0]["msg"]
+
+    silent = SourceConfig(path="x.jsonl")
+    assert "sources.s.mode=null: say supervised or unsupervised" in problem("mixed", {**mixed, "s": silent})
+    assert "every source is supervised: set data.mode=supervised" in problem("mixed", {"a": mixed["a"]})
+    assert "sources.t.mode='unsupervised' in a recipe of mode='supervised'" in problem("supervised", mixed)
+    assert DataConfig(name="d", mode="supervised", sources={"a": mixed["a"], "s": silent}).negative_counts() == {1, 2}
+    assert DataConfig(name="d", mode="mixed", sources=mixed).negative_counts() == {0, 2}
+
+
+def test_another_instance_is_of_the_same_source_and_not_taken(tmp_path: Path, two: dict[str, SourceConfig]) -> None:
+    whole = recipe(tmp_path, two)
+    drawn = {whole.another(1, seed, {1}) for seed in range(30)}
+    assert drawn == {whole[0], whole[2]}
+    assert whole.another(1, 5, {1}) == whole.another(1, 5, {1})
+    assert whole.another(3, 0, {3, 0, 1}) == whole[4]
+    assert whole.another(3, 0, {3, 4}) is None

@@ -1,6 +1,6 @@
 import pytest
 
-from grace_exp.data.wordnet import WordNetRow, load_wordnet, wordnet_path
+from grace_exp.data.wordnet import WordNetRow, load_wordnet, load_wordnet_classes, wordnet_path
 
 SPLITS = ("train", "dev", "test")
 
@@ -48,6 +48,17 @@ def test_a_synset_gives_one_row_and_no_query_repeats(splits: dict[str, list[Word
 def test_most_negatives_are_another_sense_of_the_same_word(splits: dict[str, list[WordNetRow]]) -> None:
     rows = splits["train"]
     assert sum(bool(set(row["lemmas"]) & set(row["negative_lemmas"])) for row in rows) > len(rows) / 2
+
+
+def test_classes_are_equally_many_definitions_that_training_has_not_seen(
+    splits: dict[str, list[WordNetRow]],
+) -> None:
+    rows = load_wordnet_classes()
+    labels = [row["label"] for row in rows]
+    assert {label: labels.count(label) for label in labels} == dict.fromkeys(set(labels), 60)
+    assert len(set(labels)) == 10 and len({row["text"] for row in rows}) == len({row["synset"] for row in rows}) == 600
+    trained = {text for row in splits["train"] for text in (row["positive"], row["negative"])}
+    assert trained.isdisjoint(row["text"] for row in rows)
 
 
 def test_the_licence_lies_beside_the_files() -> None:

@@ -15,12 +15,18 @@ from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 
 
-def make_sequences(groups: Sequence[Sequence[int]], seed: int = 0, temperature: float = 1.0) -> list[TextSequence]:
-    """A group a list of rationale lengths, each group with a prompt of its own, shuffled over groups."""
+def make_sequences(
+    groups: Sequence[Sequence[int]], seed: int = 0, temperature: float = 1.0, head: int = 0
+) -> list[TextSequence]:
+    """A group a list of rationale lengths, each group with a prompt of its own, shuffled over groups.
+
+    All prompts begin with the same `head` tokens.
+    """
     draw = random.Random(seed)
     sequences = []
     for lengths in groups:
-        prompt = Prompt(tuple(draw.randrange(1024) for _ in range(draw.randrange(3, 20))), draw.randrange(0, 3))
+        own = tuple(draw.randrange(1024) for _ in range(draw.randrange(3, 20)))
+        prompt = Prompt((*range(head), *own), draw.randrange(0, 3))
         for length in lengths:
             sequences.append(TextSequence(prompt, tuple(draw.randrange(1024) for _ in range(length)), temperature))
     draw.shuffle(sequences)

@@ -53,6 +53,76 @@ def test_one_forward_gives_what_plain_forwards_give(
     assert_scored_as_plain(policy(pooling=pooling, packing=packing), sequences(GROUPS, temperature=0.7), plain)
 
 
+@pytest.mark.parametrize("layer", [-1, -2, 0])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("groups", [GROUPS, [[4], [7], [1]], [[3, 5]]], ids=["mixed", "single", "one prompt"])
+def test_what_prompts_begin_with_can_be_computed_once(
+    model: Any,
+    policy: Make,
+    sequences: Sequences,
+    plain: Any,
+    groups: list[list[int]],
+    attention: str,
+    packing: bool,
+    layer: int,
+) -> None:
+    model.set_attn_implementation(attention)
+    sharing = policy(pooling=PoolingConfig(layer=layer), packing=packing, share_head=True)
+    assert_scored_as_plain(sharing, sequences(groups, temperature=0.7, head=9), plain)
+    assert_scored_as_plain(sharing, sequences(groups), plain)  # nothing in common
+
+
+def test_a_head_is_computed_for_one_row_only(model: Any, policy: Make, sequences: Sequences) -> None:
+    read: list[tuple[int, ...]] = []
+    model.get_decoder().layers[0].register_forward_hook(lambda _m, args, _o: read.append(tuple(args[0].shape[:2])))
+    asked = sequences([[4], [7], [1]], head=9)
+    policy(share_head=True).embed(asked)
+    longest = max(len(sequence.prompt.token_ids) + len(sequence.completion_ids) for sequence in asked)
+    assert read == [(1, 9), (3, longest - 9)]
+
+
+def test_prompts_that_are_each_others_beginning_keep_their_last_token(
+    policy: Make, sequences: Sequences, plain: Any
+) -> None:
+    (sequence,) = sequences([[5]], head=9)
+    shorter = replace(sequence, prompt=Prompt(sequence.prompt.token_ids[:-1], 2))
+    assert_scored_as_plain(policy(share_head=True, packing=False), [sequence, sequence, shorter], plain)
+
+
+def test_gradients_reach_the_weights_through_a_shared_head(model: Any, policy: Make, sequences: Sequences) -> None:
+    asked = sequences(GROUPS, head=9)
+    gradients = []
+    for share in (False, True):
+        model.zero_grad()
+        reader = policy(share_head=share)
+        for forward in reader.passes(asked, 10_000):
+            forward.logprobs.sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for whole, shared in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_computes_rows_whole(model: Any, policy: Make, sequences: Sequences) -> None:
+    model.gradient_checkpointing_enable()
+    reader, asked = policy(share_head=True), sequences(GROUPS, head=9)
+    model.train()
+    assert reader.collate(asked, range(len(asked))).head == 0
+    model.eval()
+    assert reader.collate(asked, range(len(asked))).head == 9
+
+
+def test_embeddings_alone_are_those_of_scoring_and_skip_the_head(
+    model: Any, policy: Make, sequences: Sequences
+) -> None:
+    asked = sequences(GROUPS)
+    expected = policy().score(asked, REGIONS).embeddings
+    model.get_output_embeddings().register_forward_hook(lambda *_: pytest.fail("no logits are needed"))
+    found = policy(score_tokens=60).embed(asked, REGIONS)
+    for region in REGIONS:
+        torch.testing.assert_close(found[region], expected[region], atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -180,7 +250,7 @@ def test_logits_exist_for_a_chunk_of_rationale_tokens_at_a_time(
     asked = sequences(GROUPS)
     reader = policy(packing=packing, logprob_chunk_tokens=8)
     with torch.set_grad_enabled(grad):
-        _, logprobs = reader(reader.collate(asked, range(len(asked))))
+        _, logprobs, _ = reader(reader.collate(asked, range(len(asked))))
     total = sum(len(sequence.completion_ids) for sequence in asked)
     assert max(rows) <= 8
     assert sum(rows) == total  # none for prompts or padding
@@ -201,7 +271,7 @@ def test_rows_without_a_block_mask_keep_the_fast_causal_kernel(model: Any, polic
 
 def test_embeddings_carry_no_gradient_and_logprobs_do(policy: Make, sequences: Sequences) -> None:
     reader, asked = policy(), sequences([[3, 4]])
-    embeddings, logprobs = reader(reader.collate(asked, [0, 1]), ("text_and_rationale",))
+    embeddings, logprobs, _ = reader(reader.collate(asked, [0, 1]), ("text_and_rationale",))
     assert not embeddings["text_and_rationale"].requires_grad
     assert logprobs.requires_grad
 

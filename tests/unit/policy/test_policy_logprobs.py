@@ -1,7 +1,8 @@
+import pytest
 import torch
 from torch import nn
 
-from grace_exp.policy.logprobs import token_logprobs
+from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 
 
 def test_uniform_logits_give_the_logarithm_of_the_vocabulary() -> None:
@@ -34,3 +35,17 @@ def test_no_tokens_give_no_logprobs() -> None:
     )
     assert found.shape == (0,)
     assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_entropy_is_that_of_the_tempered_distribution_and_has_its_gradient(chunk: int) -> None:
+    head = nn.Linear(4, 9, bias=False, dtype=torch.float64).requires_grad_(False)
+    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    temperatures = torch.tensor([0.5, 1.0, 2.0, 0.7, 1.0], dtype=torch.float64)
+    logprobs, entropy = token_logprobs_and_entropy(hidden, torch.arange(5), temperatures, head, chunk=chunk)
+    assert torch.equal(logprobs, token_logprobs(hidden, torch.arange(5), temperatures, head, chunk=chunk))
+    expected = torch.distributions.Categorical(logits=head(hidden) / temperatures[:, None]).entropy()
+    torch.testing.assert_close(entropy, expected.float(), check_dtype=False)
+    (found,) = torch.autograd.grad(entropy.sum(), hidden)
+    (wanted,) = torch.autograd.grad(expected.sum(), hidden)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -23,7 +23,15 @@ def texts(draw: st.DrawFn) -> list[TextSequence]:
 
 
 def laid_out(sequences: list[TextSequence], indices: list[int], share: bool, max_row_tokens: int) -> MicroBatch:
-    return collate(sequences, indices, share_prompts=share, max_row_tokens=max_row_tokens, pad_token_id=0, device=CPU)
+    return collate(
+        sequences,
+        indices,
+        share_prompts=share,
+        share_head=False,
+        max_row_tokens=max_row_tokens,
+        pad_token_id=0,
+        device=CPU,
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -113,8 +121,8 @@ def batch() -> MicroBatch:
 
 def test_ragged_values_go_to_the_row_of_their_sequence(batch: MicroBatch) -> None:
     flat = batch.owners * 10.0 + batch.offsets
-    rows, mask = batch.ragged(flat, padding=-1.0)
-    assert rows.tolist() == [[0, 1, -1], [10, 11, 12], [20, -1, -1]]
+    rows, mask = batch.ragged(flat + 1)
+    assert rows.tolist() == [[1, 2, 0], [11, 12, 13], [21, 0, 0]]
     assert mask.tolist() == [[True, True, False], [True, True, True], [True, False, False]]
 
 

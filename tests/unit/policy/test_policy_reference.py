@@ -123,3 +123,14 @@ def test_asking_the_reference_between_forward_and_backward_changes_no_gradient(
     without, asked = gradients(False), gradients(True)
     assert len(without) == len(asked) == len(start.trainable_parameters())
     assert all(torch.equal(one, other) for one, other in zip(without, asked, strict=True))
+
+
+def test_its_embeddings_and_scores_are_those_of_the_start(start: Policy, sequences: Sequences) -> None:
+    asked = sequences(GROUPS)
+    reference, first = Reference(start), start.score(asked)
+    update(start)
+    scored = reference.score(asked)
+    torch.testing.assert_close(scored.logprobs, first.logprobs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scored.embeddings, first.embeddings, atol=1e-6, rtol=0)
+    torch.testing.assert_close(reference.embed(asked), first.embeddings, atol=1e-6, rtol=0)
+    assert (start.score(asked).logprobs - first.logprobs).abs().max() > 0.1
