@@ -16,11 +16,22 @@ class TermConfig:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class NegativeConfig(TermConfig):
+    """Similarity to the instance's own negatives."""
+
+    anchor: Literal["query", "rollout"] = "query"
+    """What is compared with them. query (paper): the same for all rationales of a group, so it moves no advantage;
+    rollout: each rationale itself. Where the query's rationales are the trained ones, both are the rollout."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class HardNegativeConfig(TermConfig):
     """Similarity to the other instances of the batch."""
 
-    formula: Literal["supervised", "unsupervised"] = "supervised"
-    """supervised (paper): -mean over j of max over l of sim(q_i, h_j^l); unsupervised: -mean over j sim(h_i^k, q_j)."""
+    anchor: Literal["query", "rollout", "auto"] = "query"
+    """query (paper): -mean over j of max over l of sim(q_i, h_j^l), the same for all rationales of a group; rollout
+    (released code, unsupervised): -mean over j of sim(h_i^k, q_j); auto, for mixed batches: query for instances that
+    have a negative, rollout for those that have none."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -28,6 +39,32 @@ class InfoNceConfig(TermConfig):
     """Log-softmax of the positive against the batch: a term whose negatives act on the advantage."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.05
+    direction: Literal["rollout_to_anchors", "anchor_to_rollouts", "both"] = "rollout_to_anchors"
+    """Who picks: the rollout its own anchor among all, the anchor this rollout among those of other texts, or the mean
+    of both."""
+    negatives: Literal["own", "all"] = "own"
+    """Hard negatives among the candidates: those of the instance, or those of the whole batch."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class MarginRankConfig(TermConfig):
+    """Share of candidates outranked times the margin."""
+
+    margin: Literal["hardest", "mean"] = "hardest"
+    """Distance of the positive from the nearest candidate, or from their mean."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class LengthConfig(TermConfig):
+    """Shorter rationales are better."""
+
+    relative_to: Literal["budget", "group"] = "budget"
+    """budget: what lies beyond `free` costs up to 1 at the budget's end; group: from 0.5 for the shortest rationale of
+    a group to -0.5 for its longest."""
+    budget: Annotated[int, Field(ge=1)] | None = None
+    """Tokens; null is rollout.max_tokens."""
+    free: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the budget that costs nothing."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -35,10 +72,14 @@ class TermsConfig:
     """The terms; null leaves one out."""
 
     positive: TermConfig | None = None
-    negative: TermConfig | None = None
+    negative: NegativeConfig | None = None
     consistency: TermConfig | None = None
     hard_negative: HardNegativeConfig | None = None
     infonce: InfoNceConfig | None = None
+    margin_rank: MarginRankConfig | None = None
+    format: TermConfig | None = None
+    length: LengthConfig | None = None
+    faithfulness: TermConfig | None = None
 
     @model_validator(mode="after")
     def _any(self) -> Self:
@@ -51,9 +92,23 @@ class TermsConfig:
 class TruncationConfig:
     """What a rationale gets that reached the length limit without an end token."""
 
-    mode: Literal["absolute", "none"] = "absolute"
-    """absolute: its reward is replaced by `value` (the paper's -1); none: it is scored as any other."""
+    mode: Literal["absolute", "group_relative", "mask", "none"] = "absolute"
+    """absolute: its reward is `value` (the paper's -1); group_relative: the group's worst complete one less `margin`;
+    mask: it takes no part in baseline and loss; none: it is scored as any other."""
     value: float = -1.0
+    """For `absolute`."""
+    margin: Annotated[float, Field(gt=0)] = 1.0
+    """For `group_relative`, in the units of the total."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class EncoderConfig:
+    """Whose embeddings are rewarded."""
+
+    kind: Literal["policy", "frozen", "ema"] = "policy"
+    """policy (paper): the weights being trained; frozen: those it started from; ema: their moving average."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """For `ema`: what a step keeps of the average."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -64,3 +119,4 @@ class RewardConfig:
     temperature: Annotated[float, Field(gt=0)] = 0.1
     terms: TermsConfig
     truncation: TruncationConfig = Field(default_factory=TruncationConfig)
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)

@@ -1,8 +1,23 @@
 """Rewards from similarities between embeddings: pure functions that know no model."""
 
-from grace_exp.reward.composer import Reward, compose_reward
+from grace_exp.reward.composer import Reward, compose_reward, required_inputs
 from grace_exp.reward.diagnostics import embedding_metrics
+from grace_exp.reward.inert import InertTerms
 from grace_exp.reward.inputs import EmbeddingError, RewardInputs
+from grace_exp.reward.overlap import augmentation_overlap
 from grace_exp.reward.terms import TERMS
+from grace_exp.reward.terms.format import ParsedRationale, parse_rationale
 
-__all__ = ["TERMS", "EmbeddingError", "Reward", "RewardInputs", "compose_reward", "embedding_metrics"]
+__all__ = [
+    "TERMS",
+    "EmbeddingError",
+    "InertTerms",
+    "ParsedRationale",
+    "Reward",
+    "RewardInputs",
+    "augmentation_overlap",
+    "compose_reward",
+    "embedding_metrics",
+    "parse_rationale",
+    "required_inputs",
+]

@@ -11,6 +11,9 @@ from grace_exp.reward.inputs import RewardInputs
 from grace_exp.reward.terms import TERMS
 from grace_exp.reward.truncation import apply_truncation
 
+EXTRA_INPUTS = {"format": {"well_formed"}, "faithfulness": {"swapped", "bare"}}
+"""Fields of `RewardInputs` that cost something to fill, by the term that reads them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reward:
@@ -21,28 +24,59 @@ class Reward:
         scales: What a term is multiplied by in the total: weight / temperature.
         total: Sum of scale x term, `[groups, K]` float32.
         final: `total` after the truncation rule, `[groups, K]` float32; what advantages are made of.
+        kept: False for rationales that take no part in baseline and loss, `[groups, K]` bool.
     """
 
     terms: Mapping[str, Tensor]
     scales: Mapping[str, float]
     total: Tensor
     final: Tensor
+    kept: Tensor
 
     def metrics(self) -> dict[str, float]:
-        """Figures to log: `reward/<name>/{mean,std,within_group_std}` for each term, `total` and `final`.
+        """Figures to log.
 
-        Terms are in the units of the total (scale x term), so that they compare with it and one another. `std` is over
-        all rollouts; `within_group_std` is the mean over groups of the standard deviation over K. Both are of the
-        population. A term whose `within_group_std` is zero trains nothing, whatever its weight.
+        - `reward/<name>/{mean,std,within_group_std}` for each term, `total` and `final`. Terms are in the units of the
+          total (scale x term), so that they compare with it and one another; those of weight 0, which are only
+          watched, in their own. `std` is over all rollouts;
+          `within_group_std` is the mean over groups of the standard deviation over K. Both are of the population.
+          A term whose `within_group_std` is zero trains nothing, whatever its weight.
+        - `reward/<term>/advantage_share`: cov(scale x term, total) / var(total) after both are centred on their group's
+          mean over kept rationales. Shares sum to 1 (one may be negative: it works against the others), or are all 0
+          where no total differs within its group.
+        - `reward/zero_spread_share`: share of groups whose kept rationales have one `final`: they train nothing.
         """
-        parts = {name: values.double() * self.scales[name] for name, values in self.terms.items()}
+        parts = {name: values.double() * (self.scales[name] or 1.0) for name, values in self.terms.items()}
         parts |= {"total": self.total.double(), "final": self.final.double()}
         names, figures = [], []
         for name, values in parts.items():
             within = values.std(dim=1, correction=0).mean()
             names += [f"reward/{name}/{kind}" for kind in ("mean", "std", "within_group_std")]
             figures += [values.mean(), values.std(correction=0), within]
+        for name, share in self._advantage_shares().items():
+            names.append(f"reward/{name}/advantage_share")
+            figures.append(share)
+        names.append("reward/zero_spread_share")
+        figures.append((self._centred(self.final) == 0).all(dim=1).double().mean())
         return dict(zip(names, torch.stack(figures).tolist(), strict=True))
+
+    def _advantage_shares(self) -> dict[str, Tensor]:
+        # Centred before scaling: float64 holds sums of equal float32 values exactly, so an inert term is exactly 0.
+        parts = {name: self._centred(values) * self.scales[name] for name, values in self.terms.items()}
+        total = torch.stack(list(parts.values())).sum(dim=0)
+        variance = total.square().sum()
+        spread = variance > 0
+        return {
+            name: torch.where(spread, (part * total).sum() / variance.where(spread, 1.0), 0.0)
+            for name, part in parts.items()
+        }
+
+    def _centred(self, values: Tensor) -> Tensor:
+        """Less the mean over the group's kept rationales, and zero for the others, `[groups, K]` float64."""
+        kept = self.kept.double()
+        mean = (values * kept).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
+        centred: Tensor = (values - mean) * kept
+        return centred
 
 
 def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
@@ -57,15 +91,27 @@ def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
 
     Returns:
         Reward: Values without gradient.
+
+    Raises:
+        ValueError: A set term reads what `required_inputs` names and `inputs` does not hold.
     """
     configured = {name: term for name in TERMS if (term := getattr(config.terms, name)) is not None}
     terms = {name: TERMS[name](inputs, term) for name, term in configured.items()}
     scales = {name: term.weight / config.temperature for name, term in configured.items()}
     total = torch.stack([scales[name] * values for name, values in terms.items()]).sum(dim=0)
-    final = apply_truncation(total, inputs.truncated, config.truncation)
+    final, kept = apply_truncation(total, inputs.truncated, config.truncation)
     return Reward(
         terms={name: values.float() for name, values in terms.items()},
         scales=scales,
         total=total.float(),
         final=final.float(),
+        kept=kept,
     )
+
+
+def required_inputs(config: RewardConfig) -> set[str]:
+    """What the set terms read of `RewardInputs` beyond what every step has: of `well_formed`, `swapped`, `bare`.
+
+    `swapped` asks for `swapped_from` as well. A term of weight 0 is computed and logged, so it needs its inputs too.
+    """
+    return {name for term, names in EXTRA_INPUTS.items() if getattr(config.terms, term) is not None for name in names}

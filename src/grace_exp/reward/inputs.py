@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,38 +23,70 @@ class RewardInputs:
 
     Attributes:
         rollouts: Embeddings of the trained texts' rationales, `[groups, K, hidden]` float32.
-        queries: Anchor embeddings, `[groups, hidden]` float32.
+        anchors: Embeddings of the other side of each pair, `[groups, A, hidden]` float32. A is 1 in the paper.
         negatives: Embeddings of each group's own negatives, `[groups, M, hidden]` float32, or None.
         truncated: Rationales that reached the length limit without an end token, `[groups, K]` bool.
         lengths: Rationale lengths, `[groups, K]` tokens.
+        negative_mask: True where `negatives` holds one, `[groups, M]` bool; None where all do. What it leaves out is
+            padding and may hold anything.
+        trained: Which side of the pair the rollouts are; the anchors are the other.
+        max_tokens: Rationale budget, or None where no term reads it.
+        well_formed: Share 0..1 from `terms.format.parse_rationale`, `[groups, K]`, or None.
+        swapped: Embeddings of trained texts with another text's rationales, `[groups, K, hidden]`, or None. Entry
+            (i, k) is the text of group i with rationale k of group `swapped_from[i]`.
+        swapped_from: Whose rationales `swapped` holds, `[groups]` int64: a permutation of the groups that leaves none
+            in its place. None where `swapped` is.
+        bare: Embeddings of the trained texts without rationale, `[groups, hidden]`, or None.
 
     Raises:
         EmbeddingError: An embedding is zero or holds nan or inf.
-        ValueError: Shapes do not agree.
+        ValueError: Shapes do not agree, or `swapped_from` is no such permutation.
     """
 
     rollouts: Tensor
-    queries: Tensor
+    anchors: Tensor
     negatives: Tensor | None
     truncated: Tensor
     lengths: Tensor
+    negative_mask: Tensor | None = None
+    trained: Literal["positive", "query"] = "positive"
+    max_tokens: int | None = None
+    well_formed: Tensor | None = None
+    swapped: Tensor | None = None
+    swapped_from: Tensor | None = None
+    bare: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check shapes (broadcasting would hide a wrong one) and directions."""
         groups, samples, hidden = self.rollouts.shape
+        anchors = self.anchors.shape[1] if self.anchors.ndim == 3 else 1
+        negatives = 0 if self.negatives is None else self.negatives.shape[1]
         expected: dict[str, tuple[int, ...]] = {
-            "queries": (groups, hidden),
+            "anchors": (groups, anchors, hidden),
+            "negatives": (groups, negatives, hidden),
+            "negative_mask": (groups, negatives),
             "truncated": (groups, samples),
             "lengths": (groups, samples),
+            "well_formed": (groups, samples),
+            "swapped": (groups, samples, hidden),
+            "swapped_from": (groups,),
+            "bare": (groups, hidden),
         }
-        if self.negatives is not None:
-            expected["negatives"] = (groups, self.negatives.shape[1], hidden)
         for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                found = tuple(tensor.shape)
                 raise ValueError(f"{name} has shape {found}; rollouts {tuple(self.rollouts.shape)} ask for {shape}")
+        if (self.swapped is None) != (self.swapped_from is None):
+            raise ValueError("swapped and swapped_from go together")
+        if self.swapped_from is not None:
+            places = torch.arange(groups, device=self.swapped_from.device)
+            if not torch.equal(self.swapped_from.sort().values, places) or (self.swapped_from == places).any():
+                raise ValueError(
+                    f"swapped_from {self.swapped_from.tolist()} is no permutation of {groups} groups that moves each"
+                )
         # Here rather than at first use, so that a bad embedding is reported whichever terms are set.
-        _ = self.unit_rollouts, self.unit_queries, self.unit_negatives
+        _ = self.unit_rollouts, self.unit_anchors, self.unit_negatives, self.unit_swapped, self.unit_bare
 
     @cached_property
     def unit_rollouts(self) -> Tensor:
@@ -61,25 +94,52 @@ class RewardInputs:
         return _unit(self.rollouts, "rollout")
 
     @cached_property
-    def unit_queries(self) -> Tensor:
-        """`[groups, hidden]` float64, each of length 1."""
-        return _unit(self.queries, "query")
+    def unit_anchors(self) -> Tensor:
+        """`[groups, A, hidden]` float64, each of length 1."""
+        return _unit(self.anchors, "anchor")
 
     @cached_property
     def unit_negatives(self) -> Tensor:
-        """`[groups, M, hidden]` float64, each of length 1; M is 0 where there are no negatives."""
+        """`[groups, M, hidden]` float64, each of length 1, zero where there is none; M is 0 without negatives."""
         if self.negatives is None:
-            return self.unit_queries.new_empty(self.queries.shape[0], 0, self.queries.shape[1])
-        return _unit(self.negatives, "negative")
+            return self.unit_anchors[:, :0]
+        there = self.has_negative[..., None]
+        # Padding becomes a vector with a direction, then nothing.
+        return _unit(torch.where(there, self.negatives, 1.0), "negative") * there
 
     @cached_property
-    def rollouts_to_queries(self) -> Tensor:
-        """Cosine of every rollout with every group's query, `[groups, K, groups]`."""
-        return self.unit_rollouts @ self.unit_queries.T
+    def unit_swapped(self) -> Tensor | None:
+        """`[groups, K, hidden]` float64, each of length 1."""
+        return None if self.swapped is None else _unit(self.swapped, "rollout with a swapped rationale")
+
+    @cached_property
+    def unit_bare(self) -> Tensor | None:
+        """`[groups, hidden]` float64, each of length 1."""
+        return None if self.bare is None else _unit(self.bare, "the text without rationale")
+
+    @cached_property
+    def has_negative(self) -> Tensor:
+        """True where there is a negative, `[groups, M]` bool; M is 0 without negatives."""
+        if self.negatives is None:
+            return self.truncated.new_empty((self.truncated.shape[0], 0), dtype=torch.bool)
+        if self.negative_mask is None:
+            return torch.ones(self.negatives.shape[:2], dtype=torch.bool, device=self.negatives.device)
+        return self.negative_mask
+
+    @cached_property
+    def rollouts_to_anchors(self) -> Tensor:
+        """Cosine of every rollout with every group's anchors, `[groups, K, groups, A]`."""
+        return torch.einsum("gkh,jah->gkja", self.unit_rollouts, self.unit_anchors)
+
+    @cached_property
+    def rollouts_to_own_anchors(self) -> Tensor:
+        """Cosine of every rollout with its own group's anchors, `[groups, K, A]`."""
+        # diagonal() puts the shared axis last: [K, A, groups].
+        return torch.diagonal(self.rollouts_to_anchors, dim1=0, dim2=2).permute(2, 0, 1)
 
     @cached_property
     def rollouts_to_negatives(self) -> Tensor:
-        """Cosine of every rollout with its own group's negatives, `[groups, K, M]`."""
+        """Cosine of every rollout with its own group's negatives, `[groups, K, M]`; zero where there is none."""
         return self.unit_rollouts @ self.unit_negatives.transpose(1, 2)
 
     @cached_property

@@ -1,6 +1,7 @@
 """Random reward inputs."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,16 @@ from grace_exp.reward.inputs import RewardInputs
 def make_inputs() -> Callable[..., RewardInputs]:
     """Draws embeddings with a shared direction and per-group centres, as a language model's are."""
 
-    def make(groups: int = 4, samples: int = 3, negatives: int | None = 1, seed: int = 0) -> RewardInputs:
+    def make(
+        groups: int = 4,
+        samples: int = 3,
+        negatives: int | None = 1,
+        anchors: int = 1,
+        *,
+        seed: int = 0,
+        masked: bool = False,
+        trained: Literal["positive", "query"] = "positive",
+    ) -> RewardInputs:
         draw = torch.Generator().manual_seed(seed)
         hidden = 12
 
@@ -22,10 +32,17 @@ def make_inputs() -> Callable[..., RewardInputs]:
         centre = noise(hidden) + noise(groups, 1, hidden)
         return RewardInputs(
             rollouts=centre + 0.5 * noise(groups, samples, hidden),
-            queries=(centre + 0.5 * noise(groups, 1, hidden)).squeeze(1),
+            anchors=centre + 0.5 * noise(groups, anchors, hidden),
             negatives=None if negatives is None else centre + noise(groups, negatives, hidden),
             truncated=torch.rand(groups, samples, generator=draw) < 0.3,
             lengths=torch.randint(1, 20, (groups, samples), generator=draw),
+            negative_mask=torch.rand(groups, negatives or 0, generator=draw) < 0.6 if masked else None,
+            trained=trained,
+            max_tokens=16,
+            well_formed=torch.randint(0, 5, (groups, samples), generator=draw) / 4,
+            swapped=centre + 0.7 * noise(groups, samples, hidden) if groups > 1 else None,
+            swapped_from=torch.arange(groups).roll(1) if groups > 1 else None,
+            bare=(centre + noise(groups, 1, hidden)).squeeze(1),
         )
 
     return make

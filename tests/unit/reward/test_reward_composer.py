@@ -1,4 +1,4 @@
-"""Weights, temperature, truncation, figures to log, and what negatives do to advantages."""
+"""Weights, temperature, truncation, and figures to log."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,13 +8,13 @@ import torch
 
 from grace_exp.config.reward import (
     HardNegativeConfig,
-    InfoNceConfig,
+    NegativeConfig,
     RewardConfig,
     TermConfig,
     TermsConfig,
     TruncationConfig,
 )
-from grace_exp.reward import RewardInputs, compose_reward
+from grace_exp.reward import Reward, RewardInputs, compose_reward, required_inputs
 
 Make = Callable[..., RewardInputs]
 
@@ -22,13 +22,11 @@ PAPER = RewardConfig(
     name="paper_supervised",
     terms=TermsConfig(
         positive=TermConfig(),
-        negative=TermConfig(),
+        negative=NegativeConfig(),
         consistency=TermConfig(weight=0.2),
         hard_negative=HardNegativeConfig(weight=0.2),
     ),
 )
-INFONCE = RewardConfig(name="infonce", temperature=1.0, terms=TermsConfig(infonce=InfoNceConfig()))
-NO_TRUNCATION = TruncationConfig(mode="none")
 
 
 def test_total_is_weighted_sum_divided_by_temperature(make_inputs: Make) -> None:
@@ -48,6 +46,7 @@ def test_terms_of_weight_zero_are_reported_and_add_nothing(make_inputs: Make) ->
     reward = compose_reward(make_inputs(), replace(PAPER, terms=watched))
     assert torch.equal(reward.total, alone.total)
     assert reward.terms["consistency"].abs().min() > 0
+    assert reward.metrics()["reward/consistency/mean"] == pytest.approx(reward.terms["consistency"].mean().item())
 
 
 def test_truncated_rationales_get_the_absolute_value(make_inputs: Make) -> None:
@@ -60,30 +59,11 @@ def test_truncated_rationales_get_the_absolute_value(make_inputs: Make) -> None:
     assert (reward.total[inputs.truncated] != -2.5).all()
 
 
-def test_truncation_none_scores_truncated_rationales_as_others(make_inputs: Make) -> None:
-    """Mode none changes nothing."""
-    reward = compose_reward(make_inputs(), replace(PAPER, truncation=NO_TRUNCATION))
-    assert torch.equal(reward.final, reward.total)
-
-
-def test_paper_negatives_move_rewards_but_no_advantage(make_inputs: Make) -> None:
-    """METHOD 6.1: up to 11 in rewards, 1e-6 in advantages."""
-    rewards, advantages = _effect_of_other_negatives(make_inputs, PAPER)
-    assert rewards > 1
-    assert advantages < 1e-5
-
-
-def test_infonce_negatives_move_advantages(make_inputs: Make) -> None:
-    """Its negatives are compared with the rollout."""
-    _, advantages = _effect_of_other_negatives(make_inputs, INFONCE)
-    assert advantages > 0.1
-
-
 def test_metrics_of_a_known_reward() -> None:
     """Orthogonal plane: cosines 1, 0 and 0.6, 0.8; weight 2 and temperature 0.5 make a scale of 4."""
     inputs = RewardInputs(
         rollouts=torch.tensor([[[3.0, 0.0], [0.0, 2.0]], [[3.0, 4.0], [4.0, 3.0]]]),
-        queries=torch.tensor([[1.0, 0.0], [5.0, 0.0]]),
+        anchors=torch.tensor([[[1.0, 0.0]], [[5.0, 0.0]]]),
         negatives=None,
         truncated=torch.tensor([[False, True], [False, False]]),
         lengths=torch.ones(2, 2),
@@ -100,6 +80,7 @@ def test_metrics_of_a_known_reward() -> None:
         "reward/final/within_group_std": (2.5 + 0.4) / 2,
     }
     expected |= {key.replace("positive", "total"): value for key, value in expected.items() if "positive" in key}
+    expected |= {"reward/positive/advantage_share": 1.0, "reward/zero_spread_share": 0.0}
     assert compose_reward(inputs, config).metrics() == pytest.approx(expected, abs=1e-6)
 
 
@@ -107,15 +88,52 @@ def test_within_group_std_shows_which_terms_train(make_inputs: Make) -> None:
     """Exactly zero for the inert ones, not merely small."""
     reward = compose_reward(make_inputs(6, 5, 2), PAPER)
     metrics = reward.metrics()
-    inert = {name for name in reward.terms if metrics[f"reward/{name}/within_group_std"] == 0.0}
-    assert inert == {"negative", "hard_negative"}
+    for figure in ("within_group_std", "advantage_share"):
+        inert = {name for name in reward.terms if metrics[f"reward/{name}/{figure}"] == 0.0}
+        assert inert == {"negative", "hard_negative"}
 
 
-def _effect_of_other_negatives(make_inputs: Make, config: RewardConfig) -> tuple[float, float]:
-    """Largest change of a reward, and of an advantage, when random vectors take the negatives' place."""
-    inputs = make_inputs(8, 4, 1)
-    config = replace(config, truncation=NO_TRUNCATION)
-    other = replace(inputs, negatives=torch.randn(8, 1, 12, generator=torch.Generator().manual_seed(9)))
-    before, after = compose_reward(inputs, config).final, compose_reward(other, config).final
-    centred = [final - final.mean(dim=1, keepdim=True) for final in (before, after)]
-    return (after - before).abs().max().item(), (centred[1] - centred[0]).abs().max().item()
+def test_advantage_shares_are_covariances_with_the_total_over_its_variance() -> None:
+    """Two groups, two terms, masked values far off; centred on kept values: 1 -1 | -1 0 1, and 2 -2 | 0 1 -1."""
+    first = torch.tensor([[1.0, -1.0, 50.0], [4.0, 5.0, 6.0]])
+    second = torch.tensor([[2.0, -2.0, 9.0], [7.0, 8.0, 6.0]])
+    kept = torch.tensor([[True, True, False], [True, True, True]])
+    total = 2 * first + second
+    reward = Reward({"first": first, "second": second}, {"first": 2.0, "second": 1.0}, total, total, kept)
+    # parts: 2 -2 | -2 0 2 and 2 -2 | 0 1 -1; total: 4 -4 | -2 1 1, of variance 38
+    metrics = reward.metrics()
+    assert metrics["reward/first/advantage_share"] == pytest.approx((8 + 8 + 4 + 0 + 2) / 38)
+    assert metrics["reward/second/advantage_share"] == pytest.approx((8 + 8 + 0 + 1 - 1) / 38)
+
+
+def test_advantage_shares_add_up_to_one(make_inputs: Make) -> None:
+    """Negative ones included, which work against the rest; of a term with weight 0 it is 0."""
+    terms = TermsConfig(
+        positive=TermConfig(),
+        consistency=TermConfig(weight=-0.5),
+        hard_negative=HardNegativeConfig(anchor="rollout"),
+        format=TermConfig(weight=0.0),
+    )
+    metrics = compose_reward(make_inputs(6, 5, 2), replace(PAPER, terms=terms)).metrics()
+    shares = {name: metrics[f"reward/{name}/advantage_share"] for name in ("positive", "consistency", "hard_negative")}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert min(map(abs, shares.values())) > 0.001
+    assert metrics["reward/format/advantage_share"] == 0.0 < metrics["reward/format/mean"] + 1
+
+
+def test_a_step_without_spread_has_no_shares() -> None:
+    """Equal rewards within groups, however different between them; one kept rationale has no spread either."""
+    values = torch.tensor([[0.3, 0.3, 0.3], [0.7, 0.7, 0.1], [0.2, 0.9, 0.9]])
+    kept = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    metrics = Reward({"only": values}, {"only": 10.0}, values, values, kept).metrics()
+    assert metrics["reward/only/advantage_share"] == 0.0
+    assert metrics["reward/zero_spread_share"] == 1.0
+    assert Reward({"only": values}, {"only": 1.0}, values, values, kept | True).metrics()[
+        "reward/zero_spread_share"
+    ] == pytest.approx(1 / 3)
+
+
+def test_required_inputs_are_those_of_the_set_terms_weight_zero_included() -> None:
+    terms = TermsConfig(positive=TermConfig(), format=TermConfig(weight=0.0), faithfulness=TermConfig())
+    assert required_inputs(replace(PAPER, terms=terms)) == {"well_formed", "swapped", "bare"}
+    assert required_inputs(PAPER) == set()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ Make = Callable[..., RewardInputs]
 
 def _inputs(rollouts: Tensor, queries: Tensor, negatives: Tensor | None = None) -> RewardInputs:
     shape = rollouts.shape[:2]
-    return RewardInputs(rollouts, queries, negatives, torch.zeros(shape, dtype=torch.bool), torch.ones(shape))
+    return RewardInputs(rollouts, queries[:, None], negatives, torch.zeros(shape, dtype=torch.bool), torch.ones(shape))
 
 
 def test_orthogonal_groups() -> None:
@@ -30,6 +31,7 @@ def test_orthogonal_groups() -> None:
         "embed/in_batch_accuracy": 1.0,
         "embed/uniformity": -4.0,
         "embed/effective_rank": 4.0,
+        "embed/augmentation_overlap": 0.0,
     }
     assert metrics == pytest.approx(expected, abs=1e-5)
 
@@ -44,6 +46,7 @@ def test_collapsed_space_scores_nothing() -> None:
         "embed/in_batch_accuracy": 0.0,
         "embed/uniformity": 0.0,
         "embed/effective_rank": 1.0,
+        "embed/augmentation_overlap": 1.0,
     }
     assert metrics == pytest.approx(expected, abs=1e-4)
 
@@ -74,3 +77,18 @@ def test_uniformity_is_wang_and_isolas_over_pairs_of_groups(make_inputs: Make) -
 def test_figures_that_need_others_are_left_out(make_inputs: Make) -> None:
     """One group without negatives has no random pair and no negative."""
     assert embedding_metrics(make_inputs(1, 3, None)).keys() == {"embed/cos_pos", "embed/effective_rank"}
+
+
+def test_masked_negatives_and_all_anchor_samples_count_as_they_should(make_inputs: Make) -> None:
+    """Padding is no negative; figures over anchors are the mean over their samples."""
+    inputs = make_inputs(4, 3, 2, 2, masked=True)
+    metrics = embedding_metrics(inputs)
+    assert inputs.negative_mask is not None and 0 < inputs.negative_mask.sum() < 8
+    there = inputs.rollouts_to_negatives.transpose(1, 2)[inputs.negative_mask]
+    assert metrics["embed/cos_neg"] == pytest.approx(there.mean().item())
+    singles = [embedding_metrics(replace(inputs, anchors=inputs.anchors[:, [a]])) for a in range(2)]
+    for name in ("cos_pos", "cos_random", "margin", "in_batch_accuracy"):
+        expected = sum(single[f"embed/{name}"] for single in singles) / 2
+        assert metrics[f"embed/{name}"] == pytest.approx(expected)
+    none = replace(inputs, negative_mask=inputs.negative_mask & False)
+    assert "embed/cos_neg" not in embedding_metrics(none)

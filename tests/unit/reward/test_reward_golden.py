@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grace_exp.config.reward import HardNegativeConfig, RewardConfig, TermConfig, TermsConfig
+from grace_exp.config.reward import HardNegativeConfig, NegativeConfig, RewardConfig, TermConfig, TermsConfig
 from grace_exp.reward import RewardInputs, compose_reward
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "reward_released_code.json").read_text())["cases"]
@@ -21,7 +21,7 @@ def test_reward_equals_released_code(case: dict[str, Any]) -> None:
     supervised = case["mode"] == "supervised"
     inputs = RewardInputs(
         rollouts=torch.tensor(case["rollouts"]),
-        queries=torch.tensor(case["query"]),
+        anchors=torch.tensor(case["query"])[:, None],
         negatives=torch.tensor(case["negative"])[:, None] if supervised else None,
         truncated=torch.tensor(case["truncated"], dtype=torch.bool).view(groups, samples),
         lengths=torch.ones(groups, samples, dtype=torch.int64),
@@ -31,9 +31,11 @@ def test_reward_equals_released_code(case: dict[str, Any]) -> None:
         temperature=temperature,
         terms=TermsConfig(
             positive=TermConfig(),
-            negative=TermConfig() if supervised else None,
+            negative=NegativeConfig() if supervised else None,
             consistency=TermConfig(weight=case["consistency_weight"]),
-            hard_negative=HardNegativeConfig(weight=case["hard_negative_weight"], formula=case["mode"]),
+            hard_negative=HardNegativeConfig(
+                weight=case["hard_negative_weight"], anchor="query" if supervised else "rollout"
+            ),
         ),
     )
     expected = {name: torch.tensor(values) for name, values in case["expected"].items()}

@@ -25,8 +25,10 @@ def test_unit_vectors_have_length_one_and_no_gradient(make_inputs: Make) -> None
     [
         ("rollouts", (2, 1), 0.0, "group 2: the embedding of rollout 1 is zero"),
         ("rollouts", (0, 2), float("nan"), "group 0: the embedding of rollout 2 holds nan or inf"),
-        ("queries", (3,), float("inf"), "group 3: the embedding of query holds nan or inf"),
+        ("anchors", (3, 0), float("inf"), "group 3: the embedding of anchor 0 holds nan or inf"),
         ("negatives", (1, 0), -float("inf"), "group 1: the embedding of negative 0 holds nan or inf"),
+        ("swapped", (1, 2), 0.0, "group 1: the embedding of rollout with a swapped rationale 2 is zero"),
+        ("bare", (0,), float("nan"), "group 0: the embedding of the text without rationale holds nan or inf"),
     ],
 )
 def test_embedding_without_direction_is_an_error_naming_the_group(
@@ -52,7 +54,18 @@ def test_single_nan_component_is_found(make_inputs: Make) -> None:
 
 @pytest.mark.parametrize(
     ("field", "shape"),
-    [("queries", (1, 12)), ("negatives", (1, 2, 12)), ("truncated", (4, 1)), ("lengths", (3, 4))],
+    [
+        ("anchors", (1, 1, 12)),
+        ("anchors", (4, 12)),
+        ("negatives", (1, 2, 12)),
+        ("negative_mask", (4, 2)),
+        ("truncated", (4, 1)),
+        ("lengths", (3, 4)),
+        ("well_formed", (4,)),
+        ("swapped", (4, 1, 12)),
+        ("swapped_from", (3,)),
+        ("bare", (4, 1, 12)),
+    ],
 )
 def test_shapes_that_would_broadcast_are_errors(make_inputs: Make, field: str, shape: tuple[int, ...]) -> None:
     """The message names the field and the shape asked for."""
@@ -60,9 +73,16 @@ def test_shapes_that_would_broadcast_are_errors(make_inputs: Make, field: str, s
         replace(make_inputs(), **{field: torch.ones(shape)})
 
 
+@pytest.mark.parametrize("owners", [[1, 1, 3, 0], [0, 2, 3, 1], None])
+def test_every_text_borrows_the_rationales_of_one_other(make_inputs: Make, owners: list[int] | None) -> None:
+    """Anything else would charge the wrong rationale."""
+    with pytest.raises(ValueError, match="swapped_from"):
+        replace(make_inputs(), swapped_from=None if owners is None else torch.tensor(owners))
+
+
 def test_similarities_are_exact_under_autocast(make_inputs: Make) -> None:
     """Training steps run under bf16 autocast, whose cosines would be off by 1e-3 before division by 0.1."""
     inputs = make_inputs()
-    expected = inputs.rollouts_to_queries
+    expected = inputs.rollouts_to_anchors
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(make_inputs().rollouts_to_queries, expected)
+        assert torch.equal(make_inputs().rollouts_to_anchors, expected)

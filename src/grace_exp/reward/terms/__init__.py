@@ -7,8 +7,12 @@ from torch import Tensor
 
 from grace_exp.reward.inputs import RewardInputs
 from grace_exp.reward.terms.consistency import consistency_term
+from grace_exp.reward.terms.faithfulness import faithfulness_term
+from grace_exp.reward.terms.format import format_term
 from grace_exp.reward.terms.hard_negative import hard_negative_term
 from grace_exp.reward.terms.infonce import infonce_term
+from grace_exp.reward.terms.length import length_term
+from grace_exp.reward.terms.margin_rank import margin_rank_term
 from grace_exp.reward.terms.negative import negative_term
 from grace_exp.reward.terms.positive import positive_term
 
@@ -21,5 +25,9 @@ TERMS: dict[str, Term] = {
     "consistency": consistency_term,
     "hard_negative": hard_negative_term,
     "infonce": infonce_term,
+    "margin_rank": margin_rank_term,
+    "format": format_term,
+    "length": length_term,
+    "faithfulness": faithfulness_term,
 }
 """By their names in `TermsConfig`, in its order."""

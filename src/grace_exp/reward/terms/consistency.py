@@ -10,6 +10,8 @@ from grace_exp.reward.inputs import RewardInputs
 def consistency_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     """Mean cosine of each rollout with the others of its group (GRACE, arXiv 2510.04506).
 
+    consistency_i^k = mean over l != k of sim(h_i^k, h_i^l). With K = 2 it is the same for both, and moves no advantage.
+
     Args:
         inputs: Embeddings.
         config: Nothing of it is read.

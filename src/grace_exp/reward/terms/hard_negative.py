@@ -1,4 +1,4 @@
-"""Instances of the batch far from one another."""
+"""Far from the other instances of the batch."""
 
 import torch
 from torch import Tensor
@@ -10,22 +10,43 @@ from grace_exp.reward.inputs import RewardInputs
 def hard_negative_term(inputs: RewardInputs, config: HardNegativeConfig) -> Tensor:
     """Minus the mean similarity to the other groups (GRACE, arXiv 2510.04506, and its released code).
 
-    supervised: from the query to each other group's nearest rollout. It is the same for every rollout of a group, so
-    it moves rewards and, untruncated, no advantage. unsupervised: from each rollout to each other group's query.
+    - `anchor: query` (paper; released code, supervised): -mean over j != i of max over l of sim(q_i, h_j^l). With
+      positives trained it is the same for every rollout of a group, so it moves rewards and, untruncated, no
+      advantage. With queries trained q_i is the rollout and h_j^l the anchors, and it acts.
+    - `anchor: rollout` (released code, unsupervised): -mean over j != i of sim(h_i^k, q_j), which acts.
+    - `anchor: auto`: `query` for instances that have a negative, `rollout` for those that have none: what the released
+      code does to supervised and to unsupervised data, here in one batch.
+
+    Over anchor samples the mean is taken, but for the paper's max over the samples of a document.
 
     Args:
         inputs: Embeddings.
-        config: Chooses the formula.
+        config: Chooses the anchor.
 
     Returns:
         `[groups, K]` in [-1, 1]; zero with one group.
     """
-    groups, samples = inputs.truncated.shape
-    if groups == 1:
-        return torch.zeros_like(inputs.unit_rollouts[..., 0])
-    if config.formula == "supervised":
-        nearest = inputs.rollouts_to_queries.amax(dim=1).T  # [query's group, rollouts' group]
-        similarity = nearest.masked_fill(inputs.same_group, 0.0).sum(-1)[:, None].expand(groups, samples)
-    else:
-        similarity = inputs.rollouts_to_queries.masked_fill(inputs.same_group[:, None], 0.0).sum(-1)
-    return -similarity / (groups - 1)
+    match config.anchor:
+        case "query":
+            return _from_query(inputs)
+        case "rollout":
+            return _from_rollout(inputs)
+        case "auto":
+            return torch.where(inputs.has_negative.any(-1, keepdim=True), _from_query(inputs), _from_rollout(inputs))
+
+
+def _from_query(inputs: RewardInputs) -> Tensor:
+    if inputs.trained == "query":
+        return -_mean_over_others(inputs.rollouts_to_anchors.amax(dim=-1), inputs)
+    nearest = inputs.rollouts_to_anchors.amax(dim=1).mean(dim=-1)  # [rollouts' group, query's group]
+    return -_mean_over_others(nearest.T[:, None], inputs).expand(inputs.truncated.shape)
+
+
+def _from_rollout(inputs: RewardInputs) -> Tensor:
+    return -_mean_over_others(inputs.rollouts_to_anchors.mean(dim=-1), inputs)
+
+
+def _mean_over_others(similarity: Tensor, inputs: RewardInputs) -> Tensor:
+    """From `[groups, any, groups]` to the means over j != i, `[groups, any]`; zero with one group."""
+    others = similarity.masked_fill(inputs.same_group[:, None], 0.0)
+    return others.sum(dim=-1) / max(1, inputs.same_group.shape[0] - 1)

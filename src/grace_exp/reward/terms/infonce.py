@@ -1,4 +1,6 @@
-"""The rationale's embedding nearer to its query than to anything else."""
+"""The rationale's embedding nearer to its anchor than to anything else."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -8,18 +10,61 @@ from grace_exp.reward.inputs import RewardInputs
 
 
 def infonce_term(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
-    """Log-probability of picking a rollout's own query among the batch's queries and the group's own negatives.
+    """Log-probability of picking the right partner among the batch: InfoNCE (arXiv 1807.03748) as a reward.
 
-    InfoNCE (van den Oord et al., arXiv 1807.03748) as a reward. The candidates are compared with the rollout, not with
-    the query, so negatives differ between the rollouts of a group and act on the advantage.
+    With s = sim / temperature, N_i the hard negatives (the instance's own, or all of the batch), and the mean taken
+    over anchor samples:
+
+    - `rollout_to_anchors`: s(h_i^k, q_i) - log [ sum over all j of exp s(h_i^k, q_j)
+      + sum over N_i of exp s(h_i^k, d) ]. Candidates are compared with the rollout, so that negatives differ between
+      the rollouts of a group and act.
+    - `anchor_to_rollouts`: s(q_i, h_i^k) - log [ exp s(q_i, h_i^k) + sum over j != i of mean over l of
+      exp s(q_i, h_j^l) + sum over N_i of exp s(q_i, d) ]. Each other text counts once, whatever K; the rollout's
+      siblings are no rivals. Its rivals are the same for a whole group: they set how much a difference in `positive`
+      is worth, which is little where the anchor already finds its text.
+    - `both`: the mean of the two, as in CLIP (arXiv 2103.00020).
 
     Args:
         inputs: Embeddings.
-        config: Temperature of the softmax over cosines.
+        config: Temperature of the softmax over cosines, direction, hard negatives.
 
     Returns:
         `[groups, K]` in nats, at most zero; zero with one group and no negatives, where nothing can be confused.
     """
-    candidates = torch.cat([inputs.rollouts_to_queries, inputs.rollouts_to_negatives], dim=-1) / config.temperature
-    own = torch.diagonal(candidates, dim1=0, dim2=2).T  # diagonal() puts the shared axis last: [K, groups] before .T
-    return own - candidates.logsumexp(dim=-1)
+    match config.direction:
+        case "rollout_to_anchors":
+            return _rollout_to_anchors(inputs, config)
+        case "anchor_to_rollouts":
+            return _anchor_to_rollouts(inputs, config)
+        case "both":
+            return (_rollout_to_anchors(inputs, config) + _anchor_to_rollouts(inputs, config)) / 2
+
+
+def _rollout_to_anchors(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
+    anchors = (inputs.rollouts_to_anchors / config.temperature).transpose(2, 3)  # [groups, K, A, groups]
+    negatives = _negatives(inputs.unit_rollouts, inputs, config)[:, :, None]
+    rivals = torch.cat([anchors, negatives.expand(*anchors.shape[:3], -1)], dim=-1)
+    return (_own(inputs, config) - rivals.logsumexp(dim=-1)).mean(dim=-1)
+
+
+def _anchor_to_rollouts(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
+    samples = inputs.truncated.shape[1]
+    texts = (inputs.rollouts_to_anchors / config.temperature).logsumexp(dim=1) - math.log(samples)
+    texts = texts.permute(1, 2, 0).masked_fill(inputs.same_group[:, None], -math.inf)  # [groups, A, groups]
+    rivals = torch.cat([texts, _negatives(inputs.unit_anchors, inputs, config)], dim=-1).logsumexp(dim=-1)
+    own = _own(inputs, config)
+    return (own - torch.logaddexp(own, rivals[:, None])).mean(dim=-1)
+
+
+def _own(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
+    """`[groups, K, A]`."""
+    return inputs.rollouts_to_own_anchors / config.temperature
+
+
+def _negatives(unit: Tensor, inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
+    """Logits `[groups, any, M or groups x M]` of vectors `[groups, any, hidden]` with hard negatives."""
+    if config.negatives == "own":
+        logits, there = unit @ inputs.unit_negatives.transpose(1, 2), inputs.has_negative[:, None]
+    else:
+        logits, there = unit @ inputs.unit_negatives.flatten(0, 1).T, inputs.has_negative.flatten()
+    return (logits / config.temperature).masked_fill(~there, -math.inf)

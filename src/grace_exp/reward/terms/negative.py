@@ -1,23 +1,31 @@
-"""The query's embedding far from its negatives'."""
+"""Far from the instance's own negatives."""
 
 import torch
 from torch import Tensor
 
-from grace_exp.config.reward import TermConfig
+from grace_exp.config.reward import NegativeConfig
 from grace_exp.reward.inputs import RewardInputs
 
 
-def negative_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
-    """Minus the sum of the query's cosines with its own negatives (GRACE, arXiv 2510.04506).
+def negative_term(inputs: RewardInputs, config: NegativeConfig) -> Tensor:
+    """Minus the cosines with the instance's own negatives d-_im, m = 1..M.
 
-    It is the same for every rollout of a group, so it moves rewards and, untruncated, no advantage.
+    - `anchor: query` (GRACE, arXiv 2510.04506): -sum over m of sim(q_i, d-_im). With positives trained it is the same
+      for every rollout of a group, so it moves rewards and, untruncated, no advantage. With queries trained q_i is the
+      rollout, and it acts.
+    - `anchor: rollout`: -mean over m of sim(h_i^k, d-_im), which acts. Mean, so that instances with many negatives
+      weigh no more than others.
 
     Args:
         inputs: Embeddings.
-        config: Nothing of it is read.
+        config: Chooses the anchor.
 
     Returns:
-        `[groups, K]` in [-M, M]; zero without negatives.
+        `[groups, K]` in [-M, M] or [-1, 1]; zero for instances without negatives.
     """
-    similarity = torch.einsum("gmh,gh->g", inputs.unit_negatives, inputs.unit_queries)
+    if config.anchor == "rollout":
+        return -inputs.rollouts_to_negatives.sum(dim=-1) / inputs.has_negative.sum(dim=-1, keepdim=True).clamp_min(1)
+    if inputs.trained == "query":
+        return -inputs.rollouts_to_negatives.sum(dim=-1)
+    similarity = torch.einsum("gmh,gah->ga", inputs.unit_negatives, inputs.unit_anchors).mean(dim=-1)
     return -similarity[:, None].expand(inputs.truncated.shape)

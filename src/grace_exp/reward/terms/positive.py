@@ -1,6 +1,5 @@
-"""The rationale's embedding near the query's."""
+"""The rationale's embedding near its anchor's."""
 
-import torch
 from torch import Tensor
 
 from grace_exp.config.reward import TermConfig
@@ -8,7 +7,9 @@ from grace_exp.reward.inputs import RewardInputs
 
 
 def positive_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
-    """Cosine of each rollout with its own query (GRACE, arXiv 2510.04506).
+    """Cosine of each rollout with its own anchor, mean over anchor samples (GRACE, arXiv 2510.04506).
+
+    positive_i^k = sim(q_i, h_i^k)
 
     Args:
         inputs: Embeddings.
@@ -17,4 +18,4 @@ def positive_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     Returns:
         `[groups, K]` in [-1, 1].
     """
-    return torch.einsum("gkh,gh->gk", inputs.unit_rollouts, inputs.unit_queries)
+    return inputs.rollouts_to_own_anchors.mean(dim=-1)

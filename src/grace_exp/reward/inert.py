@@ -1,0 +1,78 @@
+"""Terms that train nothing, told in time."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from grace_exp.config.reward import RewardConfig
+
+NO_SHARE = 1e-6
+"""Below it a share is a matter of rounding."""
+REASONS = {
+    "negative": "Have the instances negatives at all (data.negatives)?",
+    "consistency": "Of two rationales (rollout.group_size=2) each is as near to the other as the other to it.",
+    "hard_negative": "It compares the instances of a batch: has it more than one (job.batch_size)?",
+    "infonce": "It saturates where every rationale finds its own: raise its temperature.",
+    "format": "All are formed alike: the prompt may not ask for <think></think>, or nothing is left to learn.",
+    "length": "All cost the same: with relative_to=budget those within `free` cost nothing, those beyond the budget 1.",
+}
+"""What usually makes a term the same for a whole group."""
+
+
+class InertTerms:
+    """Watches the terms' shares in the advantages, and says once of each that has had none for long.
+
+    A weight that is swept over an inert term sweeps nothing; the paper's negatives are such terms.
+    """
+
+    def __init__(
+        self, config: RewardConfig, *, trained: Literal["positive", "query"] = "positive", patience: int = 10
+    ) -> None:
+        """Start watching.
+
+        Args:
+            config: Names the terms with a weight.
+            trained: Which side's rationales are trained.
+            patience: Steps in a row without a share until a term is reported.
+        """
+        terms = {name: term for name, term in vars(config.terms).items() if term is not None}
+        self._anchors = {name: getattr(term, "anchor", "rollout") for name, term in terms.items()}
+        self._steps = dict.fromkeys([name for name, term in terms.items() if term.weight != 0], 0)
+        self._trained = trained
+        self._patience = patience
+
+    def observe(self, metrics: Mapping[str, float]) -> list[str]:
+        """Take in a step.
+
+        Args:
+            metrics: `Reward.metrics()` of the step.
+
+        Returns:
+            One text for each term whose share has now been 0 for `patience` steps; a term is never named twice.
+        """
+        found = []
+        for name in list(self._steps):
+            self._steps[name] += 1
+            if abs(metrics[f"reward/{name}/advantage_share"]) > NO_SHARE:
+                self._steps[name] = 0
+            elif self._steps[name] == self._patience:
+                del self._steps[name]
+                varies = metrics[f"reward/{name}/within_group_std"] > NO_SHARE
+                found.append(
+                    f"reward.terms.{name} has had no share in the advantages for {self._patience} steps, whatever its "
+                    f"weight: {self._reason(name, varies)}"
+                )
+        return found
+
+    def _reason(self, name: str, varies: bool) -> str:
+        if varies:
+            return (
+                "it differs between the rationales of a group, but the total does not (see reward/total/"
+                "within_group_std), or no two rationales of a group are kept (see reward/truncation)"
+            )
+        same = "it is the same for all rationales of a group"
+        if self._trained == "positive" and self._anchors[name] in ("query", "auto"):
+            return (
+                f"with anchor={self._anchors[name]} it does not depend on the rationale, so {same}. "
+                f"Set reward.terms.{name}.anchor=rollout, or reward.terms.{name}=null"
+            )
+        return f"{same}. {REASONS.get(name, '')}".rstrip()

@@ -1,0 +1,46 @@
+"""The rationale helps its own text, and not any text."""
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.reward import TermConfig
+from grace_exp.reward.inputs import RewardInputs
+
+
+def faithfulness_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
+    """How much nearer to its anchor a text is with its own rationale than with another text's and without (ours).
+
+    Let c_i(r) = sim(embedding of text i with rationale r, q_i), mean over anchor samples. Comparing the same text with
+    its own, another's and no rationale gives c_i(r_i^k) - c_i(r_j^k) / 2 - c_i(none) / 2. As a reward that would be
+    `positive` with noise: neither subtracted part depends on r_i^k. So the swapped part is charged to the rationale
+    that was lent, not to the text that borrowed it:
+
+        faithfulness_i^k = c_i(r_i^k) - c_j(r_i^k) / 2 - c_i(none) / 2        with j the text that borrowed from i
+
+    The mean over the batch is that of the comparison, and each value depends on its own rationale: one that says
+    nothing of its text, and so does the borrower no harm, gains little. The bare part is the same for a group and
+    moves no advantage; with it the mean reads as a gain: 0 where rationales do nothing. With one group nobody can
+    borrow, and the bare part counts whole.
+
+    Args:
+        inputs: `swapped`, `swapped_from` and `bare` are read too.
+        config: Nothing of it is read.
+
+    Returns:
+        `[groups, K]` in [-2, 2].
+
+    Raises:
+        ValueError: `bare` is missing or, with more than one group, `swapped`.
+    """
+    own = inputs.rollouts_to_own_anchors.mean(dim=-1)
+    if inputs.unit_bare is None:
+        raise ValueError("the faithfulness term needs bare")
+    anchor = inputs.unit_anchors.mean(dim=1)  # the mean of cosines is the product with the mean
+    bare = torch.einsum("gh,gh->g", inputs.unit_bare, anchor)[:, None]
+    if inputs.unit_swapped is None or inputs.swapped_from is None:
+        if own.shape[0] > 1:
+            raise ValueError("the faithfulness term needs swapped and swapped_from")
+        return own - bare
+    borrowed = torch.einsum("gkh,gh->gk", inputs.unit_swapped, anchor)
+    lent = borrowed[inputs.swapped_from.argsort()]  # the inverse permutation: row i is the text that borrowed from i
+    return own - (lent + bare) / 2

@@ -1,0 +1,37 @@
+"""Short rationales."""
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.reward import LengthConfig
+from grace_exp.reward.inputs import RewardInputs
+
+
+def length_term(inputs: RewardInputs, config: LengthConfig) -> Tensor:
+    """What a rationale's length costs.
+
+    - `relative_to: budget` (soft over-long punishment of DAPO, arXiv 2503.14476): with budget L and f = free x L,
+      0 up to f tokens, -(length - f) / (L - f) up to L, and -1 beyond.
+    - `relative_to: group` (length reward of Kimi k1.5, arXiv 2501.12599): 0.5 - (length - min) / (max - min), with min
+      and max over the group: it acts at any length. 0 where all are equally long.
+
+    Args:
+        inputs: `lengths` and, without a budget of its own, `max_tokens` are read, no embedding.
+        config: Chooses the formula, and its budget.
+
+    Returns:
+        `[groups, K]` in [-1, 0] or [-0.5, 0.5].
+
+    Raises:
+        ValueError: Neither `config.budget` nor `inputs.max_tokens` is given.
+    """
+    lengths = inputs.lengths.to(torch.float64)
+    if config.relative_to == "group":
+        shortest, longest = lengths.amin(dim=1, keepdim=True), lengths.amax(dim=1, keepdim=True)
+        spread = longest - shortest
+        return torch.where(spread > 0, 0.5 - (lengths - shortest) / spread.clamp_min(1), 0.0)
+    budget = config.budget or inputs.max_tokens
+    if budget is None:
+        raise ValueError("the length term needs max_tokens, or a budget of its own")
+    free = config.free * budget
+    return -((lengths - free) / (budget - free)).clamp(0.0, 1.0)
