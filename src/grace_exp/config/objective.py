@@ -1,8 +1,8 @@
 """From rewards to a loss."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
@@ -10,24 +10,120 @@ from grace_exp.config.base import STRICT
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class KlConfig:
-    """Penalty for leaving the reference model, added to the loss per token."""
+    """Penalty for leaving the reference model."""
 
     coefficient: Annotated[float, Field(ge=0)] = 0.0
     """0: the reference model is not loaded and not run."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
     """Of KL(policy || reference) from samples of the policy (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    placement: Literal["loss", "reward"] = "loss"
+    """loss: added per token; reward: summed over the rationale and subtracted from its reward before the advantage."""
+    anchor: Literal["reference", "behaviour"] = "reference"
+    """What the penalty holds to: the initial model, or (copg only, no model to load) the policy that wrote the text."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class ImportanceConfig:
+    """Truncated importance sampling for an engine whose probabilities are not exactly the trainer's."""
+
+    mode: Literal["none", "token", "sequence"] = "none"
+    """The surrogate is weighted by min(cap, trainer / engine probability), of each token or of the whole rationale."""
+    cap: Annotated[float, Field(ge=1)] = 2.0
+    """Largest weight."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class OverlongConfig:
+    """Soft punishment of rationales near the length limit (DAPO, arXiv 2503.14476, equation 13)."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The last share of rollout.max_tokens over which the punishment grows from 0 to `penalty`."""
+    penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Subtracted in full at rollout.max_tokens, in units of the reward."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class DynamicSamplingConfig:
+    """Groups whose rewards are all equal train nothing: sample others in their place (DAPO, arXiv 2503.14476)."""
+
+    max_rounds: Annotated[int, Field(ge=1)] = 3
+    """Extra rounds of sampling a step at most; what is missing then is trained without spread."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class ReplayConfig:
+    """Instances of earlier steps, trained on again with the rationales that were written then."""
+
+    capacity: Annotated[int, Field(ge=1)] = 256
+    """Instances kept, over all processes; the oldest go first."""
+    share: Annotated[float, Field(gt=0, le=4)] = 0.5
+    """Stored instances added to a step per fresh one; fewer while the store is small."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Clipped policy gradient with group-relative advantages."""
+    """Policy gradient with a baseline."""
 
-    name: Literal["grpo"] = "grpo"
+    name: Annotated[str, Field(min_length=1)] = "grpo"
+    algorithm: Literal[
+        "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "copg"
+    ] = "grpo"
+    """Baseline and loss; formulas and sources in docs/objectives.md and grace_exp/objective/<algorithm>.py."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """The probability ratio is clipped to [1 - clip_low, 1 + clip_high]."""
+    """The probability ratio is clipped to [1 - clip_low, 1 + clip_high]; rloo, remax and copg have no ratio."""
     advantage_scale: Literal["none", "group_std", "batch_std"] = "none"
-    """Advantages are centred per group, then divided by: nothing (paper), the group's or the batch's std."""
+    """Rewards less their baseline are divided by: nothing (paper), their root mean square in the group or the batch.
+    Not by copg, whose beta needs the reward's unit."""
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
+    """How token losses become one: mean over tokens (paper); mean over rationales of their means; sum divided by
+    rationales x `length_normalizer`. Always over the whole mini-batch: all its micro-batches and processes."""
+    length_normalizer: Annotated[int, Field(ge=1)] | None = None
+    """Tokens, for aggregation=constant; null: rollout.max_tokens."""
     mini_batch_size: Annotated[int, Field(ge=1)] = 16
     """Instances per optimizer update, over all processes."""
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
+    """Bonus per token for the entropy of the policy's distribution; 0: the entropy is not computed."""
     kl: KlConfig = Field(default_factory=KlConfig)
+    importance: ImportanceConfig = Field(default_factory=ImportanceConfig)
+    overlong: OverlongConfig | None = None
+    """null: length is not punished here."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """null: groups without spread stay in the batch."""
+    replay: ReplayConfig | None = None
+    """null: every group is trained on in the step that wrote it; copg only."""
+
+    @model_validator(mode="after")
+    def _settings_fit_the_algorithm(self) -> Self:
+        copg = self.algorithm == "copg"
+        rules = [
+            (
+                self.length_normalizer is not None and self.aggregation != "constant",
+                f"length_normalizer={self.length_normalizer} with aggregation={self.aggregation!r}: only "
+                "aggregation='constant' divides by a length; set length_normalizer=null",
+            ),
+            (
+                self.replay is not None and not copg,
+                f"replay is set with algorithm={self.algorithm!r}: only 'copg' is right for stored rationales; set "
+                "replay=null",
+            ),
+            (
+                self.kl.anchor == "behaviour" and not copg,
+                f"kl.anchor='behaviour' with algorithm={self.algorithm!r}: only 'copg' holds to the behaviour policy; "
+                "set kl.anchor=reference",
+            ),
+            (
+                copg and (self.kl.estimator, self.kl.placement) != ("k1", "reward"),
+                f"kl.estimator={self.kl.estimator!r}, kl.placement={self.kl.placement!r} with algorithm='copg': its "
+                "penalty is the log-ratio itself; set kl.estimator=k1 kl.placement=reward",
+            ),
+            (
+                copg and self.importance.mode != "none",
+                f"importance.mode={self.importance.mode!r} with algorithm='copg': it needs no importance weights; set "
+                "importance.mode=none",
+            ),
+        ]
+        problems = [message for broken, message in rules if broken]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -1,11 +1,26 @@
 """From rewards to a loss: pure functions that know no model."""
 
-from grace_exp.objective.advantage import group_advantages
-from grace_exp.objective.grpo import grpo_loss
-from grace_exp.objective.inputs import LossFunction, LossInputs
+from grace_exp.objective.inputs import AdvantageInputs, Algorithm, LossFunction, LossInputs
 from grace_exp.objective.kl import KL_ESTIMATORS
+from grace_exp.objective.registry import (
+    ALGORITHMS,
+    compute_advantages,
+    needs_greedy_baseline,
+    needs_reference,
+    needs_reference_kl,
+    shaped_rewards,
+)
 
-LOSSES: dict[str, LossFunction] = {"grpo": grpo_loss}
-"""By `ObjectiveConfig.name`."""
-
-__all__ = ["KL_ESTIMATORS", "LOSSES", "LossFunction", "LossInputs", "group_advantages", "grpo_loss"]
+__all__ = [
+    "ALGORITHMS",
+    "KL_ESTIMATORS",
+    "AdvantageInputs",
+    "Algorithm",
+    "LossFunction",
+    "LossInputs",
+    "compute_advantages",
+    "needs_greedy_baseline",
+    "needs_reference",
+    "needs_reference_kl",
+    "shaped_rewards",
+]

@@ -1,0 +1,48 @@
+"""DAPO: GRPO with a higher upper clip, the token mean, soft punishment of length, and groups that all teach something.
+
+    r_i   = reward + overlong_i
+    A_i   = (r_i - mean of the group's r) / std of the group's r
+    loss  = - min(ratio_t A_i, clip(ratio_t, 1 - 0.2, 1 + 0.28) A_i), token mean
+
+Source: arXiv 2503.14476, equations 8 to 13. The pieces are settings that any algorithm may use; the preset sets them.
+"""
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.objective import OverlongConfig
+from grace_exp.objective.advantage import group_relative
+from grace_exp.objective.inputs import Algorithm
+from grace_exp.objective.surrogate import clipped_loss
+
+ALGORITHM = Algorithm(advantages=group_relative, loss=clipped_loss)
+
+
+def overlong_punishment(lengths: Tensor, max_tokens: int, config: OverlongConfig) -> Tensor:
+    """What is added to a reward for its rationale's length (equation 13).
+
+    Args:
+        lengths: `[groups, K]` tokens.
+        max_tokens: The limit.
+        config: The margin before the limit, and the punishment at it.
+
+    Returns:
+        `[groups, K]` float64: 0 up to the margin, then falling in a line to -penalty at the limit.
+    """
+    margin = config.share * max_tokens
+    return config.penalty * ((max_tokens - margin - lengths.double()) / margin).clamp(-1.0, 0.0)
+
+
+def informative_groups(rewards: Tensor, kept: Tensor) -> Tensor:
+    """Groups whose kept rewards differ: the others have advantages of zero (equation 11).
+
+    Args:
+        rewards: `[groups, K]`.
+        kept: `[groups, K]` bool.
+
+    Returns:
+        `[groups]` bool.
+    """
+    highest = torch.where(kept, rewards, -torch.inf).amax(dim=1)
+    lowest = torch.where(kept, rewards, torch.inf).amin(dim=1)
+    return highest > lowest

@@ -1,0 +1,77 @@
+"""The algorithms by name, and what a step must bring for each."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from grace_exp.config.objective import ObjectiveConfig
+from grace_exp.objective import copg, dapo, dr_grpo, grpo, gspo, reinforce_pp, remax, rloo
+from grace_exp.objective.inputs import AdvantageInputs, Algorithm
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "grpo": grpo.ALGORITHM,
+    "dr_grpo": dr_grpo.ALGORITHM,
+    "dapo": dapo.ALGORITHM,
+    "gspo": gspo.ALGORITHM,
+    "rloo": rloo.ALGORITHM,
+    "reinforce_pp": reinforce_pp.ALGORITHM,
+    "reinforce_pp_baseline": reinforce_pp.GROUP_BASELINE,
+    "remax": remax.ALGORITHM,
+    "copg": copg.ALGORITHM,
+}
+"""By `ObjectiveConfig.algorithm`."""
+
+
+def needs_greedy_baseline(config: ObjectiveConfig) -> bool:
+    """Whether `AdvantageInputs.baseline` must be given."""
+    return config.algorithm == "remax"
+
+
+def needs_reference(config: ObjectiveConfig) -> bool:
+    """Whether there must be a reference model."""
+    return config.kl.coefficient > 0 and config.kl.anchor == "reference"
+
+
+def needs_reference_kl(config: ObjectiveConfig) -> bool:
+    """Whether `AdvantageInputs.reference_kl` must be given: a penalty in the reward that is known before the update."""
+    return config.kl.coefficient > 0 and config.kl.placement == "reward" and config.algorithm != "copg"
+
+
+def shaped_rewards(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
+    """Rewards with the punishment of length and the penalty in the reward.
+
+    Args:
+        inputs: All groups of the step.
+        config: `overlong` and `kl`.
+
+    Returns:
+        `[groups, K]`, of the type of `inputs.rewards`.
+
+    Raises:
+        ValueError: The penalty asks for `reference_kl`.
+    """
+    rewards = inputs.rewards
+    if config.overlong is not None:
+        rewards = rewards + dapo.overlong_punishment(inputs.lengths, inputs.max_tokens, config.overlong)
+    if needs_reference_kl(config):
+        if inputs.reference_kl is None:
+            raise ValueError("objective.kl.placement=reward needs reference_kl")
+        rewards = rewards - config.kl.coefficient * inputs.reference_kl
+    return rewards.to(inputs.rewards.dtype)
+
+
+def compute_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
+    """Shape the rewards and hand them to the configured algorithm.
+
+    Args:
+        inputs: All groups of the step, over all processes.
+        config: The objective.
+
+    Returns:
+        `[groups, K]`; 0 where not kept.
+
+    Raises:
+        ValueError: An input that the configuration asks for is None.
+    """
+    shaped = replace(inputs, rewards=shaped_rewards(inputs, config))
+    return ALGORITHMS[config.algorithm].advantages(shaped, config)

@@ -1,0 +1,29 @@
+"""REINFORCE++: advantages normalised over the whole batch instead of the group.
+
+    reinforce_pp            A_i = (r_i - mean of the batch's r) / std of the batch's r
+    reinforce_pp_baseline   A_i = a_i / std of the batch's a,      a_i = r_i - mean of the group's r
+    loss                    - min(ratio_t A_i, clip(ratio_t) A_i), token mean
+
+The source also takes off the batch's mean of a, which is zero. advantage_scale=batch_std, which the presets set, is the
+division. The source's KL is k1 in the reward in the first, k2 in the loss in the second; the first subtracts from each
+token's reward what its later tokens cost, here the whole rationale's cost is subtracted: its expectation is the same.
+Source: arXiv 2501.03262.
+"""
+
+from torch import Tensor
+
+from grace_exp.config.objective import ObjectiveConfig
+from grace_exp.objective.advantage import group_centred, group_relative, scaled
+from grace_exp.objective.inputs import AdvantageInputs, Algorithm
+from grace_exp.objective.surrogate import clipped_loss
+
+
+def batch_relative(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
+    """Centred over the kept of the whole batch and scaled by `advantage_scale`, `[groups, K]`."""
+    everything = (inputs.rewards.reshape(1, -1), inputs.kept.reshape(1, -1))
+    centred = group_centred(*everything).view(inputs.rewards.shape)
+    return scaled(centred, inputs.kept, config.advantage_scale)
+
+
+ALGORITHM = Algorithm(advantages=batch_relative, loss=clipped_loss)
+GROUP_BASELINE = Algorithm(advantages=group_relative, loss=clipped_loss)

@@ -1,0 +1,133 @@
+"""The two losses that algorithms share, and what every loss adds: importance weights, KL, entropy, aggregation."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.objective import ObjectiveConfig
+from grace_exp.objective.aggregate import token_weights
+from grace_exp.objective.importance import importance_weights
+from grace_exp.objective.inputs import LossInputs
+from grace_exp.objective.kl import KL_ESTIMATORS, bounded_log_ratio, k3
+
+
+@dataclass(frozen=True, eq=False)
+class CountedTokens:
+    """The counted tokens of a micro-batch, flat.
+
+    Attributes:
+        logprobs: `[tokens]` nats, with gradient.
+        old: `[tokens]` nats.
+        advantages: Of the token's rationale, `[tokens]`.
+        rows: The token's rationale, `[tokens]`.
+    """
+
+    logprobs: Tensor
+    old: Tensor
+    advantages: Tensor
+    rows: Tensor
+
+
+def counted(inputs: LossInputs) -> CountedTokens:
+    """Select what counts. Selecting, not multiplying by the mask: padding may hold nan, and 0 x nan is nan."""
+    chosen = inputs.counted
+    rows = chosen.nonzero()[:, 0]
+    return CountedTokens(
+        inputs.logprobs[chosen], inputs.old_logprobs.detach()[chosen], inputs.advantages.detach()[rows], rows
+    )
+
+
+def clipped_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) per token (PPO, arXiv 1707.06347).
+
+    Args:
+        inputs: One micro-batch.
+        config: Clip range and what `summed_loss` adds.
+
+    Returns:
+        As `summed_loss`.
+    """
+    tokens = counted(inputs)
+    return clipped(tokens, bounded_log_ratio(tokens.logprobs, tokens.old).exp(), inputs, config)
+
+
+def clipped(
+    tokens: CountedTokens, ratio: Tensor, inputs: LossInputs, config: ObjectiveConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate for a probability ratio `[tokens]` of the caller's; adds the metric `clipped`."""
+    objective = ratio * tokens.advantages
+    clipped_objective = ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * tokens.advantages
+    loss, metrics = summed_loss(tokens, -torch.minimum(objective, clipped_objective), ratio, inputs, config)
+    return loss, metrics | {"clipped": (clipped_objective < objective).sum().to(loss.dtype)}
+
+
+def score_function_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """-A log pi per token (REINFORCE): no ratio, no clip.
+
+    Args:
+        inputs: One micro-batch.
+        config: What `summed_loss` adds.
+
+    Returns:
+        As `summed_loss`.
+    """
+    tokens = counted(inputs)
+    ratio = bounded_log_ratio(tokens.logprobs.detach(), tokens.old).exp()
+    return summed_loss(tokens, -tokens.advantages * tokens.logprobs, ratio, inputs, config)
+
+
+def summed_loss(
+    tokens: CountedTokens, surrogate: Tensor, ratio: Tensor, inputs: LossInputs, config: ObjectiveConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Importance weight x surrogate + KL coefficient x KL - entropy coefficient x entropy, summed with token weights.
+
+    A sum, so that it adds up over micro-batches: divide by `aggregate.denominator`.
+
+    Args:
+        tokens: What counts.
+        surrogate: The algorithm's loss of each token, `[tokens]`.
+        ratio: Present to old probability, `[tokens]`, for the metric.
+        inputs: For what else there is of the tokens.
+        config: Importance, KL, entropy and aggregation.
+
+    Returns:
+        The loss, a scalar, and scalar sums over the counted tokens (divide by their number), without gradient:
+        `surrogate`, `ratio`, `approx_kl` (k3 of the old policy against this one) and, where they apply, `importance`
+        (the weights), `kl_reference` (the configured estimator) and `entropy`.
+
+    Raises:
+        ValueError: The configuration asks for reference log-probs, engine log-probs or entropies that are not there.
+    """
+    chosen = inputs.counted
+    weights = token_weights(chosen, config, tokens.logprobs.dtype)
+    metrics = {"ratio": ratio.detach().sum(), "approx_kl": k3(tokens.old, tokens.logprobs.detach()).sum()}
+    if config.importance.mode != "none":
+        if inputs.engine_logprobs is None:
+            raise ValueError(f"objective.importance.mode={config.importance.mode} needs engine_logprobs")
+        engine = inputs.engine_logprobs[chosen]
+        importance = importance_weights(tokens.old, engine, tokens.rows, len(chosen), config.importance)
+        importance = importance.clamp(max=config.importance.cap)
+        surrogate = surrogate * importance
+        metrics["importance"] = importance.sum()
+    metrics["surrogate"] = surrogate.detach().sum()
+    loss = _sum(surrogate, weights)
+    penalised = config.kl.coefficient > 0 and config.kl.placement == "loss"
+    if penalised and inputs.reference_logprobs is None:
+        raise ValueError(f"objective.kl.coefficient={config.kl.coefficient} needs reference_logprobs")
+    if inputs.reference_logprobs is not None:
+        kl = KL_ESTIMATORS[config.kl.estimator](tokens.logprobs, inputs.reference_logprobs.detach()[chosen])
+        metrics["kl_reference"] = kl.detach().sum()
+        if penalised:
+            loss = loss + config.kl.coefficient * _sum(kl, weights)
+    if config.entropy_coefficient > 0:
+        if inputs.entropy is None:
+            raise ValueError(f"objective.entropy_coefficient={config.entropy_coefficient} needs entropies")
+        entropy = inputs.entropy[chosen]
+        metrics["entropy"] = entropy.detach().sum()
+        loss = loss - config.entropy_coefficient * _sum(entropy, weights)
+    return loss, metrics
+
+
+def _sum(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.sum() if weights is None else (values * weights).sum()

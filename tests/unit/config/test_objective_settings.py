@@ -1,0 +1,48 @@
+"""Presets of `objective` and the settings that do not go together."""
+
+from pathlib import Path
+
+import pytest
+
+from grace_exp.config.compose import compose_config
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError
+
+
+def composed(*overrides: str) -> GraceConfig:
+    return compose_config(["+experiment=demo_tiny", *overrides], Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective.length_normalizer=8"], "objective: length_normalizer=8 with aggregation='token_mean'"),
+        (["objective.replay={capacity: 4}"], "objective: replay is set with algorithm='grpo'"),
+        (["objective.kl.anchor=behaviour"], "objective: kl.anchor='behaviour' with algorithm='grpo'"),
+        (
+            ["objective=copg", "objective.kl.placement=loss"],
+            "objective: kl.estimator='k1', kl.placement='loss' with algorithm='copg'",
+        ),
+        (["objective=copg", "objective.importance.mode=token"], "objective: importance.mode='token' with algorithm="),
+        (["rollout.group_size=1", "objective=rloo"], "rollout.group_size=1: an advantage compares"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        composed(*overrides)
+    assert any(line.strip().startswith(words) for line in str(raised.value).splitlines()), str(raised.value)
+
+
+@pytest.mark.parametrize("preset", ["remax", "reinforce_pp"])
+def test_a_baseline_outside_the_group_needs_no_group(preset: str) -> None:
+    assert composed(f"objective={preset}", "rollout.group_size=1").rollout.group_size == 1
+
+
+def test_presets_have_the_figures_of_their_sources() -> None:
+    """arXiv 2503.14476 (DAPO), 2507.18071 (GSPO), 2503.20783 (Dr. GRPO)."""
+    dapo, gspo, dr_grpo = (composed(f"objective={name}").objective for name in ("dapo", "gspo", "dr_grpo"))
+    assert (dapo.clip_low, dapo.clip_high, dapo.aggregation) == (0.2, 0.28, "token_mean")
+    assert dapo.overlong is not None and dapo.overlong.share == 4096 / 20480
+    assert dapo.dynamic_sampling is not None
+    assert (gspo.clip_low, gspo.clip_high, gspo.aggregation) == (3e-4, 4e-4, "sequence_mean")
+    assert (dr_grpo.aggregation, dr_grpo.length_normalizer) == ("constant", None)
