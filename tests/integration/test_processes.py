@@ -171,3 +171,35 @@ def test_two_processes_train_as_one(train, two: SimpleNamespace) -> None:
         assert both[0]["examples"] == both[1]["examples"]
         assert both[0]["rationale"]["values"] == pytest.approx(both[1]["rationale"]["values"])
     assert set(found.samples["instance"]) < set(one.samples["instance"])  # the first process shows its own
+
+
+SIDES = [
+    "job.steps=2",
+    "objective=copg",
+    "objective.mini_batch_size=2",
+    "objective.replay.share=1",
+    "rollout.policy_role=both",
+    "data=wordnet_mixed",
+    "reward=mixed",
+    "reward.encoder.kind=ema",
+    "reward.encoder.decay=0.5",
+    "+backbone.lora.rank=4",
+    "optim.learning_rate=0.01",
+    "optim.epsilon=0.001",
+    "callbacks.export=[]",
+]
+
+
+def test_two_processes_train_both_sides_of_mixed_batches_and_stored_instances_as_one(train, tmp_path: Path) -> None:
+    with started(tmp_path, *SIDES, "hardware.devices=2", "hardware.strategy=ddp") as two:
+        assert two.wait() == 0, two.err
+    one = train(*SIDES)
+    found = type(one)(two.folder)
+    assert found.figure("rollout/stored") == one.figure("rollout/stored") == [0, 4]
+    assert set(found.metrics) == set(one.metrics)
+    for name in one.metrics:
+        assert found.figure(name) == pytest.approx(one.figure(name), rel=1e-4, abs=1e-4), name
+    torch.testing.assert_close(found.weights, one.weights, rtol=0, atol=1e-5)
+    mine, its = (run.checkpoint()["grace"] for run in (found, one))
+    torch.testing.assert_close(mine["encoder"], its["encoder"], rtol=0, atol=1e-5)
+    assert [row["instance"] for row in mine["stored"]] == [row["instance"] for row in its["stored"]]

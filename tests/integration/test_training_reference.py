@@ -22,9 +22,9 @@ class Watch(Callback):
         self.forwards = {True: 0, False: 0}
         forward = Policy.forward
 
-        def counted(policy: Policy, *args: Any) -> Any:
+        def counted(policy: Policy, *args: Any, **options: Any) -> Any:
             self.forwards[torch.is_grad_enabled()] += 1
-            return forward(policy, *args)
+            return forward(policy, *args, **options)
 
         monkeypatch.setattr(Policy, "forward", counted)
 

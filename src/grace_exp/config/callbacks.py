@@ -18,6 +18,11 @@ class CheckpointConfig:
     """0: only the last one, when training ends or is interrupted."""
     keep: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints kept."""
+    monitor: Annotated[str, Field(pattern=r"^(embed/augmentation_overlap|val/[^/]+/rationale)$")] | None = None
+    """The metric whose best step is kept too, as best.ckpt: `embed/augmentation_overlap`, which needs no label, or
+    `val/<set>/rationale`, measured every evaluation.every_n_steps; null: no such checkpoint."""
+    mode: Literal["max", "min"] | None = None
+    """What is best; null: the least overlap, the highest held-out figure."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Checkpoints at step boundaries, and a clean stop on Ctrl-C or SIGTERM."""
 
+import math
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grace_exp.config.callbacks import CheckpointConfig
 from grace_exp.errors import GraceError
 from grace_exp.tracking.atomic import atomic_path
-from grace_exp.training.grace import grace_module
+from grace_exp.training.base import step_module
 
 FOLDER = "checkpoints"
+BEST = "best.ckpt"
 
 
 class Interrupted(GraceError):
@@ -40,9 +42,10 @@ def drop_checkpoints_after(run_dir: Path, completed_steps: int) -> None:
 
 
 class StepCheckpoints(Callback):
-    """Saves every n GRACE steps, at the last and where the run was asked to stop; keeps the newest.
+    """Saves every n GRACE steps, at the last and where the run was asked to stop; keeps the newest, and the best.
 
-    Lightning's own callback counts optimizer updates, of which a step has several.
+    Lightning's own callback counts optimizer updates, of which a step has several. A resumed run goes on comparing with
+    the best figure of its checkpoint.
     """
 
     def __init__(self, config: CheckpointConfig, run_dir: Path, steps: int) -> None:
@@ -50,10 +53,19 @@ class StepCheckpoints(Callback):
         self._config = config
         self._run_dir = run_dir
         self._steps = steps
+        self._best: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop a best checkpoint that is not of this run."""
+        if trainer.is_global_zero and self._config.monitor is not None and self._best is None:
+            (self._run_dir / FOLDER / BEST).unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save where it is time."""
-        completed = grace_module(pl_module).completed_steps
+        module = step_module(pl_module)
+        completed = module.completed_steps
+        if self._config.monitor is not None:
+            self._compare(trainer, module.history[-1].get(self._config.monitor))
         every = self._config.every_n_steps
         if trainer.should_stop or completed == self._steps or (every and completed % every == 0):
             self.save(trainer, completed)
@@ -61,16 +73,34 @@ class StepCheckpoints(Callback):
     def save(self, trainer: Trainer, completed: int) -> Path:
         """Write the checkpoint of `completed` steps and drop the oldest beyond `keep`; all processes call it."""
         path = checkpoint_path(self._run_dir, completed)
-        if not trainer.is_global_zero:
-            trainer.save_checkpoint(path)  # takes part, writes nothing
-            return path
-        # Lightning writes into the system's temporary folder and moves; over file systems that is a copy, which a kill
-        # would cut short.
-        with atomic_path(path) as temporary:
-            trainer.save_checkpoint(temporary)
-        for old in sorted(_checkpoints(self._run_dir), key=_steps_of)[: -self._config.keep]:
-            old.unlink()
+        _write(trainer, path)
+        if trainer.is_global_zero:
+            for old in sorted(_checkpoints(self._run_dir), key=_steps_of)[: -self._config.keep]:
+                old.unlink()
         return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best figure so far, and of what."""
+        return {"monitor": self._config.monitor, "mode": self._mode, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing, unless with another figure."""
+        if (state_dict["monitor"], state_dict["mode"]) == (self._config.monitor, self._mode):
+            self._best = state_dict["best"]
+
+    @property
+    def _mode(self) -> str:
+        return self._config.mode or ("max" if (self._config.monitor or "").startswith("val/") else "min")
+
+    def _compare(self, trainer: Trainer, figure: float | None) -> None:
+        """Save if the step's figure is the best so far; it has none where the metric was not measured."""
+        sign = 1 if self._mode == "max" else -1
+        better = (
+            figure is not None and math.isfinite(figure) and (self._best is None or sign * (figure - self._best) > 0)
+        )
+        if trainer.strategy.broadcast(better):  # one process's word, in case of rounding
+            self._best = figure
+            _write(trainer, self._run_dir / FOLDER / BEST)
 
 
 class GracefulStop(Callback):
@@ -111,7 +141,7 @@ class GracefulStop(Callback):
         """Stop all processes after the same step, though the signal reached them at different ones, or one only."""
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             trainer.should_stop = True
-            self._stopped_after = grace_module(pl_module).completed_steps
+            self._stopped_after = step_module(pl_module).completed_steps
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
@@ -138,6 +168,16 @@ class GracefulStop(Callback):
                 f"{self._steps}; saved {checkpoint_path(self._run_dir, self._stopped_after)}\n"
                 f"Continue with the same command and job.resume={self._run_dir}"
             )
+
+
+def _write(trainer: Trainer, path: Path) -> None:
+    if not trainer.is_global_zero:
+        trainer.save_checkpoint(path)  # takes part, writes nothing
+        return
+    # Lightning writes into the system's temporary folder and moves; over file systems that is a copy, which a kill
+    # would cut short.
+    with atomic_path(path) as temporary:
+        trainer.save_checkpoint(temporary)
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:

@@ -8,13 +8,12 @@ from typing import Any
 from peft import PeftModel
 
 from grace_exp.config.root import GraceConfig
+from grace_exp.evaluation.pretrained import SETTINGS_FILE
 from grace_exp.policy.backbone import Backbone
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
 
 FOLDER = "export"
-SETTINGS_FILE = "grace_config.json"
-"""Beside the weights: what an encoder needs to know to embed as training did."""
 
 
 def export(backbone: Backbone, config: GraceConfig, results: dict[str, Any]) -> list[Path]:
@@ -52,7 +51,40 @@ def _settings(config: GraceConfig) -> dict[str, Any]:
         "pooling": asdict(config.backbone.pooling),
         "template_kwargs": config.backbone.template_kwargs,
         "max_tokens": config.rollout.max_tokens,
+        "mode": "prompt_only" if config.method.prompt_only else "rationale",
+        "backbone": asdict(config.backbone),
+        "seed": config.seed,
     }
+
+
+_METHODS = {
+    "grace": "GRACE (arXiv 2510.04506): it reads a text and writes a rationale.",
+    "contrastive": "InfoNCE on texts without rationales, a baseline of GRACE (arXiv 2510.04506).",
+    "simcse": "SimCSE (arXiv 2104.08821) on texts without rationales, a baseline of GRACE (arXiv 2510.04506).",
+    "contrastive_on_rationales": "InfoNCE on texts with rationales, a baseline of GRACE (arXiv 2510.04506). The "
+    "rationales are the base model's: it reads them, and is not meant to write them.",
+    "rejection_sft": "cross-entropy on its best-rewarded rationales, a baseline of GRACE (arXiv 2510.04506): it reads "
+    "a text and writes a rationale.",
+}
+
+
+def _region(config: GraceConfig) -> str:
+    return "text" if config.method.prompt_only else config.backbone.pooling.region
+
+
+def _recipe(config: GraceConfig) -> list[str]:
+    """What the model card says of reward, objective and rationales."""
+    rollout, method = config.rollout, config.method
+    sampled = f"up to {rollout.max_tokens} tokens"
+    if method.name == "grace":
+        what = f"reward: {config.reward.name}; objective: {config.objective.name}; K = {rollout.group_size}, {sampled}"
+    elif method.name == "rejection_sft":
+        what = f"reward: {config.reward.name}; the best of {rollout.group_size} rationales, {sampled}"
+    else:
+        what = f"temperature {method.temperature}, {config.objective.mini_batch_size} instances an update"
+        what += f"; rationales of {sampled}" if method.name == "contrastive_on_rationales" else ""
+        what += f"; attention dropout {method.dropout}" if method.name == "simcse" else ""
+    return [f"- {what}"]
 
 
 def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
@@ -90,14 +122,13 @@ def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
             "",
             f"# {config.name}",
             "",
-            f"{config.backbone.name} trained with GRACE (arXiv 2510.04506): it reads a text, writes a rationale, and",
-            f"the pooled hidden states of `{pooling.region}` ({pooling.method}, layer {pooling.layer}) are its "
+            f"{config.backbone.name} trained with {_METHODS[config.method.name]}",
+            f"The pooled hidden states of `{_region(config)}` ({pooling.method}, layer {pooling.layer}) are its "
             "embedding.",
             "",
             f"- data: {config.data.name} ({config.data.mode}), {config.job.steps} steps of {config.job.batch_size} "
             f"instances, seed {config.seed}",
-            f"- reward: {config.reward.name}; objective: {config.objective.name}; K = {config.rollout.group_size}, "
-            f"up to {config.rollout.max_tokens} tokens",
+            *_recipe(config),
             f"- system prompt: {json.dumps(config.prompt.system, ensure_ascii=False)}",
             "",
             *table,

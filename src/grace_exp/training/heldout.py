@@ -1,7 +1,7 @@
-"""Held-out figures before the first step and after the last."""
+"""Held-out figures before the first step, during training and after the last step."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,15 +15,16 @@ from grace_exp.evaluation.embed import Embedded, embed_texts
 from grace_exp.evaluation.heldout import PROMPT_ONLY, Example, SetResult, evaluate_minilm, evaluate_sets
 from grace_exp.evaluation.scores import ItemScores, score
 from grace_exp.tracking.summary import write_json_atomic
-from grace_exp.training.grace import GraceModule, grace_module
+from grace_exp.training.base import StepModule, step_module
 
 Moment = Literal["before", "after"]
 
 
 class HeldoutEvaluation(Callback):
-    """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`.
+    """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`; during it, the figures.
 
-    Every process takes its share of the texts. A resumed run reads the figures from before its first step back.
+    Every process takes its share of the texts. A resumed run reads the figures from before its first step back. Stands
+    before `StepCheckpoints` among the callbacks, which may watch a figure.
     """
 
     def __init__(self, config: GraceConfig, decode: Callable[..., str], announce: Callable[[str], None]) -> None:
@@ -44,10 +45,28 @@ class HeldoutEvaluation(Callback):
         if self._config.evaluation.before:
             self._run("before", trainer, pl_module)
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Evaluate after every n steps; after the last one that is the evaluation after training."""
+        module, every = step_module(pl_module), self._config.evaluation.every_n_steps
+        if every is None or module.completed_steps % every:
+            return
+        if module.completed_steps == self._config.job.steps and self._config.evaluation.after:
+            self._run("after", trainer, pl_module)
+            figures = self._metrics(self.results["after"])
+        else:
+            with module.timer("evaluation_during"), trainer.precision_plugin.forward_context():
+                figures = self._metrics(heldout_results(self._config, module, self._decode))
+            self._log(trainer, module, figures)
+        module.history[-1] |= figures
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate after the last step, not after an interruption."""
-        module = grace_module(pl_module)
-        if self._config.evaluation.after and module.completed_steps == self._config.job.steps:
+        module = step_module(pl_module)
+        if (
+            self._config.evaluation.after
+            and module.completed_steps == self._config.job.steps
+            and "after" not in self.results
+        ):
             self._run("after", trainer, pl_module)
 
     def minilm(self) -> dict[str, ItemScores]:
@@ -61,30 +80,34 @@ class HeldoutEvaluation(Callback):
         if not self._config.evaluation.sets:
             return
         path = Path(self._config.run_dir) / "evaluation" / f"{moment}.json"
-        module = grace_module(pl_module)
+        module = step_module(pl_module)
         if module.completed_steps and moment == "before":
-            earlier = read_results(path) if path.is_file() else {}
-            # Under other sets the figures from before would not be of the same items.
-            if list(earlier) == list(self._config.evaluation.sets):
-                self.results[moment] = earlier
+            # Under other settings the figures from before would not compare with those after.
+            if path.is_file() and _settings_in(path) == _settings(self._config):
+                self.results[moment] = read_results(path)
             return
         self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
         with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
             self.results[moment] = heldout_results(self._config, module, self._decode)
         if trainer.is_global_zero:
-            write_results(path, self.results[moment])
-            for logger in trainer.loggers:
-                logger.log_metrics(self._metrics(moment), step=min(module.completed_steps, self._config.job.steps - 1))
+            write_results(path, self.results[moment], _settings(self._config))
+        self._log(trainer, module, self._metrics(self.results[moment]))
 
-    def _metrics(self, moment: Moment) -> dict[str, float]:
+    def _log(self, trainer: Trainer, module: StepModule, figures: dict[str, float]) -> None:
+        """In the row of the step that the weights come from; those from before the first step in the first."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=max(0, module.completed_steps - 1))
+
+    def _metrics(self, results: dict[str, SetResult]) -> dict[str, float]:
         return {
             f"val/{name}/{row}": score(items, 0).value
-            for name, result in self.results[moment].items()
+            for name, result in results.items()
             for row, items in (("rationale", result.rationale), ("prompt_only", result.prompt_only))
         }
 
 
-def heldout_results(config: GraceConfig, module: GraceModule, decode: Callable[..., str]) -> dict[str, SetResult]:
+def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:
     """Score the configured sets with the module's policy and engine as they stand."""
     region = config.backbone.pooling.region
 
@@ -104,8 +127,14 @@ def heldout_results(config: GraceConfig, module: GraceModule, decode: Callable[.
     return evaluate_sets(config.evaluation, embed, decode, region)
 
 
-def write_results(path: Path, results: dict[str, SetResult]) -> None:
-    """Keep results with every item's score, so that differences can be resampled later."""
+def write_results(path: Path, results: dict[str, SetResult], settings: Mapping[str, Any] | None = None) -> None:
+    """Keep results with every item's score, so that differences can be resampled later.
+
+    Args:
+        path: The file.
+        results: By set.
+        settings: By set, what its figures depend on beside the weights.
+    """
 
     def items(scores: ItemScores) -> dict[str, Any]:
         return {
@@ -122,10 +151,22 @@ def write_results(path: Path, results: dict[str, SetResult]) -> None:
                 "prompt_only": items(result.prompt_only),
                 "rationale_tokens": result.rationale_tokens,
                 "examples": [asdict(example) for example in result.examples],
+                "settings": (settings or {}).get(name),
             }
             for name, result in results.items()
         },
     )
+
+
+def _settings(config: GraceConfig) -> dict[str, Any]:
+    """By set, what its figures depend on beside the weights and what a resumed run may not change."""
+    evaluation = config.evaluation
+    sampling = {"max_tokens": evaluation.max_tokens, "temperature": evaluation.temperature}
+    return {name: asdict(chosen) | sampling for name, chosen in evaluation.sets.items()}
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    return {name: record.get("settings") for name, record in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def read_results(path: Path) -> dict[str, SetResult]:

@@ -6,9 +6,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from grace_exp.training.grace import grace_module
+from grace_exp.training.base import step_module
 
 IN_BATCH = "embed/in_batch_accuracy"
+REWARD = "reward/final/mean"
+LENGTH = "rollout/tokens_mean"
 
 
 class ProgressDisplay(Callback):
@@ -40,19 +42,19 @@ class ProgressDisplay(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start at the step of a resumed run."""
         if trainer.is_global_zero and self._live:
-            self._progress.update(self._task, completed=grace_module(pl_module).completed_steps)
+            self._progress.update(self._task, completed=step_module(pl_module).completed_steps)
             self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Show the step's figures."""
         if not trainer.is_global_zero:
             return
-        module = grace_module(pl_module)
+        module = step_module(pl_module)
         row = module.history[-1]
         figures = [
-            f"reward {row['reward/final/mean']:+.2f}",
+            f"reward {row[REWARD]:+.2f}" if REWARD in row else f"loss {row['train/loss']:.3f}",
             *([f"in-batch {row[IN_BATCH]:.2f}"] if IN_BATCH in row else []),  # with one instance there are no others
-            f"length {row['rollout/tokens_mean']:.0f}",
+            *([f"length {row[LENGTH]:.0f}"] if LENGTH in row else []),  # not all methods write rationales
             f"{row['time/step']:.1f} s/step",
         ]
         if self._live:

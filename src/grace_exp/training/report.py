@@ -12,7 +12,7 @@ from rich.table import Table
 from grace_exp.config.root import GraceConfig
 from grace_exp.evaluation.scores import ItemScores, Score, rise, score
 from grace_exp.tracking.summary import peak_memory_gib, write_json_atomic
-from grace_exp.training.grace import GraceModule
+from grace_exp.training.base import StepModule
 from grace_exp.training.heldout import HeldoutEvaluation
 
 SUMMARY_FILE = "summary.json"
@@ -22,16 +22,16 @@ _KINDS = {"sts": "Spearman x 100", "retrieval": "nDCG@10 x 100"}
 
 def write_summary(
     config: GraceConfig,
-    module: GraceModule,
+    module: StepModule,
     heldout: HeldoutEvaluation,
     minilm: Mapping[str, ItemScores],
     data: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write `<run_dir>/summary.json` and return it.
 
-    Keys: `reward_per_step`, `heldout` (per set: before, after, rise, prompt_only_before, prompt_only_after, minilm,
-    each with a 95 % interval), `seconds` per phase, `peak_memory_gib`, `table` (the same figures as text), and what
-    identifies the run.
+    Keys: `reward_per_step` (empty without a reward), `loss_per_step`, `heldout` (per set: before, after, rise,
+    prompt_only_before, prompt_only_after, minilm, each with a 95 % interval), `seconds` per phase, `peak_memory_gib`,
+    `table` (the same figures as text), and what identifies the run.
     """
     sets = {name: _figures(name, config, heldout, minilm) for name in config.evaluation.sets}
     seconds = module.timer.totals()
@@ -41,7 +41,8 @@ def write_summary(
         "steps": module.completed_steps,
         "skipped_updates": module.skipped_updates,
         "data": dict(data),
-        "reward_per_step": [row["reward/total/mean"] for row in module.history],
+        "reward_per_step": [row["reward/total/mean"] for row in module.history if "reward/total/mean" in row],
+        "loss_per_step": [row["train/loss"] for row in module.history],
         "in_batch_accuracy_per_step": [row.get("embed/in_batch_accuracy") for row in module.history],
         "heldout": {name: {k: v.as_dict() for k, v in figures.items()} for name, figures in sets.items()},
         "table": {name: {k: str(v) for k, v in figures.items()} for name, figures in sets.items()},
@@ -68,7 +69,7 @@ def _figures(
     return figures
 
 
-def final_figures(module: GraceModule, heldout: HeldoutEvaluation) -> dict[str, float]:
+def final_figures(module: StepModule, heldout: HeldoutEvaluation) -> dict[str, float]:
     """The last step's metrics and the held-out figures, by metric name: what a sweep may optimise."""
     figures = dict(module.history[-1])
     for name, result in heldout.results.get("after", {}).items():
@@ -87,10 +88,12 @@ def print_report(
     console.rule(f"{config.name}: {summary['steps']} steps, seed {config.seed}")
     if summary["table"]:
         console.print(heldout_table(config, summary["table"]))
-    rewards = summary["reward_per_step"]
-    part = max(1, len(rewards) // 5)
-    first, last = _mean(rewards[:part]), _mean(rewards[-part:])
-    console.print(f"Reward, mean of the first and last {part} steps: {first:+.2f} -> {last:+.2f}", highlight=False)
+    name, figures = "Reward", summary["reward_per_step"]
+    if not figures:
+        name, figures = "Loss", summary["loss_per_step"]
+    part = max(1, len(figures) // 5)
+    first, last = _mean(figures[:part]), _mean(figures[-part:])
+    console.print(f"{name}, mean of the first and last {part} steps: {first:+.2f} -> {last:+.2f}", highlight=False)
     _print_examples(console, heldout)
     seconds = summary["seconds"]
     phases = ", ".join(f"{phase} {seconds[phase]:.0f} s" for phase in seconds if phase != "step")
@@ -148,7 +151,8 @@ def _next_command(config: GraceConfig) -> str:
     python = Path(sys.executable)
     command = f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} -m grace_exp"
     if config.hardware.accelerator == "cpu":
-        return f"{command} -m +experiment={config.name} reward.terms.consistency.weight=0,0.2,1"
+        vary = "seed=0,1,2" if config.method.is_infonce else "reward.terms.consistency.weight=0,0.2,1"
+        return f"{command} -m +experiment={config.name} {vary}"
     return f"{command} <the settings of this run> job=evaluate job.resume={config.run_dir}"
 
 

@@ -1,0 +1,100 @@
+"""Contrastive training (the paper's baseline): InfoNCE on embeddings of texts without rationales."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.data.batch import Instance, Role, TextBatch
+from grace_exp.data.prompts import PromptBuilder
+from grace_exp.policy.packing import Region, TextSequence
+from grace_exp.policy.policy import Policy
+from grace_exp.rollout.protocol import RolloutEngine
+from grace_exp.training.base import Backward, StepModule
+from grace_exp.training.baselines.gradient_cache import GradientCache
+from grace_exp.training.baselines.pairs import PairEmbeddings
+
+
+class ContrastiveModule(StepModule):
+    """Trains prompt-only embeddings: each query near its positive, away from the other texts of the update.
+
+    The other texts are those of all processes, so that their number changes nothing; the batch is bound by the memory
+    of its embeddings only (`GradientCache`).
+    """
+
+    def __init__(self, config: GraceConfig, *, policy: Policy, engine: RolloutEngine, prompts: PromptBuilder) -> None:
+        """As `StepModule`; weights that no embedding depends on are frozen."""
+        super().__init__(config, policy=policy, engine=engine, prompts=prompts)
+        freeze_beyond_pooling(policy)
+
+    @property
+    def region(self) -> Region:
+        """Where the trained embedding is pooled."""
+        return "text"
+
+    def sequences(self, texts: Sequence[tuple[Role, str]]) -> list[TextSequence]:
+        """Texts as the model reads them: prompts alone."""
+        return [TextSequence(prompt) for prompt in self.prompts.many(texts)]
+
+    def views(self, queries: list[TextSequence], others: list[TextSequence]) -> list[list[TextSequence]]:
+        """The texts as `GradientCache` takes them, queries first: all in one view."""
+        return [[*queries, *others]]
+
+    def step(self, batch: TextBatch) -> dict[str, float]:
+        """InfoNCE updates on the step's instances."""
+        rows = [self._update(batch.step, first, part) for first, part in self.mini_batches(batch.instances)]
+        names = dict.fromkeys(name for row in rows for name in row)
+        found = {name: [row[name] for row in rows if name in row] for name in names}
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        return means | {
+            "rollout/prompts_cut": sum(found["rollout/prompts_cut"]),
+            "train/skipped_updates": float(self.skipped_updates),
+        }
+
+    def _update(self, step: int, first: int, instances: Sequence[Instance]) -> dict[str, float]:
+        temperature, hardware = self.config.method.temperature, self.config.hardware
+        assert temperature is not None  # checked by MethodConfig
+        queries = [(Role.QUERY, instance.query) for instance in instances]
+        others = [(Role.POSITIVE, instance.positive) for instance in instances]
+        others += [(Role.NEGATIVE, text) for instance in instances for text in instance.negatives]
+        sequences = self.sequences([*queries, *others])
+        views = self.views(sequences[: len(queries)], sequences[len(queries) :])
+        self.policy.model.train()
+        with self.timer("score"):
+            cache = GradientCache(
+                self.policy, views, self.region, hardware.train_tokens, keep_all=hardware.keep_forward
+            )
+        pairs = PairEmbeddings.gathered(cache.embeddings, instances, self.gather)
+        metrics = pairs.metrics() if pairs.finite() else {}  # else loss and gradients are bad, which `update` handles
+        loss, gradients = pairs.contrast().gradients(temperature)
+
+        def accumulate(backward: Backward) -> Tensor:
+            # Gradients of the weights are averaged over processes, of which each has its part of the sum.
+            cache.backward(pairs.own_gradients(gradients, self.own) * self.trainer.world_size, backward)
+            return loss
+
+        def evidence() -> dict[str, Any]:
+            return {"instances": [asdict(instance) for instance in instances]}
+
+        with self.timer("update"):
+            done = {"loss": loss.item()} | self.update(step, first, evidence, accumulate)
+        cut = len({sequence.prompt for sequence in sequences if sequence.prompt.text_tokens_cut})
+        metrics["rollout/prompts_cut"] = self.sum(loss.new_tensor(cut)).item()
+        return metrics | {f"train/{name}": value for name, value in done.items()}
+
+
+def freeze_beyond_pooling(policy: Policy) -> None:
+    """Freeze the weights that no embedding depends on: layers above `pooling.layer`, and an output head of its own.
+
+    They would get no gradient, for which the exchange between processes would wait.
+    """
+    decoder: Any = policy.causal_lm.get_decoder()
+    index = policy.pooling.layer % (len(decoder.layers) + 1)
+    if index < len(decoder.layers):
+        for module in (*decoder.layers[index:], decoder.norm):
+            module.requires_grad_(False)
+    head = policy.causal_lm.get_output_embeddings()
+    if head.weight is not policy.causal_lm.get_input_embeddings().weight:
+        head.requires_grad_(False)

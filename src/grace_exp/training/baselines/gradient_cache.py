@@ -1,0 +1,120 @@
+"""Gradients of a loss over a whole batch of embeddings, with the memory of one micro-batch.
+
+GradCache (arXiv 2101.06983): first every text is embedded without gradients; the loss then gives the gradient of each
+embedding; then each micro-batch is embedded again, with gradients and the same dropout, and the gradients of its
+embeddings are carried on into the weights.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from grace_exp.policy.packing import MicroBatch, Region, TextSequence
+from grace_exp.policy.policy import Policy
+
+
+class GradientCache:
+    """The embeddings of an update's texts, and the way back from their gradients to the weights.
+
+    The last micro-batch's forward is kept for the way back, so that a batch of one micro-batch is computed once.
+
+    Attributes:
+        embeddings: `[n, hidden]` float32 without gradient, view after view, each in its order.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        views: Sequence[Sequence[TextSequence]],
+        region: Region,
+        token_budget: int,
+        *,
+        keep_all: bool = False,
+    ) -> None:
+        """Embed all texts, in the mode (training or not) that the policy is in.
+
+        Args:
+            policy: The model.
+            views: Texts. No forward holds texts of two views: equal texts of one view are computed once and share their
+                dropout, those of different views do not.
+            region: What is pooled.
+            token_budget: Of a micro-batch.
+            keep_all: Keep every forward: no second one, for the memory of all activations.
+        """
+        self._policy = policy
+        self._region = region
+        self._parts: list[_Part] = []
+        first = 0
+        plans = [(view, policy.plan(view, token_budget)) for view in views]
+        left = sum(len(plan) for _, plan in plans)
+        for view, plan in plans:
+            for indices in plan:
+                left -= 1
+                # Nothing is asked of the output head.
+                batch = _without_targets(policy.collate(view, indices))
+                rows = torch.tensor(indices, device=batch.input_ids.device) + first
+                state = _RandomState(batch.input_ids.device)
+                with torch.set_grad_enabled(keep_all or left == 0):
+                    found = self._embed(batch)
+                self._parts.append(_Part(batch, rows, state, found))
+            first += len(view)
+        hidden = self._parts[0].embeddings.shape[1]
+        self.embeddings = self._parts[0].embeddings.new_zeros(first, hidden)
+        for part in self._parts:
+            self.embeddings[part.rows] = part.embeddings.detach()
+
+    def backward(self, gradients: Tensor, backward: Callable[[Tensor, bool], None]) -> None:
+        """Carry gradients of the embeddings on into the weights; once.
+
+        Args:
+            gradients: `[n, hidden]`.
+            backward: Called with a loss whose gradient is the micro-batch's, and whether it is the last one.
+        """
+        parts, self._parts = self._parts, []
+        while parts:
+            part = parts.pop()  # the last one, whose forward is kept, first
+            embeddings = part.embeddings
+            if not embeddings.requires_grad:
+                with part.state.restored():
+                    embeddings = self._embed(part.batch)
+            backward((embeddings * gradients[part.rows]).sum(), not parts)
+
+    def _embed(self, batch: MicroBatch) -> Tensor:
+        embeddings: Tensor = self._policy(batch, (self._region,), embedding_gradients=True)[0][self._region]
+        return embeddings
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    batch: MicroBatch
+    rows: Tensor
+    state: "_RandomState"
+    embeddings: Tensor
+
+
+class _RandomState:
+    """The generators that dropout draws from, as they stand."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Let them stand so again for the block, and afterwards as they stood before it."""
+        with torch.random.fork_rng(devices=[self._device] if self._cuda is not None else []):
+            torch.set_rng_state(self._cpu)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda, self._device)
+            yield
+
+
+def _without_targets(batch: MicroBatch) -> MicroBatch:
+    return replace(
+        batch,
+        **{name: getattr(batch, name)[:0] for name in ("predictors", "targets", "temperatures", "owners", "offsets")},
+    )

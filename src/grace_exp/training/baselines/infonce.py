@@ -1,0 +1,78 @@
+"""InfoNCE with in-batch and hard negatives, and its gradient with respect to the embeddings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+ROWS_AT_ONCE = 1024
+"""Queries whose logits exist at one time: of 65536 queries against 131072 candidates all would take 34 GB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """The texts of an update: query i belongs to positive i; every other positive and every negative is against it.
+
+    Attributes:
+        queries: `[B, hidden]` float32.
+        positives: `[B, hidden]` float32.
+        negatives: `[N, hidden]` float32; N may be 0.
+        query_keys: The texts by a number each, `[B]` int64. A candidate with the text of the query or of its positive
+            is no negative of it and is left out. None: all texts differ.
+        positive_keys: `[B]`.
+        negative_keys: `[N]`.
+    """
+
+    queries: Tensor
+    positives: Tensor
+    negatives: Tensor
+    query_keys: Tensor | None = None
+    positive_keys: Tensor | None = None
+    negative_keys: Tensor | None = None
+
+    def losses(self, temperature: float, rows: slice = slice(None)) -> Tensor:
+        """-log of the softmax share of the own positive, for the queries `rows`, in nats.
+
+        The loss of van den Oord et al. (arXiv 1807.03748) with cosine similarities, the same as sentence-transformers'
+        MultipleNegativesRankingLoss of scale 1 / temperature, which averages it.
+
+        Args:
+            temperature: Divides the cosines.
+            rows: Of the queries.
+        """
+        places = torch.arange(len(self.queries), device=self.queries.device)[rows]
+        with torch.autocast(self.queries.device.type, enabled=False):
+            candidates = functional.normalize(torch.cat([self.positives, self.negatives]).float(), dim=-1)
+            logits = functional.normalize(self.queries[rows].float(), dim=-1) @ candidates.T / temperature
+        return functional.cross_entropy(
+            logits.masked_fill(self._same_text(places), -torch.inf), places, reduction="none"
+        )
+
+    def _same_text(self, places: Tensor) -> Tensor:
+        """Candidates that are no negatives of the queries at `places`, `[rows, B + N]` bool; never the own positive."""
+        count = len(self.positives) + len(self.negatives)
+        if self.query_keys is None or self.positive_keys is None or self.negative_keys is None:
+            return torch.zeros(len(places), count, dtype=torch.bool, device=places.device)
+        keys = torch.cat([self.positive_keys, self.negative_keys])
+        same = (keys == self.query_keys[places, None]) | (keys == self.positive_keys[places, None])
+        return same.scatter(1, places[:, None], False)
+
+    def gradients(self, temperature: float) -> tuple[Tensor, "Contrast"]:
+        """The mean loss and its gradients, a part of the queries at a time.
+
+        Returns:
+            The loss `[]`, detached, and a `Contrast` that holds gradients in the place of the embeddings.
+        """
+        leaves = [t.detach().requires_grad_() for t in (self.queries, self.positives, self.negatives)]
+        keys = (self.query_keys, self.positive_keys, self.negative_keys)
+        whole = Contrast(leaves[0], leaves[1], leaves[2], *keys)
+        count = len(self.queries)
+        total = self.queries.new_zeros(())
+        with torch.enable_grad():
+            for start in range(0, count, ROWS_AT_ONCE):
+                part = whole.losses(temperature, slice(start, start + ROWS_AT_ONCE)).sum() / count
+                part.backward()
+                total = total + part.detach()
+        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        return total, Contrast(*found)

@@ -1,0 +1,78 @@
+"""Contrastive training on rationales that the untrained model writes: GRACE without its reinforcement learning."""
+
+from collections.abc import Sequence
+
+import torch
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.data.batch import Role, TextBatch
+from grace_exp.data.prompts import PromptBuilder
+from grace_exp.policy.packing import Region, TextSequence
+from grace_exp.policy.policy import Policy
+from grace_exp.rollout.protocol import Completion, Request, derive_seed
+from grace_exp.training.baselines.contrastive import ContrastiveModule
+from grace_exp.training.baselines.start_engine import StartEngine, StartModel
+
+
+class ContrastiveOnRationalesModule(ContrastiveModule):
+    """Trains the embeddings of texts with rationales; who writes them stays as it was before training.
+
+    So it is in evaluation, too: the trained model reads what the untrained one has written.
+    """
+
+    def __init__(
+        self,
+        config: GraceConfig,
+        *,
+        policy: Policy,
+        start: StartModel,
+        engine: StartEngine,
+        prompts: PromptBuilder,
+    ) -> None:
+        """As `ContrastiveModule`; `engine` writes with `start`, which moves to the policy's device with this module."""
+        super().__init__(config, policy=policy, engine=engine, prompts=prompts)
+        self.start = start
+        self._written: list[Completion] = []
+
+    @property
+    def region(self) -> Region:
+        """Where the trained embedding is pooled: as in GRACE."""
+        return self.config.backbone.pooling.region
+
+    def sequences(self, texts: Sequence[tuple[Role, str]]) -> list[TextSequence]:
+        """Texts with their rationales. A text has the same one in every step: its seed derives from run and text."""
+        rollout = self.config.rollout
+        prompts = self.prompts.many(texts)
+        with self.timer("rollout"):
+            answers = self.engine.generate(
+                [
+                    Request(
+                        prompt.token_ids,
+                        1,
+                        rollout.max_tokens,
+                        rollout.anchor_temperature,
+                        derive_seed(self.config.seed, "start", role, text),
+                    )
+                    for prompt, (role, text) in zip(prompts, texts, strict=True)
+                ]
+            )
+        completions = [answer[0] for answer in answers]
+        self._written += completions
+        return [
+            TextSequence(prompt, completion.token_ids, rollout.anchor_temperature)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+    def step(self, batch: TextBatch) -> dict[str, float]:
+        """As `ContrastiveModule`, with figures of the rationales."""
+        self._written = []
+        metrics = super().step(batch)
+        lengths = [len(completion.token_ids) for completion in self._written]
+        cut = sum(completion.truncated for completion in self._written)
+        sums = self.sum(torch.tensor([sum(lengths), cut, len(lengths)], dtype=torch.float64, device=self.device))
+        longest = self.gather(torch.tensor([max(lengths)], device=self.device))
+        return metrics | {
+            "rollout/tokens_mean": (sums[0] / sums[2]).item(),
+            "rollout/tokens_max": float(longest.max()),
+            "rollout/truncated_share": (sums[1] / sums[2]).item(),
+        }

@@ -1,0 +1,58 @@
+"""Rejection sampling: cross-entropy on the best-rewarded rationale of each group (RAFT, arXiv 2304.06767).
+
+Rationales, rewards and batches are GRACE's; only the update differs: one rationale of a group is imitated, where the
+policy gradient weighs all of them.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from grace_exp.training.base import Backward
+from grace_exp.training.grace import GraceModule
+from grace_exp.training.nonfinite import rollout_evidence
+from grace_exp.training.update import MiniBatch
+
+
+class RejectionSftModule(GraceModule):
+    """A GRACE step with cross-entropy in the place of the policy gradient."""
+
+    def _one_update(self, step: int, start: int, mini_batch: MiniBatch) -> dict[str, float]:
+        """Token mean over the chosen rationales of all processes, at temperature 1; a group without any has none."""
+        rewards, kept = mini_batch.rewards, mini_batch.kept
+        assert rewards is not None and kept is not None
+        groups, k = rewards.shape
+        best = rewards.masked_fill(~kept, -torch.inf).argmax(dim=1)
+        rows = (torch.arange(groups, device=best.device) * k + best).tolist()
+        sequences = [replace(mini_batch.sequences[row], temperature=1.0) for row in rows]
+        weights = kept.any(dim=1).float()
+        lengths = torch.tensor([len(one.completion_ids) for one in sequences], device=weights.device)
+        tokens, chosen = self.sum(torch.stack([(lengths * weights).sum(), weights.sum()])).tolist()
+        divisor = max(tokens, 1.0)
+
+        summed = torch.zeros((), device=weights.device)
+
+        def accumulate(backward: Backward) -> Tensor:
+            nonlocal summed
+            plan = self.policy.plan(sequences, self.config.hardware.train_tokens)
+            for number, forward in enumerate(self.policy.planned_passes(sequences, plan), start=1):
+                owners = torch.tensor(forward.batch.indices, device=weights.device)[forward.batch.owners]
+                loss = -(forward.logprobs * weights[owners]).sum()
+                # Gradients are averaged over processes.
+                backward(loss * self.trainer.world_size / divisor, number == len(plan))
+                summed = summed + loss.detach()
+            return summed
+
+        done = self.update(step, start, partial(rollout_evidence, mini_batch), accumulate)
+        gain = torch.where(weights > 0, rewards.gather(1, best[:, None])[:, 0] - _mean(rewards, kept), 0.0).sum()
+        return done | {
+            "loss": self.sum(summed).item() / divisor,
+            "chosen_gain": self.sum(gain).item() / max(chosen, 1.0),
+        }
+
+
+def _mean(rewards: Tensor, kept: Tensor) -> Tensor:
+    """Mean reward of the rationales of each group that count, [groups]."""
+    return torch.where(kept, rewards, 0.0).sum(dim=1) / kept.sum(dim=1).clamp_min(1)

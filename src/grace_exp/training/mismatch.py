@@ -1,0 +1,89 @@
+"""How far the engine's probabilities are from the trainer's."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.objective import ImportanceConfig
+from grace_exp.objective.importance import importance_weights, row_sums
+from grace_exp.objective.kl import MAX_LOG_RATIO
+from grace_exp.rollout.protocol import Completion
+
+Reduce = Callable[[Tensor, str], Tensor]
+"""Over processes, elementwise: `sum` or `max`."""
+
+
+def engine_logprobs(completions: Sequence[Completion], like: Tensor) -> Tensor:
+    """The engine's log-probs as a tensor of the shape of `like` [n, longest]; nan behind a rationale's end."""
+    rows = torch.full(like.shape, torch.nan)
+    for row, completion in zip(rows, completions, strict=True):
+        row[: len(completion.logprobs)] = torch.tensor(completion.logprobs)
+    return rows.to(like.device, like.dtype)
+
+
+def mismatch_metrics(
+    engine: Tensor, trainer: Tensor, mask: Tensor, config: ImportanceConfig, reduce: Reduce
+) -> dict[str, float]:
+    """`mismatch/*`: over the rationale tokens of all processes whose engine log-prob is finite.
+
+    - `logprob_abs_mean`, `logprob_abs_max`: |trainer - engine|, nats.
+    - `k3`: estimate of KL(engine || trainer) a token (`objective.kl`).
+    - `ratio_mean`, `ratio_max`: trainer / engine probability of a token, the importance weight before any cap.
+    - `ess_token`, `ess_sequence`: effective sample size, (sum w)^2 / (n sum w^2), of the weights of tokens and of whole
+      rationales: 1 where both policies agree, 1 / n where one weight outweighs all others.
+    - `truncated_share`: tokens whose weight `objective.importance` caps; 0 without it.
+    - `masked_share`, `nonfinite`: tokens left out of the loss because the engine's log-prob is nan or infinite.
+
+    Args:
+        engine: Log-probs of the group's tokens, [n, longest].
+        trainer: Likewise.
+        mask: The rationale's tokens, [n, longest] bool.
+        config: The correction in use.
+        reduce: Sums, or takes the largest, over processes.
+    """
+    finite = mask & torch.isfinite(engine)
+    rows = finite.nonzero()[:, 0]
+    old, wrote = trainer[finite].double(), engine[finite].double()
+    difference = old - wrote
+    bounded = difference.clamp(max=MAX_LOG_RATIO)
+    ratio = bounded.exp()
+    written = finite.any(dim=1)
+    of_sequences = row_sums(difference, rows, len(mask))[written].clamp(max=MAX_LOG_RATIO).exp()
+    capped = torch.zeros_like(ratio)
+    if config.mode != "none":
+        capped = (importance_weights(old, wrote, rows, len(mask), config) > config.cap).double()
+    summands = {
+        "all": mask.sum(),
+        "tokens": finite.sum(),
+        "sequences": written.sum(),
+        "absolute": difference.abs().sum(),
+        "k3": (torch.expm1(bounded) - bounded).sum(),
+        "ratio": ratio.sum(),
+        "ratio_square": ratio.square().sum(),
+        "sequence_ratio": of_sequences.sum(),
+        "sequence_ratio_square": of_sequences.square().sum(),
+        "capped": capped.sum(),
+    }
+    reduced = reduce(torch.stack([value.double() for value in summands.values()]), "sum")
+    total = dict(zip(summands, reduced.tolist(), strict=True))
+    zero = difference.new_zeros(1)
+    largest = reduce(torch.stack([torch.cat([v, zero]).max() for v in (difference.abs(), ratio)]), "max").tolist()
+    tokens, sequences = max(total["tokens"], 1.0), max(total["sequences"], 1.0)
+    figures = {
+        "logprob_abs_mean": total["absolute"] / tokens,
+        "logprob_abs_max": largest[0],
+        "k3": total["k3"] / tokens,
+        "ratio_mean": total["ratio"] / tokens,
+        "ratio_max": largest[1],
+        "ess_token": _effective_share(total["ratio"], total["ratio_square"], tokens),
+        "ess_sequence": _effective_share(total["sequence_ratio"], total["sequence_ratio_square"], sequences),
+        "truncated_share": total["capped"] / tokens,
+        "masked_share": (total["all"] - total["tokens"]) / max(total["all"], 1.0),
+        "nonfinite": total["all"] - total["tokens"],
+    }
+    return {f"mismatch/{name}": value for name, value in figures.items()}
+
+
+def _effective_share(total: float, square: float, count: float) -> float:
+    return total**2 / (count * square) if square else 0.0
