@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,8 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 from grace_exp.config.compose import conf_dir, validate
 from grace_exp.config.explain import unknown_key
 from grace_exp.config.preflight import check_machine
+from grace_exp.config.root import GraceConfig
 from grace_exp.errors import GraceError
 from grace_exp.jobs import run
+from grace_exp.sweeps.start import take_sweep
+from grace_exp.tracking.result import RESULT_FILE, write_result
 
 _EXIT_CODE = 2
 
@@ -23,23 +27,32 @@ _EXIT_CODE = 2
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-class _JobFailed(CompactHydraException):
-    """A job of a sweep failed with a message for the user; Hydra shows it without a traceback after the other jobs."""
+def run_job(settings: DictConfig) -> float | None:
+    """Hydra's task: run the job, or, for a sweep, have it run by a process of its own."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        from grace_exp.sweeps.job import run_sweep_job
 
-
-def run_job(settings: DictConfig) -> dict[str, float] | float | None:
-    """Hydra's task. A `GraceError` ends a single run at once; a sweep goes on with other jobs and fails at its end."""
+        return run_sweep_job(settings)
     try:
         config = validate(settings)
         check_machine(config)
-        return run(config)
+        _run_to_result(config)
     except GraceError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.stderr.write(f"grace-exp: {error}\n")
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            raise _JobFailed(f"grace-exp: {error}") from error
         sys.exit(_EXIT_CODE)
+    return None
+
+
+def _run_to_result(config: GraceConfig) -> None:
+    run_dir = Path(config.run_dir)
+    (run_dir / RESULT_FILE).unlink(missing_ok=True)
+    figures = run(config)
+    from grace_exp.jobs.terminal import is_first_process
+
+    if is_first_process():
+        write_result(run_dir, figures)
 
 
 def main() -> None:
@@ -48,14 +61,28 @@ def main() -> None:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_job)()
     except SystemExit as stop:
         failure = stop.__context__  # Hydra has shown it already
-        if isinstance(failure, _JobFailed):
-            sys.exit(_EXIT_CODE)
         if isinstance(failure, CompactHydraException) and isinstance(failure.__cause__, OmegaConfBaseException):
             hint = unknown_key((failure.__cause__.full_key or "").split("."))
             if hint:
                 sys.stderr.write(f"grace-exp: {failure.__cause__.full_key}: {hint}\n")
                 sys.exit(_EXIT_CODE)
         raise
+    finally:
+        failed = _report_sweep()
+    if failed:
+        sys.exit(_EXIT_CODE)
+
+
+def _report_sweep() -> bool:
+    """After a sweep, also an interrupted one: its table. Returns whether a job failed."""
+    sweep = take_sweep()
+    if sweep is None:
+        return False
+    from rich.console import Console
+
+    from grace_exp.sweeps.report import report
+
+    return report(sweep, Console())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from grace_exp.config.evaluation import EvaluationConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.config.job import JobConfig
 from grace_exp.config.logger import LoggerConfig, WandbConfig
+from grace_exp.config.method import MethodConfig
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.config.optim import OptimConfig
 from grace_exp.config.prompt import PromptConfig
@@ -37,6 +38,7 @@ def config(run_dir: Path, **settings: Any) -> GraceConfig:
         backbone=BackboneConfig(name="tiny", source="tiny"),
         data=DataConfig(name="d", mode="supervised", sources={"a": SourceConfig(path="a.jsonl")}),
         prompt=PromptConfig(name="none", system=None),
+        method=MethodConfig(),
         rollout=RolloutConfig(),
         reward=RewardConfig(name="r", terms=TermsConfig(positive=TermConfig())),
         objective=ObjectiveConfig(),

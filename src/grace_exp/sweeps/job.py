@@ -1,0 +1,174 @@
+"""One job of a sweep, as Hydra's launchers call it: skip it, go on with it, or run it anew, in a process of its own."""
+
+import difflib
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+
+from grace_exp.config.compose import validate
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError, GraceError
+from grace_exp.sweeps.child import OUTPUT_FILE, ChildProcess, exit_text
+from grace_exp.sweeps.folders import quoted, short_names, short_value, swept_values
+from grace_exp.sweeps.record import JobRecord, alone_in, read_record
+from grace_exp.tracking.result import read_result
+
+# Hydra's own settings of the command that speak of the sweep, not of a job.
+_OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|sweeper|launcher|run|callbacks|hydra_logging)\b")
+_LONGEST_TAG = 64  # W&B's limit
+
+
+def run_sweep_job(settings: DictConfig) -> float | None:
+    """Run one job as a child process; what becomes of it is in `job.json` in its folder.
+
+    A job that fails does not raise: the others go on, and the sweep's report names it.
+
+    Args:
+        settings: The job's composed settings without Hydra's node, which `HydraConfig` holds.
+
+    Returns:
+        The figure that `optimized_metric` names; None where it names none or the job failed, which Optuna takes for a
+        failed trial.
+
+    Raises:
+        SystemExit: A signal asked for the end of the sweep; the job has ended before.
+    """
+    hydra: Any = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    sweep = hydra.callbacks.sweep
+    if os.environ.get("SLURM_PROCID", "0") != "0":  # one of several processes of this job: the first keeps the books
+        _take_part(settings, hydra, folder)
+        return None
+    swept = swept_values(hydra.overrides.task, sweep.swept)
+    record = JobRecord(sweep=sweep.started, number=hydra.job.num, swept=swept)
+    try:
+        config = validate(settings)
+    except GraceError as error:  # of a job that the sweeper chose as it went
+        record.status, record.error = "failed", str(error).splitlines()
+        return _ended(record, folder, None)
+    with alone_in(folder) as lock:
+        figures = read_result(folder)
+        earlier = read_record(folder)
+        if figures is not None:
+            record.status, record.skipped, record.figures = "finished", True, figures
+            record.seconds = earlier.seconds if earlier else None
+            return _ended(record, folder, config)
+        resume = _checkpoint_to_resume(config, folder)
+        record.resumed = resume.name if resume else None
+        record.write(folder)
+        _say(record, "started" if resume is None else f"goes on from {resume.name}")
+        begin = time.monotonic()
+        command = _command(hydra, config, folder, swept, resume)
+        child = ChildProcess(command, folder / OUTPUT_FILE, cwd=Path(hydra.runtime.cwd), keep_open=[lock])
+        record.exit_code, stopped_by = child.wait(sweep.process)
+        record.seconds = time.monotonic() - begin
+        if record.exit_code == 0:
+            record.status, record.figures = "finished", read_result(folder) or {}
+        else:
+            record.status = "failed" if stopped_by is None else "interrupted"
+            record.error = child.last_words()
+        value = _ended(record, folder, config)
+    if stopped_by is not None:
+        sys.exit(128 + stopped_by)
+    return value
+
+
+def check_sweepable(config: GraceConfig) -> None:
+    """Refuse settings of a job that make sense for a single run only.
+
+    Raises:
+        ConfigError: The job would go on in the folder of another run.
+    """
+    if config.job.name == "train" and config.job.resume is not None:
+        raise ConfigError(
+            "job.resume in a sweep of training runs: leave it out; the same sweep started again goes on where it was"
+        )
+
+
+def _take_part(settings: DictConfig, hydra: Any, folder: Path) -> None:
+    config = validate(settings)
+    resume = _checkpoint_to_resume(config, folder)
+    if read_result(folder) is None:
+        output = folder / f"output.{os.environ['SLURM_PROCID']}.log"
+        command = _command(hydra, config, folder, {}, resume)
+        ChildProcess(command, output, cwd=Path(hydra.runtime.cwd)).wait(hydra.callbacks.sweep.process)
+
+
+def _checkpoint_to_resume(config: GraceConfig, folder: Path) -> Path | None:
+    """The newest checkpoint of an interrupted training run before its last step; makes room where there is none.
+
+    A run that was killed between its last step and its result does that step again, for its figures and exports.
+    """
+    if config.job.name != "train":
+        return None
+    found = [
+        path
+        for path in (folder / "checkpoints").glob("step-*.ckpt")
+        if int(path.stem.removeprefix("step-")) < config.job.steps
+    ]
+    if not found:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return max(found, default=None)
+
+
+def _command(hydra: Any, config: GraceConfig, folder: Path, swept: dict[str, str], resume: Path | None) -> list[str]:
+    config_dirs = [
+        f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"
+    ]
+    names = ["--config-name", hydra.job.config_name] if hydra.job.config_name != "config" else []
+    overrides = [
+        *(override for override in hydra.overrides.hydra if not _OF_THE_SWEEP.match(override)),
+        *hydra.overrides.task,
+        f"hydra.run.dir={quoted(str(folder))}",
+        *_wandb_overrides(config, folder.parent.name, swept),
+        *([f"job.resume={quoted(str(resume))}"] if resume else []),
+    ]
+    return [sys.executable, "-m", "grace_exp", *config_dirs, *names, *overrides]
+
+
+def _wandb_overrides(config: GraceConfig, group: str, swept: dict[str, str]) -> list[str]:
+    """One W&B group a sweep; each run is tagged with what sets it apart."""
+    wandb = config.logger.wandb
+    if wandb is None:
+        return []
+    names = short_names(swept)
+    tags = [*wandb.tags, *(f"{names[key]}={value}"[:_LONGEST_TAG] for key, value in swept.items())]
+    return [
+        *([f"logger.wandb.group={quoted(group)}"] if wandb.group is None else []),
+        f"logger.wandb.tags=[{','.join(map(quoted, tags))}]",
+    ]
+
+
+def _ended(record: JobRecord, folder: Path, config: GraceConfig | None) -> float | None:
+    metric = config.optimized_metric if config is not None and record.status == "finished" else None
+    if metric is not None and metric not in record.figures:
+        record.status = "failed"
+        nearest = difflib.get_close_matches(metric, record.figures, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        record.error = [
+            f"optimized_metric={metric}: no such figure{hint}; the job ended well, its figures are in sweep.csv"
+        ]
+    record.write(folder)
+    if record.status == "finished":
+        _say(record, "had finished before" if record.skipped else f"finished in {record.seconds:.0f} s")
+    elif record.status == "failed":
+        killed = record.exit_code is not None and record.exit_code < 0
+        why = exit_text(record.exit_code) if killed or not record.error else record.error[-1]
+        _say(record, f"[bold red]failed[/bold red]: {escape(why)}")
+    return record.figures.get(metric) if metric is not None else None
+
+
+def _say(record: JobRecord, what: str) -> None:
+    names = short_names(record.swept)
+    values = [f"{names[key]}={short_value(value)}" for key, value in record.swept.items()]
+    console = Console()
+    console.print(f"job {record.number}  {escape(' '.join(values))}  {what}", highlight=False, soft_wrap=True)

@@ -1,0 +1,28 @@
+"""The file that says that a job has done all it had to do, and with which figures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from grace_exp.tracking.summary import write_json_atomic
+
+RESULT_FILE = "result.json"
+
+
+def write_result(run_dir: Path, figures: Mapping[str, float]) -> None:
+    """Write `<run_dir>/result.json`, the last thing that a job does.
+
+    Args:
+        run_dir: The run folder.
+        figures: What the job returned, by metric name; nan and inf become null.
+    """
+    write_json_atomic(run_dir / RESULT_FILE, {"figures": dict(figures)})
+
+
+def read_result(run_dir: Path) -> dict[str, float | None] | None:
+    """Return the figures of the job that ran in `run_dir`, None if it has not ended well."""
+    path = run_dir / RESULT_FILE
+    if not path.is_file():
+        return None
+    figures: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    return figures
