@@ -42,7 +42,7 @@ def main() -> None:
             logprobs.mean().backward()
 
     def ours(chosen: Policy, backward: bool) -> None:
-        _, logprobs = chosen(chosen.collate(sequences, everything), (config.backbone.pooling.region,))
+        _, logprobs, _ = chosen(chosen.collate(sequences, everything), (config.backbone.pooling.region,))
         if backward:
             logprobs.mean().backward()
 

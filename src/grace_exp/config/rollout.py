@@ -6,15 +6,21 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.vllm import VllmConfig
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class RolloutConfig:
     """Sampling of rationales. Training samples from the full distribution: there is no top_p, top_k or min_p to set."""
 
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    """transformers: in this process, anywhere; vllm: in this process, beside the policy; vllm_server: over HTTP."""
     group_size: Annotated[int, Field(ge=1)] = 8
-    """K: rationales sampled per positive text."""
+    """K: rationales sampled per trained text."""
+    policy_role: Literal["positive", "query", "both"] = "positive"
+    """Whose rationales are trained. positive (paper): K for the positive, one anchor for the query; query: mirrored;
+    both: K for each, every sample rewarded against all K of the other side. Of unsupervised data, where both are one
+    text, `both` trains 2 K rationales of it in two groups, each the anchor of the other."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the group's rationales; the log-probs of the loss are those of the tempered distribution."""
     anchor_temperature: Annotated[float, Field(ge=0)] = 0.5
@@ -23,3 +29,4 @@ class RolloutConfig:
     """Longest rationale, end token included; one that reaches it without an end token counts as truncated."""
     batch_tokens: Annotated[int, Field(ge=1)] = 65536
     """Upper bound of sequences x (prompt + max_tokens) that the transformers engine decodes at once."""
+    vllm: VllmConfig = Field(default_factory=VllmConfig)

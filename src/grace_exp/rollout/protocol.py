@@ -59,6 +59,13 @@ class RolloutEngine(Protocol):
         """Take over the model's present weights; later rationales come from them."""
         ...
 
+    def sleep(self) -> None:
+        """Give the device's memory to others until the next `sync`; an engine that holds none of its own does nothing.
+
+        `generate` wakes an engine that sleeps, with the weights that its model has then.
+        """
+        ...
+
     def close(self) -> None:
         """Give back processes and memory."""
         ...

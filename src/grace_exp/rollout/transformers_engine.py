@@ -58,6 +58,9 @@ class TransformersEngine:
             self._merged = MergedCopy(self._model)
         return self._merged.model
 
+    def sleep(self) -> None:
+        """Nothing to give: the weights are the policy's, or are needed at once after the update."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

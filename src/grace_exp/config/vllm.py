@@ -1,0 +1,67 @@
+"""How the vLLM engines run."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from grace_exp.config.base import STRICT
+
+Seconds = Annotated[float, Field(gt=0)]
+MAX_LORA_RANK = 512
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class VllmServerConfig:
+    """The server of `rollout=vllm_server`."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
+    """A server that runs already, e.g. http://10.0.0.2:8000; null: the run starts one on this machine and ends it."""
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """Where a server of the run's own listens. It has endpoints that change weights and no password: leave it on
+    loopback unless the network is trusted."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Of the run's own server; null: any free one (several processes must be told one)."""
+    devices: Annotated[str, Field(pattern=r"^[0-9A-Za-z,-]+$")] | None = None
+    """GPUs of the run's own server, as in CUDA_VISIBLE_DEVICES: 4,5. None of them may be the trainer's."""
+    exchange_dir: Annotated[str, Field(min_length=1)] | None = None
+    """Folder that trainer and server both see, for weights that go as files (CPU) and for adapters; null: a temporary
+    one, which is right where both are on one machine."""
+
+    @model_validator(mode="after")
+    def _port_is_of_the_runs_own_server(self) -> Self:
+        if self.url is not None and self.port is not None:
+            raise ValueError(
+                f"url={self.url!r} with port={self.port}: the port belongs to a server that the run starts"
+            )
+        return self
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class VllmConfig:
+    """Settings of `rollout=vllm` and `rollout=vllm_server`; the transformers engine reads none of them."""
+
+    lora: Literal["merged", "adapter"] = "merged"
+    """What a sync sends of a LoRA policy. merged: all weights, the adapters folded in, which decodes fastest; adapter:
+    the adapters only, as a peft folder, which is little to send."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the engine's weights and cache; auto: bfloat16 with hardware.precision=bf16-mixed, float32 otherwise."""
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """Devices that share one engine. 1: every process has an engine of its own (or the server one device)."""
+    max_sequences: Annotated[int, Field(ge=1)] = 256
+    """Rationales decoded at one time; more wait."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Key-value cache per device, GiB; null: what `max_sequences` full ones take, within what the device has left."""
+    eager: bool | None = None
+    """No CUDA graphs, no compilation: starts sooner, decodes slower on GPUs. null: on CPUs only."""
+    sleep: bool = True
+    """Give the device's memory back while the policy trains (CUDA, in process)."""
+    probe: bool = False
+    """After every sync, write a few tokens and compare their log-probs with the policy's own."""
+    start_timeout: Seconds = 900.0
+    """Seconds an engine or server may take to start."""
+    sync_timeout: Seconds = 300.0
+    """Seconds new weights may take."""
+    generate_timeout: Seconds = 3600.0
+    """Seconds one call for rationales may take."""
+    server: VllmServerConfig = Field(default_factory=VllmServerConfig)

@@ -1,0 +1,99 @@
+"""HTTP to a vLLM server, bounded in time."""
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import aiohttp
+
+from grace_exp.errors import GraceError
+
+_HEALTH_SECONDS = 5.0
+
+
+class ServerGone(GraceError):
+    """The server does not answer."""
+
+
+class RefusedByServer(GraceError):
+    """The server answered with an error."""
+
+    def __init__(self, message: str, status: int) -> None:
+        """Keep the status."""
+        super().__init__(message)
+        self.status = status
+
+
+class VllmClient:
+    """Calls a server's endpoints; a call returns what the server said or raises.
+
+    `VLLM_API_KEY`, where it is set, is the password, as it is for the server.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Call the server at `url`, e.g. http://127.0.0.1:8000."""
+        self.url = url.rstrip("/")
+        key = os.environ.get("VLLM_API_KEY")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    def get(self, path: str, *, seconds: float, params: Mapping[str, str] | None = None) -> Any:
+        """GET; the decoded JSON.
+
+        Raises:
+            ServerGone: Nobody answers, or the connection broke.
+            GraceError: It took longer than `seconds`, or the server said no.
+        """
+        return self._run([("GET", path, None, params)], seconds)[0]
+
+    def post(self, path: str, body: Any = None, *, seconds: float, params: Mapping[str, str] | None = None) -> Any:
+        """POST; the decoded JSON. Raises as `get` does."""
+        return self._run([("POST", path, body, params)], seconds)[0]
+
+    def post_all(self, path: str, bodies: Sequence[Any], *, seconds: float) -> list[Any]:
+        """POST all at the same time; the answers in order. Raises as `get` does."""
+        return self._run([("POST", path, body, None) for body in bodies], seconds)
+
+    def healthy(self) -> bool:
+        """Whether the server answers."""
+        try:
+            self.get("/health", seconds=_HEALTH_SECONDS)
+        except GraceError:
+            return False
+        return True
+
+    def _run(self, calls: Sequence[tuple[str, str, Any, Mapping[str, str] | None]], seconds: float) -> list[Any]:
+        return asyncio.run(self._gather(calls, seconds))
+
+    async def _gather(
+        self, calls: Sequence[tuple[str, str, Any, Mapping[str, str] | None]], seconds: float
+    ) -> list[Any]:
+        try:
+            async with asyncio.timeout(seconds), self._session() as session:
+                return list(await asyncio.gather(*(self._call(session, *call) for call in calls)))
+        except TimeoutError as error:
+            raise GraceError(
+                f"the vLLM server at {self.url} has not answered {calls[0][1]} within {seconds:g} s: is it at work "
+                "(its log), or does it hang? The limits are rollout.vllm.{start,sync,generate}_timeout"
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ServerGone(f"no vLLM server answers at {self.url} ({str(error) or type(error).__name__})") from error
+
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            self.url,
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=0),  # all at once: the server knows best what to do together
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
+
+    async def _call(
+        self, session: aiohttp.ClientSession, method: str, path: str, body: Any, params: Mapping[str, str] | None
+    ) -> Any:
+        async with session.request(method, path, json=body, params=params) as response:
+            if response.status >= 400:
+                said = (await response.text()).strip()[:500]
+                raise RefusedByServer(
+                    f"the vLLM server at {self.url} refused {path}: {response.status} {said}", response.status
+                )
+            return await response.json() if response.content_type == "application/json" else await response.text()

@@ -1,0 +1,89 @@
+"""A policy's weights as an engine wants them: under their checkpoint names, adapters folded in or apart."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from grace_exp.errors import GraceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BASE_LAYER = ".base_layer."
+
+
+@torch.no_grad()
+def checkpoint_weights(
+    model: nn.Module, *, adapters: bool = True, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every weight; tied ones come once.
+
+    Folded weights are made one at a time, so that nothing is held twice.
+
+    Args:
+        model: With or without peft's adapters.
+        adapters: Fold the adapters' updates in; otherwise leave them out.
+        dtype: Of the values; null: as they are.
+    """
+    base = plain_model(model)
+    for name, parameter in base.named_parameters():
+        if ".lora_" in name:
+            continue
+        value = parameter.detach()
+        module_name, adapted, rest = name.rpartition(_BASE_LAYER)
+        if adapted and adapters and rest == "weight":
+            layer: Any = base.get_submodule(module_name)
+            for adapter in layer.active_adapters:
+                value = value + layer.get_delta_weight(adapter).to(value.dtype)
+        yield name.replace(_BASE_LAYER, "."), value if dtype is None else value.to(dtype)
+
+
+def plain_model(model: nn.Module) -> "PreTrainedModel":
+    """The language model below peft's wrapper."""
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base  # type: ignore[no-any-return]
+
+
+def write_model_folder(model: nn.Module, folder: Path, *, weights: bool, dtype: torch.dtype) -> None:
+    """Write what an engine starts from: the model's configuration, and its weights without adapters if asked for."""
+    base = plain_model(model)
+    config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(folder)
+    if weights:
+        write_weights(base, folder / "model.safetensors", adapters=False, dtype=dtype)
+
+
+def write_weights(model: nn.Module, file: Path, *, adapters: bool, dtype: torch.dtype) -> None:
+    """Write `checkpoint_weights` to a safetensors file.
+
+    Raises:
+        GraceError: The disk is full or the folder cannot be written to.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    weights = checkpoint_weights(model, adapters=adapters, dtype=dtype)
+    try:
+        save_file({name: value.cpu().contiguous() for name, value in weights}, file, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise GraceError(f"the engine's weights cannot be written to {file}: {error}") from error
+
+
+def load_into(model: Any, weights: Iterator[tuple[str, Tensor]]) -> int:
+    """Copy weights into vLLM's model and count its parameters; runs where that model is.
+
+    Raises:
+        RuntimeError: A parameter got no value.
+    """
+    loaded = set(model.load_weights(weights))
+    names = {name for name, _ in model.named_parameters()}
+    if missing := names - loaded:
+        raise RuntimeError(f"the policy has no value for {len(missing)} of the engine's weights: {sorted(missing)[:3]}")
+    return len(names)
