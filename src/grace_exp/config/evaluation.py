@@ -1,8 +1,8 @@
-"""What is measured before and after training."""
+"""What is measured: held-out sets before and after training, benchmarks by a job of their own."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
@@ -21,18 +21,78 @@ class EvaluationSetConfig:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """MTEB tasks, run by job=evaluate (training leaves them alone); job.encode says how texts are embedded."""
+
+    suite: Literal["mteb_en_v1", "mteb_en_v2", "paper_16", "smoke", "offline", "offline_small"]
+    """mteb_en_v1: MTEB English, 56 tasks, the paper's benchmark; mteb_en_v2: its successor, 41 tasks; paper_16: the
+    tasks of the paper's ablations; smoke: one small task a category; offline and offline_small: data that needs no hub.
+    """
+    tasks: Annotated[list[str], Field(min_length=1)] | None = None
+    """Only these of the suite's; null: all."""
+    prompts: dict[str, str] = Field(default_factory=dict)
+    """Instructions by side (query, document), category (STS), both (Retrieval-query), task, or task and side
+    (ArguAna-query); the most specific counts.
+    """
+
+
+PAPER_TASKS = ("gsm8k", "mmlu", "triviaqa", "bbh", "humaneval")
+"""The paper's benchmarks of general ability that lm-eval has (it has no FEVER), by lm-eval's names."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class GeneralConfig:
+    """What else the base model and, with job.resume, the trained one can do; run by job=evaluate alone."""
+
+    tasks: list[str] = Field(default_factory=list)
+    """lm-eval's tasks, groups or tags, or .yaml files of tasks of your own; their data is on the hub."""
+    fewshot: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Solved examples in the prompt, by entry of `tasks`; without one, as lm-eval has it."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first examples of each task (of a group: of each of its tasks), for smoke runs; null: all."""
+    run_untrusted_code: bool = False
+    """Run what the model wrote, on this machine, as humaneval needs; false leaves such tasks out."""
+    apply_chat_template: bool = False
+    """Put questions as chat turns; lm-eval's published figures mostly do not."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Examples given to the model at a time."""
+    probe_texts: Annotated[int, Field(ge=1)] | None = None
+    """Perplexity of both models, and the divergence between them, on this many texts of each held-out set (WordNet
+    glosses, STS-B dev sentences); needs no hub. null: none.
+    """
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Self:
+        if not self.tasks and self.probe_texts is None:
+            raise ValueError("evaluation.general has neither tasks nor probe_texts: set one of them")
+        unknown = [task for task in self.fewshot if task not in (*self.tasks, *PAPER_TASKS)]
+        if unknown:
+            raise ValueError(
+                f"evaluation.general.fewshot names {', '.join(unknown)}, which evaluation.general.tasks has not: "
+                f"{', '.join(self.tasks)}"
+            )
+        return self
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class EvaluationConfig:
     """Greedy rationales on held-out sets, before the first step and after the last."""
 
     name: Annotated[str, Field(min_length=1)]
     sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Rationale budget; null: as in training."""
+    """Rationale budget; null: as in training. In benchmarks job.encode.max_tokens comes first."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy; above it, sampling is seeded."""
+    """Of held-out sets (in benchmarks: job.encode.temperature). 0 is greedy; above it, sampling is seeded."""
     before: bool = True
     after: bool = True
+    every_n_steps: Annotated[int, Field(ge=1)] | None = None
+    """Also during training, after every n steps; null: never."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the 95 % intervals; 0: no intervals."""
     minilm: bool = False
     """Score all-MiniLM-L6-v2 on the same sets, for scale."""
+    benchmark: BenchmarkConfig | None = None
+    """MTEB tasks for job=evaluate; null: none."""
+    general: GeneralConfig | None = None
+    """General ability for job=evaluate; null: none."""

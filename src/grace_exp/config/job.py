@@ -1,18 +1,49 @@
 """What the command does."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class EncodeConfig:
+    """How texts become embeddings, where that is what a job does (`GraceEncoder.encode`)."""
+
+    mode: Literal["rationale", "prompt_only", "query_only", "document_only"] | None = None
+    """Who writes rationales: every text, none, or one side; null: as the model was trained."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Rationale budget; null: the model's own (`job.model`), or rollout.max_tokens."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy; above it, sampling is seeded by `seed`."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Rationales a text; the embedding is the mean of their unit vectors. More than one needs a temperature."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Texts at a time, halved where memory runs out; an interruption loses one batch. vLLM wants some hundreds."""
+    normalize: bool = False
+    """Bring every embedding to length 1."""
+    truncate_dim: Annotated[int, Field(ge=1)] | None = None
+    """Keep only the first dimensions."""
+    cache_gib: Annotated[float, Field(ge=0)] = 20.0
+    """Size limit of the cache of rationales and embeddings under `cache_dir`, GiB; 0: no cache, and nothing resumes."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples > 1 and self.temperature == 0 and self.mode != "prompt_only":
+            raise ValueError(
+                f"samples={self.samples} with temperature=0 would write the same rationale {self.samples} times: set "
+                "a temperature above 0"
+            )
+        return self
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class JobConfig:
     """The job and its size."""
 
-    name: Literal["train", "evaluate", "prepare_data"] = "train"
+    name: Literal["train", "evaluate", "prepare_data", "embed", "clear_cache"] = "train"
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -21,3 +52,25 @@ class JobConfig:
     """A checkpoint file, or a run folder whose newest checkpoint is taken."""
     small_experiment: str | None = None
     """The experiment that shows the same without GPU or hub; named in the error when this one cannot run."""
+    model: str | None = None
+    """embed: a run folder, exported or other model folder, or hub name, used with the prompt, pooling and budget it was
+    trained with (`GraceEncoder.from_pretrained`); null: the configured backbone, with the weights of `resume`."""
+    input: str | None = None
+    """embed: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them."""
+    column: Annotated[str, Field(min_length=1)] = "text"
+    """embed: where the texts are in `input`, unless it is plain text."""
+    role: Literal["query", "document"] = "document"
+    """embed: what the texts are: the instruction they get, and the side in one-sided modes."""
+    output: Annotated[str, Field(pattern=r"\.(npy|parquet)$")] | None = None
+    """embed: .npy (float32 [texts, hidden]) or .parquet (with text and rationales); rationales also as JSONL beside."""
+    encode: EncodeConfig = Field(default_factory=EncodeConfig)
+
+    @model_validator(mode="after")
+    def _embed_has_what_it_needs(self) -> Self:
+        if self.name == "embed":
+            missing = [f"job.{key}" for key in ("input", "output") if getattr(self, key) is None]
+            if missing:
+                raise ValueError(f"job=embed needs {' and '.join(missing)}")
+        if self.model is not None and self.resume is not None:
+            raise ValueError(f"model={self.model!r} with resume={self.resume!r}: name the weights once")
+        return self

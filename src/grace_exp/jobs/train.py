@@ -18,6 +18,7 @@ from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, store
 from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
 from grace_exp.training.export import export
 from grace_exp.training.heldout import HeldoutEvaluation
+from grace_exp.training.inert import InertTermsWarning
 from grace_exp.training.progress import ProgressDisplay
 from grace_exp.training.report import final_figures, print_report, write_summary
 from grace_exp.training.resume import continued
@@ -75,6 +76,7 @@ def train(config: GraceConfig) -> dict[str, float]:
             heldout,  # before `stop` takes over the signals: Ctrl-C ends an evaluation at once
             stop,
             StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps),
+            InertTermsWarning(config, announce),
             *(
                 [ProgressDisplay(config.job.steps, live=config.callbacks.progress == "bar", console=console)]
                 if config.callbacks.progress != "none"

@@ -1,10 +1,9 @@
 """The command: what runs, what is printed, how it exits."""
 
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 import grace_exp.__main__ as command
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import DataError
+from grace_exp.tracking.result import read_result
 
 SOURCES = str(Path(command.__file__).parents[1])
 ENVIRONMENT = {
@@ -37,38 +37,15 @@ Invoke = Callable[..., int]
 
 
 @pytest.fixture
-def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
-    """Runs the command in an empty folder of this process and gives its exit code; jobs are replaced by the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    monkeypatch.chdir(tmp_path)
-
-    def invoked(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["grace-exp", *arguments])
-        try:
-            command.main()
-        except SystemExit as stop:
-            assert isinstance(stop.code, int)
-            return stop.code
-        return 0
-
-    yield invoked
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[GraceConfig]:
     """The settings of the jobs that started; a job without weight on consistency fails as if its data were bad."""
     configs: list[GraceConfig] = []
 
-    def job(config: GraceConfig) -> float:
+    def job(config: GraceConfig) -> dict[str, float]:
         configs.append(config)
         if config.reward.terms.consistency and config.reward.terms.consistency.weight == 0:
             raise DataError("my.jsonl, line 7: `positive` is empty")
-        return 0.5
+        return {"reward/total/mean": 0.5}
 
     monkeypatch.setattr(command, "run", job)
     return configs
@@ -108,6 +85,7 @@ def test_a_run_starts_the_job_in_a_folder_of_its_own(
     run_dir = Path(config.run_dir)
     assert run_dir.is_dir() and run_dir.parent == tmp_path / "runs" / "demo_tiny" and run_dir.name.endswith("_seed3")
     assert capsys.readouterr() == ("", "")
+    assert read_result(run_dir) == {"reward/total/mean": 0.5}
 
 
 def test_an_error_of_the_user_is_one_message_without_traceback(
@@ -118,29 +96,6 @@ def test_an_error_of_the_user_is_one_message_without_traceback(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(DataError):
         invoke("+experiment=demo_tiny", "reward.terms.consistency.weight=0")
-
-
-def test_a_sweep_runs_every_job_and_fails_if_one_did(
-    invoke: Invoke, started: list[GraceConfig], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    assert invoke("-m", "+experiment=demo_tiny", "reward.terms.consistency.weight=0,0.3") == 2
-    assert [term.weight for config in started if (term := config.reward.terms.consistency)] == [0, 0.3]
-    folders = [Path(config.run_dir) for config in started]
-    assert [folder.name for folder in folders] == ["0_demo_tiny", "1_demo_tiny"]
-    assert {folder.parents[1] for folder in folders} == {tmp_path / "runs" / "sweeps"}
-    errors = capsys.readouterr().err
-    assert errors.count("grace-exp: my.jsonl, line 7") == 2  # when the job fails, and once more at the end
-    assert "reward.terms.consistency.weight=0'" in errors and "Traceback" not in errors
-
-
-def test_a_sweep_with_an_impossible_job_starts_none(
-    invoke: Invoke, started: list[GraceConfig], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert invoke("-m", "+experiment=demo_tiny", "rollout.group_size=2,1") == 2
-    assert started == []
-    errors = capsys.readouterr().err
-    assert errors.startswith("grace-exp: job #1 (+experiment=demo_tiny rollout.group_size=1): these settings cannot")
-    assert "rollout.group_size=1: an advantage compares" in errors and "#0" not in errors
 
 
 def test_misspelt_keys_get_the_nearest_one(

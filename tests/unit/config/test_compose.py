@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from grace_exp.config import compose as module
-from grace_exp.config.compose import compose_config, conf_dir, to_dict, to_yaml, validate
+from grace_exp.config.compose import compose_config, conf_dir, to_dict, validate
 from grace_exp.errors import ConfigError
 
 
@@ -60,9 +61,12 @@ def test_every_wrong_setting_is_named_with_its_value_and_what_is_allowed() -> No
         "backbone.pooling.layer=x": 'backbone.pooling.layer = "x": must be a whole number',
         "+reward.terms.consistancy.weight=1": (
             'reward.terms.consistancy = {"weight": 1}: unknown key (did you mean reward.terms.consistency?); allowed '
-            "under reward.terms: positive, negative, consistency, hard_negative, infonce"
+            "under reward.terms: positive, negative, consistency, hard_negative, infonce, margin_rank, format, length, "
+            "faithfulness"
         ),
-        "+reward.foo=1": "reward.foo = 1: unknown key; allowed under reward: name, temperature, terms, truncation",
+        "+reward.foo=1": (
+            "reward.foo = 1: unknown key; allowed under reward: name, temperature, terms, truncation, encoder"
+        ),
         "+evaluation.sets.mine={kind: sts}": "evaluation.sets.mine.source: missing; must be 'stsb' or 'wordnet'",
         "data=triplets": "data.sources.file.path: not given; say data.sources.file.path=...",
     }
@@ -75,6 +79,8 @@ def test_a_broken_interpolation_is_named() -> None:
     assert line == "job.resume: Interpolation key 'nothing.here' not found"
 
 
+WORDNET_SET = {"kind": "retrieval", "source": "wordnet"}
+ONE_INSTANCE = {"job.batch_size": 1, "objective.mini_batch_size": 1}
 NO_TERMS: dict[str, Any] = dict.fromkeys(("positive", "negative", "consistency", "hard_negative"))
 
 
@@ -96,7 +102,14 @@ NO_TERMS: dict[str, Any] = dict.fromkeys(("positive", "negative", "consistency",
             "reward.terms.negative is set, but data.mode='unsupervised'",
         ),
         ({"data.negatives": 0}, "reward.terms.negative is set, but data.negatives=0"),
-        ({"reward.terms.hard_negative.formula": "unsupervised"}, "reward.terms.hard_negative.formula='unsupervised'"),
+        (
+            {"reward.terms.faithfulness": {"weight": 1.0}, "backbone.pooling.region": "rationale"},
+            "reward.terms.faithfulness compares with the text without rationale",
+        ),
+        (
+            {"reward.terms.faithfulness": {"weight": 1.0}, "job.batch_size": 1, "objective.mini_batch_size": 1},
+            "reward.terms.faithfulness swaps rationales between the instances of a process, but job.batch_size=1",
+        ),
         ({"callbacks.export": ["adapter"]}, "callbacks.export contains 'adapter', but backbone.lora is null"),
         (
             {"backbone.pooling.region": "text"},
@@ -104,6 +117,30 @@ NO_TERMS: dict[str, Any] = dict.fromkeys(("positive", "negative", "consistency",
         ),
         ({"rollout.group_size": 1}, "rollout.group_size=1: an advantage compares the rationales of a group"),
         ({"job.name": "evaluate"}, "job=evaluate, but evaluation=none has no sets"),
+        ({"evaluation.every_n_steps": 2}, "evaluation.every_n_steps=2, but evaluation=none has no sets"),
+        (
+            {
+                "callbacks.checkpoint.monitor": "val/stsb/rationale",
+                "evaluation.sets": {"w": WORDNET_SET},
+                "evaluation.every_n_steps": 1,
+            },
+            "callbacks.checkpoint.monitor=val/stsb/rationale, but evaluation=none has no set 'stsb'",
+        ),
+        (
+            {"callbacks.checkpoint.monitor": "val/w/rationale", "evaluation.sets": {"w": WORDNET_SET}},
+            "callbacks.checkpoint.monitor=val/w/rationale is not measured during training: set evaluation.every_n",
+        ),
+        (
+            {"callbacks.checkpoint.monitor": "embed/augmentation_overlap", **ONE_INSTANCE},
+            "callbacks.checkpoint.monitor=embed/augmentation_overlap compares several rationales of several texts",
+        ),
+        (
+            {"hardware.keep_forward": True, "objective.dynamic_sampling": {"max_rounds": 1}},
+            "hardware.keep_forward=true keeps forwards of rationales that objective.dynamic_sampling may exchange",
+        ),
+        ({"data.sources.wordnet.mode": "unsupervised"}, "data: sources.wordnet.mode='unsupervised' in a recipe of"),
+        ({"data.mode": "mixed"}, "data: mode='mixed', but sources.wordnet.mode=null: say supervised or unsupervised"),
+        ({"data.sources.wordnet.negatives": 0}, "reward.terms.negative is set, but data.negatives=1 (or the sources'"),
         ({"backbone.source": "hub"}, "backbone: source='hub' with path=None"),
         ({"data.sources": {}}, "data: `sources` is empty"),
         ({"reward.terms": NO_TERMS}, "reward.terms: no reward term is set"),
@@ -116,6 +153,19 @@ def test_settings_that_contradict_each_other_are_named(
         OmegaConf.update(demo_tiny, key, value, merge=False)
     (line,) = _problems_of(demo_tiny)
     assert line.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("objective.replay.share=0.1", "objective.replay.share=0.1 of objective.mini_batch_size=4 is 0 stored"),
+        ("hardware={devices: 2, strategy: ddp}", "is 1 stored instances an update: it must be a multiple of the 2"),
+        ("hardware.keep_forward=true", "hardware.keep_forward=true takes scored log-probs for old ones"),
+    ],
+)
+def test_stored_instances_are_shared_evenly_and_scored_anew(changes: str, words: str) -> None:
+    settings = _composed("objective=copg", "objective.replay.share=0.25", changes)
+    assert any(words in line for line in _problems_of(settings))
 
 
 def test_several_contradictions_have_a_line_each(demo_tiny: DictConfig) -> None:
@@ -161,7 +211,7 @@ def test_the_cache_folder_follows_the_environment_and_the_home(monkeypatch: pyte
 
 def test_saved_yaml_is_resolved_and_loads_to_equal_settings(tmp_path: Path) -> None:
     config = compose_config(["+experiment=demo", "optim.learning_rate=1e-6"], tmp_path)
-    saved = to_yaml(config)
+    saved = yaml.safe_dump(to_dict(config))
     assert "${" not in saved
     loaded = OmegaConf.create(saved)
     assert isinstance(loaded, DictConfig) and validate(loaded) == config

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from omegaconf import OmegaConf
 
 from grace_exp.config.compose import compose_config, conf_dir, to_dict
 from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError
 
 CONF = conf_dir()
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 PRESETS = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("experiment", "debug"))
+ADDED = ("experiment", "sweep", "debug", "hydra")  # with a plus; Hydra's own
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ADDED)
 CHOICES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
 PAPER = {
     "qwen": "Qwen/Qwen2.5-1.5B-Instruct",
@@ -23,6 +26,7 @@ PAPER = {
     "llama32_3b": "meta-llama/Llama-3.2-3B-Instruct",
     "qwen3_4b": "Qwen/Qwen3-4B-Instruct-2507",
 }
+NEED_NEGATIVES = ("mixed", "paper_supervised", "rollout_negatives")
 UNSUPERVISED = ("texts", "wiki1m", "stsb_unsup", "wordnet_unsup")
 
 
@@ -34,19 +38,23 @@ def composed(*overrides: str) -> GraceConfig:
 def _recipes() -> list[dict[str, str]]:
     """Combinations that fit together and between them hold every choice of every group."""
     recipes = []
+    need_negatives = iter(NEED_NEGATIVES)
+    methods = itertools.cycle([method for method in CHOICES["method"] if method != "simcse"])
+    others = itertools.cycle([reward for reward in CHOICES["reward"] if reward not in NEED_NEGATIVES])
     for number in range(max(map(len, CHOICES.values()))):
         recipe = {group: choices[number % len(choices)] for group, choices in CHOICES.items()}
-        mode = "unsupervised" if recipe["data"] in UNSUPERVISED else "supervised"
-        recipe["reward"] = "infonce" if number % 2 else f"paper_{mode}"
-        if recipe["job"] == "evaluate":
-            recipe["evaluation"] = CHOICES["evaluation"][number % 2]
+        supervised = recipe["data"] not in UNSUPERVISED
+        recipe["method"] = "grace" if "mixed" in recipe["data"] else next(methods) if supervised else "simcse"
+        recipe["reward"] = (next(need_negatives, None) if supervised else None) or next(others)
+        if recipe["job"] == "evaluate" and recipe["evaluation"] == "none":
+            recipe["evaluation"] = "demo"
         recipes.append(recipe)
     return recipes
 
 
 def test_the_groups_are_the_parts_of_the_schema() -> None:
-    parts = {field.name for field in dataclasses.fields(GraceConfig)} - {"name", "seed", "run_dir", "cache_dir"}
-    assert set(GROUPS) == parts
+    single = {"name", "seed", "run_dir", "cache_dir", "optimized_metric"}
+    assert set(GROUPS) == {field.name for field in dataclasses.fields(GraceConfig)} - single
 
 
 def test_the_recipes_below_hold_every_choice() -> None:
@@ -57,6 +65,8 @@ def test_the_recipes_below_hold_every_choice() -> None:
 def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     choices = [f"{group}={choice}" for group, choice in recipe.items()]
     needed = ["data.sources.file.path=mine.jsonl"] if recipe["data"] in ("texts", "triplets") else []
+    needed += ["job.input=mine.txt", "job.output=mine.npy"] if recipe["job"] == "embed" else []
+    needed += ["rollout.vllm.server.url=http://127.0.0.1:8000"] if recipe["rollout"] == "vllm_server" else []
     config = composed("+experiment=demo_tiny", *choices, *needed)
     for group in ("backbone", "data", "prompt", "reward", "objective", "hardware", "evaluation", "job"):
         assert getattr(config, group).name == recipe[group]
@@ -109,7 +119,8 @@ def test_experiments_of_the_paper_use_its_settings(experiment: str) -> None:
     assert objective.kl.coefficient == 0
     assert terms.positive is not None and terms.consistency is not None and terms.hard_negative is not None
     assert (terms.positive.weight, terms.consistency.weight, terms.hard_negative.weight) == (1, 0.2, 0.2)
-    assert (terms.hard_negative.formula, terms.negative is None, terms.infonce) == (mode, mode == "unsupervised", None)
+    anchor = "query" if mode == "supervised" else "rollout"
+    assert (terms.hard_negative.anchor, terms.negative is None, terms.infonce) == (anchor, mode == "unsupervised", None)
     assert config.reward.temperature == 0.1
     assert (config.reward.truncation.mode, config.reward.truncation.value) == ("absolute", -1)
     assert (config.data.mode, config.backbone.lora, config.hardware.devices) == (mode, None, 4)
@@ -117,6 +128,22 @@ def test_experiments_of_the_paper_use_its_settings(experiment: str) -> None:
 
 def test_the_backbones_of_the_paper_have_their_hub_names() -> None:
     assert {name: composed(f"+experiment={name}_sup").backbone.path for name in PAPER} == PAPER
+
+
+def test_what_optuna_optimises_must_be_measured() -> None:
+    with pytest.raises(ConfigError, match="optimized_metric=val/stsb/rationale, but evaluation=none"):
+        compose_config(["+experiment=demo_tiny", "optimized_metric=val/stsb/rationale"], Path("run"))
+    assert composed("+experiment=demo", "optimized_metric=val/stsb/rationale").optimized_metric
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "slurm_gpu"])
+def test_launchers_compose(launcher: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = ["+experiment=qwen_sup", "+sweep=seeds", f"hydra/launcher={launcher}", "run_dir=run"]
+        settings = compose("config", overrides=overrides, return_hydra_config=True)
+    if launcher == "slurm_gpu":
+        wanted = settings.hydra.launcher
+        assert (wanted.nodes, wanted.gpus_per_node, wanted.tasks_per_node) == (1, 4, 4)
 
 
 def _keys(settings: Any) -> Any:

@@ -1,0 +1,51 @@
+"""What a model is, as a short digest: two models with equal digests compute the same."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+_THREADS = 4  # hashlib lets others run while it works on large buffers
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's weights and configuration, 32 hex digits; about a second per gigabyte.
+
+    Of the tensors in memory rather than of files, so that it is right whatever was loaded, merged, cast or trained
+    since.
+
+    Args:
+        model: A transformers model, with or without peft adapters.
+    """
+    digest = hashlib.blake2b(json.dumps(_settings(model), sort_keys=True, default=str).encode(), digest_size=16)
+    seen: dict[tuple[int, int], str] = {}
+    tensors = []
+    for name, tensor in model.state_dict().items():
+        # Tied weights appear under each of their names and are read once.
+        if (first := seen.setdefault((tensor.data_ptr(), tensor.numel()), name)) == name:
+            tensors.append(tensor)
+        digest.update(f"{name} {first} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for part in pool.map(_digest, tensors):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _digest(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(flat.numpy().data, digest_size=16).digest()
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What decides a forward besides the weights: the model's configuration, and how strong its adapters are."""
+    configuration = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_COMPUTED_WITH}
+    adapters = {
+        name: sorted((adapter, scale) for adapter, scale in module.scaling.items() if adapter in module.active_adapters)
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    return {"configuration": configuration, "adapters": adapters}

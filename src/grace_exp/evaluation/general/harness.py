@@ -1,0 +1,291 @@
+"""Benchmarks of general ability through EleutherAI's lm-evaluation-harness (package lm-eval)."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from grace_exp.config.evaluation import PAPER_TASKS, GeneralConfig
+from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.evaluation.general.results import TaskFigure
+from grace_exp.evaluation.general.sides import Side
+from grace_exp.evaluation.hub import hub_problem, is_cached
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_LOCAL_READERS = frozenset({"arrow", "csv", "json", "parquet", "text"})
+"""Of the datasets library: their data is files, not on the hub."""
+_FEWSHOT_SEED = 1234
+"""The harness's own default."""
+
+
+@dataclass(frozen=True)
+class PreparedTasks:
+    """Tasks with their data.
+
+    Attributes:
+        loaded: What the harness evaluates, by the task's name.
+        skipped: Why a task is left out, by its name.
+    """
+
+    loaded: dict[str, Any]
+    skipped: dict[str, str]
+
+
+def prepare_tasks(config: GeneralConfig) -> PreparedTasks:
+    """Find the tasks and load their data, before any model is loaded.
+
+    Raises:
+        ConfigError: The harness has no such task.
+        MissingResourceError: Data is neither here nor within reach.
+    """
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=_needs_whole_index(config), include_path=_folders(config))
+    chosen = [_find(spec, manager) for spec in config.tasks]
+    skipped, wanted = {}, {}
+    for spec, name in zip(config.tasks, chosen, strict=True):
+        leaves = list(_leaves(name, manager.task_index))
+        if any(leaf.get("unsafe_code") for leaf in leaves) and not config.run_untrusted_code:
+            skipped[name] = "runs code that the model wrote: evaluation.general.run_untrusted_code=true"
+        else:
+            wanted[name] = (spec, {str(leaf["dataset_path"]) for leaf in leaves if leaf.get("dataset_path")})
+    _check_available({name: paths for name, (_, paths) in wanted.items()})
+    with _code_allowed(config), _quiet():
+        loaded = {name: _load(name, manager, config.fewshot.get(spec)) for name, (spec, _) in wanted.items()}
+    return PreparedTasks(loaded, skipped)
+
+
+def run_tasks(
+    tasks: PreparedTasks,
+    side: Side,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: GeneralConfig,
+    *,
+    bf16: bool,
+    template_kwargs: Mapping[str, Any],
+) -> list[TaskFigure]:
+    """Evaluate one model in memory; the processes of a group share the examples.
+
+    Args:
+        tasks: From `prepare_tasks`.
+        side: The model.
+        tokenizer: Its tokenizer.
+        config: Limit, batch size, chat template.
+        bf16: Compute in bfloat16 what can be (autocast).
+        template_kwargs: Variables of the chat template.
+
+    Returns:
+        A figure a task (of a tag: one each of its tasks); on all processes but the first: none.
+    """
+    from lm_eval.evaluator import evaluate
+
+    figures = []
+    with side.active(), _code_allowed(config), _quiet():
+        lm = _harness_model(side, tokenizer, config, bf16, template_kwargs)
+        for name, loaded in tasks.loaded.items():
+            results = evaluate(
+                lm=lm,
+                task_dict=loaded,
+                limit=config.limit,
+                log_samples=False,
+                bootstrap_iters=100,  # for metrics whose error has no closed form; 100,000 take minutes
+                apply_chat_template=config.apply_chat_template,
+                fewshot_as_multiturn=config.apply_chat_template,
+                confirm_run_unsafe_code=config.run_untrusted_code,
+            )
+            if results is not None:
+                figures += _figures(name, results)
+    return figures
+
+
+def _needs_whole_index(config: GeneralConfig) -> bool:
+    """Whether a task must be searched among the harness's thousands of files, which takes some ten seconds."""
+    return any(not _is_file(task) and task not in PAPER_TASKS for task in config.tasks)
+
+
+def _folders(config: GeneralConfig) -> list[str | Path]:
+    import lm_eval.tasks
+
+    harness = Path(lm_eval.tasks.__file__).parent
+    files = [Path(task).expanduser().resolve().parent for task in config.tasks if _is_file(task)]
+    if _needs_whole_index(config):
+        return [*files]
+    return [*files, *(harness / task for task in config.tasks if task in PAPER_TASKS)]
+
+
+def _is_file(task: str) -> bool:
+    return task.endswith(".yaml")
+
+
+def _find(spec: str, manager: Any) -> str:
+    """The harness's name of a task, group or tag, or of what a YAML file describes."""
+    if not _is_file(spec):
+        if spec in manager.task_index:
+            return spec
+        raise ConfigError(
+            f"evaluation.general.tasks: lm-eval has no task, group or tag {spec!r}; `lm-eval ls tasks` lists them. "
+            "A task of your own is given as the path of its .yaml file"
+        )
+    path = Path(spec).expanduser().resolve()
+    for name, entry in manager.task_index.items():
+        if entry.yaml_path is not None and entry.yaml_path.resolve() == path:
+            return str(name)
+    raise ConfigError(f"evaluation.general.tasks: {spec} is no file, or none that describes a task of lm-eval")
+
+
+def _leaves(item: Any, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The settings of the single tasks below a task, group or tag, given by name or as settings within a group."""
+    name = item if isinstance(item, str) else item.get("group", item.get("task"))
+    entry = index.get(name) if isinstance(name, str) else None
+    if entry is not None and entry.kind.name == "TAG":
+        members: Any = sorted(entry.tags)
+    else:
+        settings = entry.cfg if entry is not None else item
+        members = settings.get("task")
+        if not isinstance(members, list):
+            yield settings
+            return
+    for member in members:
+        yield from _leaves(member, index)
+
+
+def _check_available(data: Mapping[str, set[str]]) -> None:
+    """Ask once for the hub if data of it is not in its cache on this machine.
+
+    Raises:
+        MissingResourceError: It does not answer.
+    """
+    missing = {
+        name: sorted(path for path in paths if not (path in _LOCAL_READERS or Path(path).exists() or is_cached(path)))
+        for name, paths in data.items()
+    }
+    missing = {name: paths for name, paths in missing.items() if paths}
+    if missing and (problem := hub_problem(next(iter(missing.values()))[0])) is not None:
+        listed = ", ".join(f"{name} ({', '.join(paths)})" for name, paths in missing.items())
+        raise MissingResourceError(
+            f"the data of {len(missing)} task(s) lies on the Hugging Face hub, {problem}: {listed}.\n"
+            "Run this once on a machine with access and bring its hub cache (HF_HOME, ~/.cache/huggingface), choose "
+            "tasks whose data is here (evaluation.general.tasks=[...]), or take the probe that needs no hub: "
+            "evaluation=general_offline"
+        )
+
+
+def _load(name: str, manager: Any, shots: int | None) -> Any:
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # network, hub, file format: datasets raises what each of its layers raises
+        raise MissingResourceError(
+            f"evaluation.general.tasks: the data of {name} could not be loaded: {type(error).__name__}: {error}"
+        ) from error
+    for task in loaded["tasks"].values():
+        if shots is not None or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+    return loaded
+
+
+def _harness_model(
+    side: Side,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: GeneralConfig,
+    bf16: bool,
+    template_kwargs: Mapping[str, Any],
+) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    class Shared(HFLM):  # type: ignore[misc, unused-ignore]
+        """The harness's model over the process group that is there already; it would start one of its own."""
+
+        def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+            if self.world_size == 1:
+                return tensor
+            parts = [torch.empty_like(tensor.reshape(-1)) for _ in range(self.world_size)]
+            dist.all_gather(parts, tensor.reshape(-1))
+            return torch.cat(parts)
+
+        def barrier(self) -> None:
+            if self.world_size > 1:
+                dist.barrier()
+
+    model = Shared(
+        pretrained=side.model,
+        tokenizer=tokenizer,
+        batch_size=config.batch_size,
+        mixed_precision_dtype=torch.bfloat16 if bf16 else None,
+        chat_template_args=dict(template_kwargs),
+    )
+    if dist.is_initialized():
+        model._rank, model._world_size = dist.get_rank(), dist.get_world_size()
+    return model
+
+
+@contextmanager
+def _code_allowed(config: GeneralConfig) -> Iterator[None]:
+    """Give the `evaluate` library the consent that it asks for in the environment, if the configuration does."""
+    if not config.run_untrusted_code:
+        yield
+        return
+    before = os.environ.get("HF_ALLOW_CODE_EVAL")
+    os.environ["HF_ALLOW_CODE_EVAL"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HF_ALLOW_CODE_EVAL"]
+        else:
+            os.environ["HF_ALLOW_CODE_EVAL"] = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of settings that tasks leave open, or that a model object is used, which is meant; errors stay."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _figures(name: str, results: Mapping[str, Any]) -> list[TaskFigure]:
+    """The figure of a task or group; of a tag, or a group that aggregates nothing, those of its tasks."""
+    rows = results["results"]
+    names = [name] if _metrics(rows.get(name, {})) else [row for row in rows if _metrics(rows[row])]
+    sizes = results["n-samples"]
+    figures = []
+    for row in names:
+        metrics = _metrics(rows[row])
+        main, value = next(iter(metrics.items()))  # the first of the task's settings
+        metric, _, how = main.partition(",")
+        error = rows[row].get(f"{metric}_stderr,{how}")
+        own = [row] if row in sizes else list(sizes)
+        figures.append(
+            TaskFigure(
+                task=row,
+                metric=metric if how == "none" else f"{metric} ({how})",
+                value=value,
+                stderr=float(error) if isinstance(error, int | float) else None,
+                shots=int(results["n-shot"].get(row, 0)),
+                examples=sum(int(sizes[task]["effective"]) for task in own),
+                metrics=metrics,
+            )
+        )
+    return figures
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """What was measured, by `<metric>,<filter>`, without the errors."""
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if "," in key and not key.partition(",")[0].endswith("_stderr") and isinstance(value, int | float)
+    }

@@ -1,0 +1,116 @@
+"""Our encoder, and any of sentence-transformers, as MTEB wants one (`mteb.models.EncoderProtocol`)."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+from mteb.types import PromptType
+from numpy.typing import NDArray
+
+from grace_exp.evaluation.encoder import GraceEncoder
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import BatchedInput
+    from sentence_transformers import SentenceTransformer
+    from torch.utils.data import DataLoader
+
+
+class MtebEncoder(AbsEncoder):
+    """Gives MTEB's texts to a model with the prompt that belongs to the task, and compares by cosine.
+
+    A prompt's name is the most specific of these that the model's `prompts` have: task and side (`ArguAna-query`),
+    task, category and side (`Retrieval-query`), category, side (`query`, `document`).
+
+    MTEB reuses results of the same model name and revision, so the revision is of everything that decides an
+    embedding: weights, prompts, pooling, budget, sampling, engine and precision.
+    """
+
+    mteb_model_meta: ModelMeta
+
+    def __init__(
+        self, model: "GraceEncoder | SentenceTransformer", *, name: str, revision: str, settings: Mapping[str, Any]
+    ) -> None:
+        """Use `of_grace` or `of_sentence_transformer`."""
+        self.model = model
+        self.mteb_model_meta = ModelMeta.create_empty(
+            {"name": name, "revision": revision, "similarity_fn_name": ScoringFunction.COSINE, "modalities": ["text"]}
+        )
+        self._settings = dict(settings)
+
+    @classmethod
+    def of_grace(cls, encoder: GraceEncoder, **settings: Any) -> "MtebEncoder":
+        """Around our encoder. Under `torch.distributed` it shares the texts among the processes.
+
+        Args:
+            encoder: With its prompts and cache.
+            settings: For every call of its `encode`: mode, max_tokens, temperature, seed, samples, truncate_dim.
+        """
+        device = encoder.device.type
+        decides = {
+            "settings": settings,
+            "max_tokens": encoder.max_tokens,
+            "mode": encoder.mode,
+            "prompt": asdict(encoder.prompt),
+            "prompts": encoder.prompts,
+            "template": encoder.tokenizer.chat_template,
+            "template_kwargs": encoder.template_kwargs,
+            "pooling": asdict(encoder.policy.pooling),
+            "truncate_dim": encoder.truncate_dim,
+            "engine": type(encoder.engine).__name__,
+            "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+        }
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
+        name = f"grace-exp/{encoder.name.rstrip('/').rpartition('/')[2]}"
+        return cls(encoder, name=name, revision=f"{encoder.fingerprint[:16]}-{digest[:16]}", settings=settings)
+
+    @classmethod
+    def of_sentence_transformer(cls, model: "SentenceTransformer", *, name: str, revision: str) -> "MtebEncoder":
+        """Around any model of sentence-transformers.
+
+        Args:
+            model: The model.
+            name: As `owner/model`.
+            revision: Of its weights: another revision is another model to the cache of results.
+        """
+        return cls(model, name=name, revision=revision, settings={})
+
+    def encode(
+        self,
+        inputs: "DataLoader[BatchedInput]",
+        *,
+        task_metadata: "TaskMetadata",
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> NDArray[np.float32]:
+        """Embed the texts of a task, float32 [texts, hidden].
+
+        Args:
+            inputs: Batches with a column `text` (of retrieval documents: title and text).
+            task_metadata: Name and category choose the prompt.
+            hf_split: Not used.
+            hf_subset: Not used.
+            prompt_type: Whether they are queries or documents; None where a task has no sides.
+            kwargs: Of these `batch_size` and `show_progress_bar` are used.
+        """
+        texts = [text for batch in inputs for text in batch["text"]]
+        settings = dict(self._settings)
+        if isinstance(self.model, GraceEncoder):
+            settings["role"] = None if prompt_type is None else prompt_type.value
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # tasks of pairs repeat texts
+        vectors = self.model.encode(
+            list(distinct),
+            prompt_name=get_prompt_name(self.model.prompts, task_metadata, prompt_type),
+            batch_size=kwargs.get("batch_size", 32),
+            show_progress_bar=kwargs.get("show_progress_bar", False),
+            **settings,
+        )
+        return np.asarray(vectors, dtype=np.float32)[[distinct[text] for text in texts]]

@@ -1,0 +1,125 @@
+"""Figures of a benchmark: tasks, categories, averages, and the table of them."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from grace_exp.tracking.atomic import write_text_atomic
+
+CATEGORIES = {
+    "Retrieval": "retrieval",
+    "Reranking": "reranking",
+    "Clustering": "clustering",
+    "PairClassification": "pair_classification",
+    "Classification": "classification",
+    "STS": "sts",
+    "Summarization": "summarization",
+}
+"""MTEB's categories in the order of the paper's tables, with the names of our columns."""
+V1_COUNTS = dict(zip(CATEGORIES.values(), (15, 4, 11, 3, 12, 10, 1), strict=True))
+"""Tasks of MTEB English v1 per category; 56 together."""
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """What a model reaches in one task.
+
+    Attributes:
+        task: Its name.
+        category: One of `CATEGORIES`' values.
+        metric: The task's main score.
+        score: In points (x 100), mean over subsets and splits.
+        seconds: What the evaluation took when it was computed; None: not recorded.
+    """
+
+    task: str
+    category: str
+    metric: str
+    score: float
+    seconds: float | None = None
+
+
+def category_means(scores: Sequence[TaskScore]) -> dict[str, float]:
+    """Mean score of every category that has tasks, in the paper's order."""
+    by_category = {name: [score.score for score in scores if score.category == name] for name in CATEGORIES.values()}
+    return {name: sum(values) / len(values) for name, values in by_category.items() if values}
+
+
+def averages(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
+    """The averages of a benchmark out of its categories' means.
+
+    Args:
+        means: Mean per category.
+        counts: Number of tasks per category.
+
+    Returns:
+        `average_over_tasks`: every task counts once. `average_over_categories`: every category does. Of MTEB English v1
+        also `average_as_in_paper`: what arXiv 2510.04506 prints as average counts the one summarization task ten times
+        (weights 15, 4, 11, 3, 12, 10, 10 over 65), so its figures compare with this one only.
+    """
+    found = {
+        "average_over_tasks": _weighted(means, counts),
+        "average_over_categories": _weighted(means, dict.fromkeys(means, 1)),
+    }
+    if {name: counts[name] for name in means} == V1_COUNTS:
+        found["average_as_in_paper"] = _weighted(means, {**counts, "summarization": 10})
+    return found
+
+
+def _weighted(means: Mapping[str, float], weights: Mapping[str, int]) -> float:
+    return sum(mean * weights[name] for name, mean in means.items()) / sum(weights[name] for name in means)
+
+
+def figures(scores: Sequence[TaskScore]) -> dict[str, float]:
+    """Everything by metric name: `mteb/<task>`, `mteb/category/<category>` and `mteb/<average>`."""
+    means = category_means(scores)
+    counts = {name: sum(score.category == name for score in scores) for name in means}
+    return {
+        **{f"mteb/{score.task}": score.score for score in scores},
+        **{f"mteb/category/{name}": mean for name, mean in means.items()},
+        **{f"mteb/{name}": value for name, value in averages(means, counts).items()},
+    }
+
+
+def write_csv(path: Path, models: Mapping[str, Sequence[TaskScore]]) -> None:
+    """One row a model and task: model, task, category, metric, score, seconds."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "task", "category", "metric", "score", "seconds"])
+    for model, scores in models.items():
+        for score in scores:
+            seconds = "" if score.seconds is None else f"{score.seconds:.1f}"
+            writer.writerow([model, score.task, score.category, score.metric, f"{score.score:.4f}", seconds])
+    write_text_atomic(path, text.getvalue())
+
+
+def category_table(suite: str, models: Mapping[str, Sequence[TaskScore]]) -> Table:
+    """Categories and averages (rows) by model (columns), with the number of tasks.
+
+    Args:
+        suite: Its name.
+        models: Scores per model, all on the same tasks.
+    """
+    table = Table(title=f"{suite}: means per category, points", title_justify="left")
+    table.add_column("category")
+    table.add_column("tasks", justify="right")
+    for model in models:
+        table.add_column(model, justify="right")
+    by_model = [figures(scores) for scores in models.values()]
+    some = next(iter(models.values()))
+    for name in category_means(some):
+        count = sum(score.category == name for score in some)
+        table.add_row(name, str(count), *(f"{found[f'mteb/category/{name}']:.2f}" for found in by_model))
+    table.add_section()
+    for name, label in (
+        ("average_over_tasks", "average over tasks"),
+        ("average_over_categories", "average over categories"),
+        ("average_as_in_paper", "average as in the paper (SummEval ten times)"),
+    ):
+        if f"mteb/{name}" in by_model[0]:
+            table.add_row(label, str(len(some)), *(f"{found[f'mteb/{name}']:.2f}" for found in by_model), style="bold")
+    return table

@@ -1,0 +1,135 @@
+"""Run a suite: what is stored is not computed again, and any number of processes share the texts."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import datasets
+import mteb
+import torch.distributed as dist
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+from mteb.models.models_protocols import EncoderProtocol
+from mteb.results import TaskResult
+from mteb.types import EncodeKwargs
+
+from grace_exp.evaluation.mteb.adapter import MtebEncoder
+from grace_exp.evaluation.mteb.results import CATEGORIES, TaskScore
+from grace_exp.evaluation.mteb.suites import single_tasks
+
+
+def evaluate_tasks(
+    encoder: MtebEncoder,
+    tasks: Sequence[AbsTask],
+    results_dir: Path,
+    *,
+    batch_size: int,
+    announce: Callable[[str], None],
+    show_progress_bar: bool = False,
+) -> list[TaskScore]:
+    """Evaluate a model on tasks, one after another.
+
+    Results are MTEB's files, `<results_dir>/results/<model>/<revision>/<task>.json`, written after every task by the
+    first process; a task whose result is there for the same data is read instead of computed.
+
+    Args:
+        encoder: The model.
+        tasks: What to evaluate on.
+        results_dir: Of MTEB's result cache.
+        batch_size: Texts given to the model at a time.
+        announce: Told a line about every task.
+        show_progress_bar: Show how far the texts of a task are.
+    """
+    cache = mteb.ResultCache(results_dir)
+    everything = list(single_tasks(tasks))
+    settings: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
+    found: dict[str, TaskResult] = {}
+    for number, task in enumerate(everything, start=1):
+        name = task.metadata.name
+        stored = _from_first_process(partial(_stored, cache, encoder, task))
+        found[name] = stored or _evaluate(encoder, task, cache if _is_first() else None, settings)
+        score = _score(task, found[name])
+        how = "stored" if stored else f"{score.seconds or 0:.0f} s"
+        announce(f"{number}/{len(everything)}  {name}  {score.metric} {score.score:.2f}  ({how})")
+    scores = []
+    for task in tasks:
+        if isinstance(task, AbsTaskAggregate):
+            parts = [found[part.metadata.name] for part in single_tasks([task])]
+            found[task.metadata.name] = task.combine_task_results(parts)
+            if _is_first():
+                cache.save_to_cache(found[task.metadata.name], encoder.mteb_model_meta, encode_kwargs=settings)
+        scores.append(_score(task, found[task.metadata.name]))
+    return scores
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _from_first_process(read: Callable[[], TaskResult | None]) -> TaskResult | None:
+    """What the first process reads: another may see a file already that the first has just written."""
+    if not dist.is_initialized():
+        return read()
+    box = [read() if _is_first() else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def _stored(cache: mteb.ResultCache, encoder: MtebEncoder, task: AbsTask) -> TaskResult | None:
+    """The result of all subsets and splits on the present data, if a file holds it."""
+    try:
+        result = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
+    except ValueError:  # a file that a killed process left half written
+        return None
+    if result is None or result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
+        return None
+    return result
+
+
+def _evaluate(
+    encoder: MtebEncoder, task: AbsTask, cache: mteb.ResultCache | None, settings: EncodeKwargs
+) -> TaskResult:
+    with warnings.catch_warnings(), _quiet_bars():
+        # That newer versions of tasks exist: the benchmark is as it is.
+        warnings.filterwarnings("ignore", module=r"mteb\.")
+        done = mteb.evaluate(
+            cast("EncoderProtocol", encoder),  # all but the constructor, which only MTEB's own command line calls
+            task,
+            cache=cache,
+            overwrite_strategy="always",  # what could be reused has been
+            encode_kwargs=settings,
+            show_progress_bar=False,
+            co2_tracker=False,
+        )
+    return done.task_results[0]
+
+
+@contextmanager
+def _quiet_bars() -> Iterator[None]:
+    """No bars for transformations of small tables; downloads of the hub keep theirs."""
+    were_on = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            datasets.enable_progress_bars()
+
+
+def _score(task: AbsTask, result: TaskResult) -> TaskScore:
+    values = [
+        entry["main_score"]
+        for split in task.eval_splits
+        for entry in result.scores[split]
+        if entry["hf_subset"] in task.hf_subsets
+    ]
+    return TaskScore(
+        task.metadata.name,
+        CATEGORIES[task.metadata.type],
+        task.metadata.main_score,
+        100 * sum(values) / len(values),
+        result.evaluation_time,
+    )

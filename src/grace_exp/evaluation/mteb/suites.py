@@ -1,0 +1,131 @@
+"""Named sets of tasks."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import mteb
+from mteb.abstasks.abstask import AbsTask
+from mteb.abstasks.aggregated_task import AbsTaskAggregate
+
+from grace_exp.config.evaluation import BenchmarkConfig
+from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.evaluation.hub import hub_problem, is_cached
+
+BENCHMARKS = {"mteb_en_v1": "MTEB(eng, v1)", "mteb_en_v2": "MTEB(eng, v2)"}
+"""Suites that are MTEB's own, under MTEB's names."""
+PAPER_16 = (
+    "SciFact",
+    "ArguAna",
+    "NFCorpus",
+    "StackOverflowDupQuestions",
+    "SciDocsRR",
+    "BiorxivClusteringS2S",
+    "MedrxivClusteringS2S",
+    "TwentyNewsgroupsClustering",
+    "SprintDuplicateQuestions",
+    "Banking77Classification",
+    "EmotionClassification",
+    "MassiveIntentClassification",
+    "STS17",
+    "SICK-R",
+    "STSBenchmark",
+    "SummEval",
+)
+"""The tasks of the paper's ablations (arXiv 2510.04506)."""
+SMOKE = (
+    "SciFact",
+    "SciDocsRR",
+    "TwentyNewsgroupsClustering",
+    "TwitterSemEval2015",
+    "Banking77Classification",
+    "STSBenchmark",
+    "SummEval",
+)
+"""One task of each category."""
+
+
+def suite_tasks(config: BenchmarkConfig, cache_dir: Path) -> list[AbsTask]:
+    """The tasks of a suite, English subsets only, on the splits that count.
+
+    Args:
+        config: Names the suite, and maybe some of its tasks.
+        cache_dir: Where data fetched from package registries is kept.
+
+    Raises:
+        ConfigError: A task is named that the suite does not have.
+    """
+    tasks = {task.metadata.name: task for task in _all_tasks(config.suite, cache_dir)}
+    if config.tasks is None:
+        return list(tasks.values())
+    unknown = [name for name in config.tasks if name not in tasks]
+    if unknown:
+        raise ConfigError(
+            f"evaluation.benchmark.tasks: suite {config.suite} has no {', '.join(unknown)}; it has {', '.join(tasks)}"
+        )
+    return [tasks[name] for name in config.tasks]
+
+
+def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
+    match suite:
+        case "mteb_en_v1" | "mteb_en_v2":
+            return list(mteb.get_benchmark(BENCHMARKS[suite]).tasks)
+        case "paper_16" | "smoke":
+            # Picked out of the benchmark, which has chosen the English subsets and the splits.
+            english = {task.metadata.name: task for task in mteb.get_benchmark(BENCHMARKS["mteb_en_v1"]).tasks}
+            return [english[name] for name in (PAPER_16 if suite == "paper_16" else SMOKE)]
+    from grace_exp.evaluation.mteb.tasks.lee import LeePairs
+    from grace_exp.evaluation.mteb.tasks.stsb import StsbDev, StsbTest, StsbTestSmall
+    from grace_exp.evaluation.mteb.tasks.vader import VaderMovies, VaderMoviesSmall
+    from grace_exp.evaluation.mteb.tasks.wordnet_classes import WordNetClasses, WordNetClassesSmall
+    from grace_exp.evaluation.mteb.tasks.wordnet_glosses import WordNetGlosses, WordNetGlossesSmall
+    from grace_exp.evaluation.mteb.tasks.wordnet_senses import WordNetSenses, WordNetSensesSmall
+
+    if suite == "offline":
+        return [
+            WordNetGlosses(),
+            WordNetClasses(),
+            WordNetSenses(),
+            VaderMovies(cache_dir),
+            StsbTest(),
+            StsbDev(),
+            LeePairs(cache_dir),
+        ]
+    return [
+        WordNetGlossesSmall(),
+        WordNetClassesSmall(),
+        WordNetSensesSmall(),
+        VaderMoviesSmall(cache_dir),
+        StsbTestSmall(),
+    ]
+
+
+def single_tasks(tasks: Iterable[AbsTask]) -> Iterator[AbsTask]:
+    """Every task itself; of an aggregate (CQADupstack) those that it consists of."""
+    for task in tasks:
+        if isinstance(task, AbsTaskAggregate):
+            yield from single_tasks(task.metadata.tasks)
+        else:
+            yield task
+
+
+def check_available(tasks: Iterable[AbsTask], cache_dir: Path) -> None:
+    """Make sure that every task's data can be read, before a model is loaded.
+
+    Local data is fetched here at the first time; of the hub's, what is not in its cache on this machine needs the hub.
+
+    Raises:
+        MissingResourceError: Data is missing; the message names the tasks and what to do.
+    """
+    missing = []
+    for task in single_tasks(tasks):
+        if type(task).__module__.startswith("grace_exp."):
+            task.load_data()
+        elif not is_cached(task.metadata.dataset["path"]):
+            missing.append(task.metadata.name)
+    if missing and (problem := hub_problem("mteb/stsbenchmark-sts")) is not None:
+        raise MissingResourceError(
+            f"the data of {len(missing)} task(s) lies on the Hugging Face hub, {problem}: {', '.join(missing)}.\n"
+            "Run this once on a machine with access and bring its hub cache (HF_HOME, ~/.cache/huggingface), choose "
+            "tasks whose data is here (evaluation.benchmark.tasks=[...]), or evaluate on data that needs no hub: "
+            "evaluation=offline_small or evaluation=offline"
+        )

@@ -1,0 +1,130 @@
+"""Measure an encoder on a benchmark: MTEB's files, a table, a CSV, W&B."""
+
+import importlib.util
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from grace_exp.config.evaluation import BenchmarkConfig
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError
+from grace_exp.evaluation.encoder import GraceEncoder
+from grace_exp.evaluation.heldout import MINILM_PACKAGE, MINILM_REQUIREMENT
+from grace_exp.evaluation.mteb.adapter import MtebEncoder
+from grace_exp.evaluation.mteb.results import CATEGORIES, TaskScore, category_table, figures, write_csv
+from grace_exp.evaluation.mteb.run import evaluate_tasks
+from grace_exp.evaluation.mteb.suites import check_available, single_tasks, suite_tasks
+from grace_exp.jobs.encoder import build_encoder
+from grace_exp.jobs.terminal import is_first_process
+from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing
+
+
+def check_benchmark(config: GraceConfig) -> None:
+    """Find out, before anything loads, whether the benchmark's data can be had and its settings fit its tasks.
+
+    Raises:
+        ConfigError: A task or a prompt's name does not exist.
+        MissingResourceError: The data of a task is neither here nor within reach.
+    """
+    benchmark = _benchmark(config)
+    tasks = suite_tasks(benchmark, Path(config.cache_dir))
+    names = {task.metadata.name for task in single_tasks(tasks)}
+    for name in benchmark.prompts:
+        what = name.removesuffix("-query").removesuffix("-document")
+        if name not in ("query", "document") and what not in names | CATEGORIES.keys():
+            raise ConfigError(
+                f"evaluation.benchmark.prompts has {name!r}: allowed are query, document, and, alone or with -query or "
+                f"-document behind, {', '.join(CATEGORIES)} and the suite's tasks"
+            )
+    check_available(tasks, Path(config.cache_dir))
+
+
+def run_benchmark(
+    config: GraceConfig, device: torch.device, console: Console, provenance: Mapping[str, Any]
+) -> dict[str, float]:
+    """Evaluate, print the table, write `<run_dir>/evaluation/<suite>.csv`, and send the figures to W&B.
+
+    Args:
+        config: With `evaluation.benchmark`; the model is that of `build_encoder`.
+        device: For the model.
+        console: For progress and table.
+        provenance: Of the run, for W&B.
+
+    Returns:
+        `mteb/<task>`, `mteb/category/<category>` and `mteb/<average>` of the model.
+    """
+    # Weights that a model of the user's own brings are bfloat16 already; a run's are float32, as in training.
+    bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
+    with (
+        closing(build_encoder(config, device)) as encoder,
+        torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+    ):
+        scores = _scores(config, encoder, console)
+    found = figures(next(iter(scores.values())))
+    suite = _benchmark(config).suite
+    if is_first_process():
+        write_csv(Path(config.run_dir) / "evaluation" / f"{suite}.csv", scores)
+        if config.logger.wandb is not None:
+            logger = build_wandb_logger(config, provenance)
+            with finishing([logger]):
+                logger.log_metrics(found, step=0)
+    console.print(category_table(suite, scores))
+    console.print(f"MTEB result files: {_results_dir(config) / 'results'}", highlight=False, soft_wrap=True)
+    return found
+
+
+def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dict[str, list[TaskScore]]:
+    """Scores of the encoder and, where wished for, of all-MiniLM, by name."""
+    benchmark = _benchmark(config)
+    encoder.prompts.update(benchmark.prompts)
+    encode = config.job.encode
+    encoder.max_tokens = encode.max_tokens or config.evaluation.max_tokens or encoder.max_tokens
+    models = [
+        MtebEncoder.of_grace(
+            encoder,
+            mode=encode.mode or encoder.mode,
+            temperature=encode.temperature,
+            seed=config.seed if encode.temperature > 0 else 0,  # greedy results are those of any seed
+            samples=encode.samples,
+            truncate_dim=encode.truncate_dim,
+        ),
+        *([minilm()] if config.evaluation.minilm else []),
+    ]
+    scores: dict[str, list[TaskScore]] = {}
+    for model in models:
+        name = str(model.mteb_model_meta.name).partition("/")[2]
+        console.print(f"[bold]{benchmark.suite}[/bold]: {name}", highlight=False)
+        scores[name] = evaluate_tasks(
+            model,
+            # Anew for every model: tasks draw from generators that go on.
+            suite_tasks(benchmark, Path(config.cache_dir)),
+            _results_dir(config),
+            batch_size=encode.batch_size,
+            announce=lambda line: console.print(f"  {line}", highlight=False),
+            show_progress_bar=console.is_terminal and is_first_process(),
+        )
+    return scores
+
+
+def minilm() -> MtebEncoder:
+    """All-MiniLM-L6-v2 out of its package, for scale; `check_machine` has looked for it."""
+    from sentence_transformers import SentenceTransformer
+
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    assert spec is not None and spec.submodule_search_locations
+    model = SentenceTransformer(str(Path(spec.submodule_search_locations[0]) / "model"), device="cpu")
+    revision = MINILM_REQUIREMENT.replace("==", "-")
+    return MtebEncoder.of_sentence_transformer(model, name="sentence-transformers/all-MiniLM-L6-v2", revision=revision)
+
+
+def _results_dir(config: GraceConfig) -> Path:
+    return Path(config.cache_dir) / "mteb"
+
+
+def _benchmark(config: GraceConfig) -> BenchmarkConfig:
+    assert config.evaluation.benchmark is not None
+    return config.evaluation.benchmark
