@@ -71,7 +71,8 @@ def test_a_trained_model_is_measured_beside_the_one_it_started_from(
 
 def test_two_processes_share_the_examples_and_find_the_same(overrides: list[str], tmp_path: Path) -> None:
     run(compose_config(overrides, tmp_path / "one"))
-    command = [sys.executable, "-m", "grace_exp", *overrides, f"run_dir={tmp_path / 'two'}", f"hydra.run.dir={tmp_path}"]
+    folders = [f"run_dir={tmp_path / 'two'}", f"hydra.run.dir={tmp_path}"]
+    command = [sys.executable, "-m", "grace_exp", *overrides, *folders]
     subprocess.run(
         [*command, "hardware.devices=2", "hardware.strategy=ddp"],
         check=True,

@@ -221,7 +221,7 @@ def _adapter_name(number: int) -> str:
 
 
 def _lora_rank(model: Any) -> int:
-    return max(settings.r for settings in model.peft_config.values())
+    return max(int(settings.r) for settings in model.peft_config.values())
 
 
 def _url(host: str, port: int) -> str:

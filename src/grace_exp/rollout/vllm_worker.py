@@ -101,7 +101,7 @@ def _weights(update_info: NearbyUpdateInfo) -> Iterator[tuple[str, Tensor]]:
     from safetensors import safe_open
 
     assert update_info.path is not None
-    with safe_open(update_info.path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(update_info.path, "pt") as file:
         for name in file.keys():  # noqa: SIM118 - no mapping
             yield name, file.get_tensor(name)
 
