@@ -57,11 +57,12 @@ def test_outside_a_checkout_or_without_git_there_is_no_revision(
     assert git_state(checkout / "package") is None
 
 
-def test_record_names_seed_data_command_and_installed_versions() -> None:
+def test_record_names_seed_data_command_and_installed_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "grace_exp", "name=two words"])
     record = provenance(CONFIG, DATA)
     assert record["seed"] == 17
     assert record["data"] == DATA
-    assert "pytest" in record["command"]
+    assert record["command"] == "python -m grace_exp 'name=two words'"
     assert record["packages"]["torch"] == metadata.version("torch")
     assert record["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert json.loads(json.dumps(record)) == record
