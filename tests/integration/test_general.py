@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from grace_exp.config.compose import compose_config
+from grace_exp.config.compose import compose_config, conf_dir
 from grace_exp.jobs import run
 
 pytest.importorskip("lm_eval")
@@ -71,15 +71,17 @@ def test_a_trained_model_is_measured_beside_the_one_it_started_from(
 
 def test_two_processes_share_the_examples_and_find_the_same(overrides: list[str], tmp_path: Path) -> None:
     run(compose_config(overrides, tmp_path / "one"))
-    folders = [f"run_dir={tmp_path / 'two'}", f"hydra.run.dir={tmp_path}"]
-    command = [sys.executable, "-m", "grace_exp", *overrides, *folders]
-    subprocess.run(
-        [*command, "hardware.devices=2", "hardware.strategy=ddp"],
-        check=True,
+    command = [*overrides, f"hydra.run.dir={tmp_path / 'two'}", "hardware.devices=2", "hardware.strategy=ddp"]
+    done = subprocess.run(
+        [sys.executable, "-m", "grace_exp", *command],
+        env=os.environ | {"PYTHONPATH": str(conf_dir().parent / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        timeout=300,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        text=True,
+        check=False,
+        timeout=600,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Run folder") == 1  # one of them speaks
     one, two = _measured(tmp_path / "one"), _measured(tmp_path / "two")
     assert two["tasks"]["base"]["colours"]["metrics"] == pytest.approx(one["tasks"]["base"]["colours"]["metrics"])
     assert two["probe"] == one["probe"]

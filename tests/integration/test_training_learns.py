@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback
 
 from grace_exp.policy.tiny import tiny_model
-from grace_exp.training import sides
+from grace_exp.training import rewards
 
 # Embeddings are read from the frozen input embeddings, where only the choice of tokens can change a reward. Read from
 # hidden states that the updates change, a random model's rewards rise whatever the sign of the advantages: its
@@ -46,8 +46,8 @@ def test_the_reward_rises_by_more_than_its_noise(train, seed: int) -> None:
 
 
 def test_it_does_not_rise_when_advantages_are_negated(train, monkeypatch: pytest.MonkeyPatch) -> None:
-    advantages = sides.compute_advantages
-    monkeypatch.setattr(sides, "compute_advantages", lambda *args: -advantages(*args))
+    advantages = rewards.compute_advantages
+    monkeypatch.setattr(rewards, "compute_advantages", lambda *args: -advantages(*args))
     points, _ = rise(train(*SETTINGS).figure("reward/total/mean"))
     assert points < 0.5
 

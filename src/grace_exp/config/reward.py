@@ -106,8 +106,8 @@ class EncoderConfig:
     """Whose embeddings are rewarded."""
 
     kind: Literal["policy", "frozen", "ema"] = "policy"
-    """policy (paper): the weights being trained; frozen: those it started from (with LoRA at no memory, otherwise a copy
-    of the model); ema: their moving average (a copy of the weights that train)."""
+    """policy (paper): the weights being trained; frozen: those it started from (with LoRA at no memory, otherwise a
+    copy of the model); ema: their moving average (a copy of the weights that train)."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """For `ema`: what an optimizer update keeps of the average."""
 

@@ -69,7 +69,7 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
     bf16 = config.hardware.precision == "bf16-mixed"
     with closing(module.engine), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         results = heldout_results(config, module, assembled.decode)
-    write_results(Path(config.run_dir) / "evaluation" / "now.json", results)
+    write_results(Path(config.run_dir) / "evaluation" / "now.json", results, config)
     minilm = evaluate_minilm(config.evaluation) if config.evaluation.minilm else {}
     resamples = config.evaluation.bootstrap
     rows = {

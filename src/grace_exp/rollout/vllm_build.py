@@ -74,13 +74,13 @@ def longest_sequence(config: GraceConfig, model: "PreTrainedModel") -> int:
     Raises:
         ConfigError: The model reads shorter ones only.
     """
-    tokens = max(config.rollout.max_tokens, config.evaluation.max_tokens or 0)
+    tokens = max(config.rollout.max_tokens, config.evaluation.max_tokens or 0, config.job.encode.max_tokens or 0)
     longest = config.prompt.max_tokens + tokens
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise ConfigError(
             f"prompt.max_tokens={config.prompt.max_tokens} + {tokens} rationale tokens (rollout.max_tokens, "
-            f"evaluation.max_tokens) = {longest}, but {config.backbone.name} reads {limit} at most"
+            f"evaluation.max_tokens, job.encode.max_tokens) = {longest}, but {config.backbone.name} reads {limit}"
         )
     return longest
 
@@ -107,4 +107,5 @@ def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu"
         policy=policy_bytes(shape, device),
         tensor_parallel=vllm.tensor_parallel,
         kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),
+        kept_free=0.1 if device == "cpu" else 0.5,  # the policy's forwards need room while the engine is awake
     )

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 BATCHED_TOKENS = 8192
 """Tokens of one forward of the engine: prompts are read in pieces of at most this many."""
-_KEPT_FREE = 0.1
 _FLOAT32 = 4
 
 
@@ -109,6 +108,7 @@ def plan_memory(
     policy: int = 0,
     tensor_parallel: int = 1,
     kv_cache: int | None = None,
+    kept_free: float = 0.1,
 ) -> MemoryPlan:
     """Divide a device's memory.
 
@@ -120,8 +120,8 @@ def plan_memory(
         available: Bytes the device has left.
         policy: Bytes the policy will take of them, see `policy_bytes`.
         tensor_parallel: Devices that share the engine.
-        kv_cache: Bytes, where they are configured; else what `max_sequences` full sequences take, or nine tenths of the
-            rest.
+        kv_cache: Bytes, where they are configured; else what `max_sequences` full sequences take, within the rest.
+        kept_free: Share of the rest that such a cache leaves alone.
 
     Raises:
         ConfigError: It cannot fit: not one sequence of full length.
@@ -134,7 +134,7 @@ def plan_memory(
     sampling = 4 * _FLOAT32 * shape.vocabulary * max_sequences
     activations = BATCHED_TOKENS * layer * value_bytes + sampling
     rest = available - policy - weights - activations
-    wanted = kv_cache if kv_cache is not None else min(max_sequences * sequence, int((1 - _KEPT_FREE) * rest))
+    wanted = kv_cache if kv_cache is not None else min(max_sequences * sequence, int((1 - kept_free) * rest))
     plan = MemoryPlan(weights, sequence, max(wanted, 0), activations, policy, available)
     advice = (
         "lower rollout.max_tokens, prompt.max_tokens or rollout.vllm.max_sequences, raise "

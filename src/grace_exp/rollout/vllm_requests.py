@@ -64,6 +64,6 @@ def check_lengths(requests: Sequence[Request], max_model_len: int) -> None:
         if wanted > max_model_len:
             raise GraceError(
                 f"a prompt of {len(request.prompt_ids)} tokens with up to {request.max_tokens} rationale tokens is "
-                f"{wanted} long, but the vLLM engine was made for {max_model_len} (prompt.max_tokens + the larger of "
-                "rollout.max_tokens and evaluation.max_tokens): shorten the prompt or raise those"
+                f"{wanted} long, but the vLLM engine was made for {max_model_len} (prompt.max_tokens + the largest "
+                "of rollout.max_tokens, evaluation.max_tokens and job.encode.max_tokens): raise them"
             )

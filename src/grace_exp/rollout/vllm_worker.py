@@ -25,12 +25,12 @@ BACKEND = "grace_exp"
 
 
 @dataclass
-class NearbyInitInfo(WeightTransferInitInfo):
+class NearbyInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing to agree on."""
 
 
 @dataclass
-class NearbyUpdateInfo(WeightTransferUpdateInfo):
+class NearbyUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """One of the two.
 
     Attributes:
@@ -42,7 +42,7 @@ class NearbyUpdateInfo(WeightTransferUpdateInfo):
     path: str | None = None
 
 
-class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):
+class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # type: ignore[misc]
     """Loads weights in checkpoint format into the running model."""
 
     init_info_cls = NearbyInitInfo

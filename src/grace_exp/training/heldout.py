@@ -1,7 +1,7 @@
 """Held-out figures before the first step, during training and after the last step."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +90,7 @@ class HeldoutEvaluation(Callback):
         with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
             self.results[moment] = heldout_results(self._config, module, self._decode)
         if trainer.is_global_zero:
-            write_results(path, self.results[moment], _settings(self._config))
+            write_results(path, self.results[moment], self._config)
         self._log(trainer, module, self._metrics(self.results[moment]))
 
     def _log(self, trainer: Trainer, module: StepModule, figures: dict[str, float]) -> None:
@@ -127,13 +127,13 @@ def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..
     return evaluate_sets(config.evaluation, embed, decode, region)
 
 
-def write_results(path: Path, results: dict[str, SetResult], settings: Mapping[str, Any] | None = None) -> None:
+def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig) -> None:
     """Keep results with every item's score, so that differences can be resampled later.
 
     Args:
         path: The file.
         results: By set.
-        settings: By set, what its figures depend on beside the weights.
+        config: That gave them; what a set's figures depend on beside the weights is kept with it.
     """
 
     def items(scores: ItemScores) -> dict[str, Any]:
@@ -143,6 +143,7 @@ def write_results(path: Path, results: dict[str, SetResult], settings: Mapping[s
             "human": None if scores.human is None else scores.human.tolist(),
         }
 
+    settings = _settings(config)
     write_json_atomic(
         path,
         {
@@ -151,7 +152,7 @@ def write_results(path: Path, results: dict[str, SetResult], settings: Mapping[s
                 "prompt_only": items(result.prompt_only),
                 "rationale_tokens": result.rationale_tokens,
                 "examples": [asdict(example) for example in result.examples],
-                "settings": (settings or {}).get(name),
+                "settings": settings[name],
             }
             for name, result in results.items()
         },

@@ -16,8 +16,8 @@ TEXTS = [
     "a dog",
     "the cat sat on the mat and looked out of the window",
     "def parse_args(self, args=None):",
-    "x",
-]  # the last has one token, so nothing to predict
+    "x",  # one token: nothing to predict
+]
 TINY = BackboneConfig(name="tiny", source="tiny")
 
 

@@ -30,7 +30,9 @@ def test_held_out_results_read_back_as_they_were(tmp_path: Path) -> None:
         ),
         "retrieval": SetResult(ItemScores(scores, None), ItemScores(scores, None), [], 1.0),
     }
-    write_results(tmp_path / "before.json", results)
+    sets = [f"+evaluation.sets.{name}={{kind: sts, source: stsb}}" for name in results]
+    config = compose_config(["+experiment=demo_tiny", *sets], tmp_path)
+    write_results(tmp_path / "before.json", results, config)
     found = read_results(tmp_path / "before.json")
     assert found.keys() == results.keys()
     for name, result in results.items():

@@ -104,9 +104,9 @@ def task_table(results: GeneralResults) -> Table:
 def probe_table(results: GeneralResults) -> Table:
     """Held-out sets (rows): perplexity by side, divergence per token both ways."""
     table = Table(title="Held-out text (KL: nats a token)", title_justify="left")
-    table.add_column("set")
+    table.add_column("set", no_wrap=True)
     some = next(iter(results.probe.values()))
-    columns = [f"perplexity, {side}" for side in some.nll] + [f"KL({p} || {q})" for p, q in some.kl]
+    columns = [f"perplexity\n{side}" for side in some.nll] + [f"KL\n{p} || {q}" for p, q in some.kl]
     for column in ("texts", "tokens", *columns):
         table.add_column(column, justify="right")
     for name, result in results.probe.items():
