@@ -22,7 +22,7 @@ from grace_exp.rollout.vllm_server import VllmServerEngine
 
 TOLERANCE = 1e-4
 MAX_MODEL_LEN = 160
-SETTINGS = VllmConfig(max_sequences=64, start_timeout=300.0)
+SETTINGS = VllmConfig(max_sequences=64)
 
 
 def connect(model: PreTrainedModel, settings: VllmConfig, folder: Path, **changed: Any) -> VllmServerEngine:

@@ -9,6 +9,7 @@ import torch
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
 from grace_exp.rollout.vllm_engine import VllmEngine
+from grace_exp.rollout.vllm_llm import local_rank
 from grace_exp.rollout.vllm_memory import GIB, MemoryPlan, available_bytes, model_shape, plan_memory, policy_bytes
 from grace_exp.rollout.vllm_server import VllmServerEngine
 
@@ -103,7 +104,7 @@ def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu"
         value_bytes=_dtype(config).itemsize,
         max_model_len=longest_sequence(config, model),
         max_sequences=vllm.max_sequences,
-        available=available_bytes(torch.device(device)),
+        available=available_bytes(torch.device(device, local_rank() if device == "cuda" else 0)),
         policy=policy_bytes(shape, device),
         tensor_parallel=vllm.tensor_parallel,
         kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),

@@ -1,9 +1,7 @@
 """vLLM in the policy's own process: one engine a process, or one for several of them that share its weights."""
 
-import gc
-import os
+import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,43 +14,16 @@ from grace_exp.config.vllm_package import vllm_problem
 from grace_exp.errors import GraceError, MissingResourceError
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.vllm_isolation import TimedThread, undisturbed
-from grace_exp.rollout.vllm_memory import BATCHED_TOKENS, MemoryPlan
+from grace_exp.rollout.vllm_llm import end_llm, local_rank, make_llm
+from grace_exp.rollout.vllm_memory import MemoryPlan
 from grace_exp.rollout.vllm_probe import probe
 from grace_exp.rollout.vllm_requests import check_lengths, completions, sampling_settings
-from grace_exp.rollout.vllm_weights import checkpoint_weights, write_model_folder
+from grace_exp.rollout.vllm_weights import checkpoint_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
-
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's `max_lora_rank` may be."""
-BLOCK_TOKENS = 32
-"""Of the key-value cache: small, so that the rationales of a text share its prompt; the CPU kernels like multiples."""
-
-
-class _SharedState:
-    """The process group that vLLM makes where there is none; the process's last engine ends it."""
-
-    def __init__(self) -> None:
-        self.engines = 0
-        self.made_group = False
-
-    def enter(self) -> None:
-        self.made_group |= not torch.distributed.is_initialized()
-        self.engines += 1
-
-    def leave(self) -> None:
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        self.engines -= 1
-        if self.made_group and not self.engines:
-            cleanup_dist_env_and_memory()
-            self.made_group = False
-
-
-_SHARED = _SharedState()
 
 
 class VllmEngine:
@@ -176,73 +147,25 @@ class VllmEngine:
     # ---- on the engine's thread -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        folder = Path(self._scratch.name) / "model"
         self._llm = self._call(
-            self._make,
+            lambda: make_llm(
+                self._model,
+                self._settings,
+                self._memory,
+                folder=folder,
+                max_model_len=self._max_model_len,
+                dtype=self._dtype,
+                device=self._device,
+            ),
             self._settings.start_timeout,
             "its start",
             "raise rollout.vllm.start_timeout if the machine is slow, or look into what VLLM_LOGGING_LEVEL=INFO tells",
         )
 
-    def _make(self) -> Any:
-        # Read at import. Worker processes of its own would cost half a minute, and tensors do not reach them.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the policy needs the cores too
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # vLLM's, about its own parts
-            return self._make_llm()
-
-    def _make_llm(self) -> Any:
-        from vllm import LLM
-        from vllm.config import WeightTransferConfig
-        from vllm.platforms import current_platform
-
-        from grace_exp.rollout import vllm_worker
-
-        vllm_worker.prepare()
-        current_platform.simple_compile_backend = "eager"  # compiling one small function takes longer than it saves
-        folder = Path(self._scratch.name) / "model"
-        write_model_folder(self._model, folder, weights=self._adapters, dtype=self._dtype)
-        _SHARED.enter()
-        eager = self._device == "cpu" if self._settings.eager is None else self._settings.eager
-        llm = LLM(
-            model=str(folder),
-            skip_tokenizer_init=True,
-            load_format="auto" if self._adapters else "dummy",
-            dtype=str(self._dtype).split(".")[-1],
-            max_model_len=self._max_model_len,
-            max_num_seqs=self._settings.max_sequences,
-            max_num_batched_tokens=max(BATCHED_TOKENS, self._settings.max_sequences),
-            block_size=BLOCK_TOKENS,
-            kv_cache_memory_bytes=self._memory.kv_cache,
-            gpu_memory_utilization=min(0.95, self._memory.engine / self._memory.available),
-            enable_prefix_caching=True,
-            enforce_eager=eager,
-            use_tqdm_on_load=False,
-            enable_sleep_mode=self._device != "cpu" and self._settings.sleep,
-            logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
-            generation_config="vllm",  # not the model authors' recommendations
-            weight_transfer_config=WeightTransferConfig(backend=vllm_worker.BACKEND),
-            **self._placement(),
-            **_lora_arguments(self._model if self._adapters else None),
-        )
-        llm.init_weight_transfer_engine({"init_info": {}})
-        return llm
-
-    def _placement(self) -> dict[str, Any]:
-        """One engine here, or this process's part of those that the run's processes form."""
-        group = torch.distributed
-        if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
-            return {}
-        # vLLM joins the process group that is there, as it does under torchrun, whose variables it reads.
-        rank, world = group.get_rank(), group.get_world_size()
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
-        os.environ.setdefault("LOCAL_RANK", str(rank))
-        return {
-            "distributed_executor_backend": "external_launcher",
-            "tensor_parallel_size": self._settings.tensor_parallel,
-        }
+    def _end(self) -> None:
+        llm, self._llm = self._llm, None
+        end_llm(llm)
 
     def _take_over(self, model: nn.Module) -> None:
         llm = self._llm
@@ -271,6 +194,7 @@ class VllmEngine:
         adapter = LoRARequest(folder.name, self._lora_count, str(folder))
         if self._lora is not None:
             self._llm.llm_engine.remove_lora(self._lora.lora_int_id)
+            shutil.rmtree(self._lora.lora_path)
         self._llm.llm_engine.add_lora(adapter)
         self._lora = adapter
 
@@ -305,24 +229,11 @@ class VllmEngine:
         start = sum(len(part) for part in parts[: group.rank_in_group])
         return [request for part in parts for request in part], slice(start, start + len(requests))
 
-    def _end(self) -> None:
-        from vllm.v1.engine import core
-
-        llm, self._llm = self._llm, None
-        # vLLM would take the process's groups with it: those of the run, those of another engine.
-        clean_up, core.cleanup_dist_env_and_memory = core.cleanup_dist_env_and_memory, lambda: None
-        try:
-            llm.llm_engine.engine_core.shutdown()
-        finally:
-            core.cleanup_dist_env_and_memory = clean_up
-        del llm
-        _SHARED.leave()
-        gc.collect()
-
     def _call(self, function: Callable[[], Result], seconds: float, what: str, hint: str) -> Result:
         def run() -> Result:
             if self._device == "cuda":
-                torch.cuda.set_device(self._cuda_index)
+                torch.cuda.set_device(local_rank())
+                torch.cuda.synchronize()  # what the policy's thread has started is done
             with torch.no_grad():
                 return function()
 
@@ -340,10 +251,6 @@ class VllmEngine:
             reason = str(error).strip() or type(error).__name__
             raise GraceError(f"vLLM failed in {what}: {reason}") from error
 
-    @property
-    def _cuda_index(self) -> int:
-        return int(os.environ.get("LOCAL_RANK", "0"))
-
 
 def _tokens(output: Any) -> tuple[list[int], list[float]]:
     """Token ids and log-probs of one of vLLM's completions."""
@@ -352,15 +259,3 @@ def _tokens(output: Any) -> tuple[list[int], list[float]]:
         raise GraceError(f"vLLM gave a request up (finish reason {output.finish_reason!r}): see its log")
     pairs = zip(output.logprobs, token_ids, strict=True)
     return token_ids, [position[token].logprob for position, token in pairs]
-
-
-def _lora_arguments(model: Any) -> dict[str, Any]:
-    if model is None:
-        return {}
-    rank = max(settings.r for settings in model.peft_config.values())
-    return {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2, "max_lora_rank": lora_rank_setting(rank)}
-
-
-def lora_rank_setting(rank: int) -> int:
-    """The least `max_lora_rank` that vLLM allows for adapters of a rank."""
-    return min(allowed for allowed in _LORA_RANKS if allowed >= rank)

@@ -79,15 +79,18 @@ class TimedThread:
         self._calls.put((future, function))
         try:
             return future.result(timeout=seconds)  # type: ignore[return-value]
-        except TimeoutError as error:
+        except BaseException as error:
             if future.done():
                 raise  # its own
-            self._stuck = f"vLLM has not come back from {what} within {seconds:g} s: {hint}"
-            raise GraceError(self._stuck) from error
+            if isinstance(error, TimeoutError):
+                self._stuck = f"vLLM has not come back from {what} within {seconds:g} s: {hint}"
+                raise GraceError(self._stuck) from error
+            self._stuck = f"vLLM was interrupted in {what}"  # by Ctrl-C: nobody waits for it any more
+            raise
 
     @property
     def stuck(self) -> bool:
-        """Whether a call has not come back."""
+        """Whether a call has not come back, or was interrupted."""
         return self._stuck is not None
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from grace_exp.config.vllm import VllmConfig
 from grace_exp.config.vllm_package import unsupported
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.rollout.vllm_client import RefusedByServer, ServerGone, VllmClient
-from grace_exp.rollout.vllm_engine import BLOCK_TOKENS, lora_rank_setting
+from grace_exp.rollout.vllm_llm import BLOCK_TOKENS, lora_rank_setting, runs_eagerly
 from grace_exp.rollout.vllm_memory import BATCHED_TOKENS
 
 _EXTENSION = "grace_exp.rollout.vllm_worker.WorkerExtension"
@@ -56,13 +56,13 @@ def serve_command(
         *(("--kv-cache-memory-bytes", str(kv_cache)) if kv_cache is not None else ()),
         "--disable-uvicorn-access-log",
     ]
-    eager = device == "cpu" if settings.eager is None else settings.eager
-    if eager:
+    if runs_eagerly(settings, device):
         arguments.append("--enforce-eager")
     environment = {
         _DEVELOPMENT: "1",  # the endpoints that change weights
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",  # it has a file to itself
     }
     if device == "cpu" and settings.tensor_parallel == 1:
         # One process less, which is half a minute at the start.

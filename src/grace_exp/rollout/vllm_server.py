@@ -1,5 +1,6 @@
 """vLLM over HTTP: a server that the run starts and ends, or one that the user names."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -195,8 +196,9 @@ class VllmServerEngine:
         model.save_pretrained(str(folder))
         self._client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, seconds=seconds)
         if self._syncs > 1:
-            old = {"lora_name": _adapter_name(self._syncs - 1)}
-            self._client.post("/v1/unload_lora_adapter", old, seconds=seconds)
+            old = _adapter_name(self._syncs - 1)
+            self._client.post("/v1/unload_lora_adapter", {"lora_name": old}, seconds=seconds)
+            shutil.rmtree(self._exchange / old)
 
     def _call(self, function: Callable[[], Any]) -> Any:
         try:

@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 import threading
 import time
 
@@ -67,3 +68,18 @@ def test_a_call_that_does_not_come_back_fails_in_time_and_all_later_ones_at_once
     assert time.monotonic() - start < 5
     assert thread.stuck
     release.set()
+
+
+def test_nobody_waits_for_a_call_that_was_interrupted(thread: TimedThread) -> None:
+    release = threading.Event()
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        thread.call(lambda: release.wait(30), seconds=30, what="its nap", hint="")
+    assert thread.stuck and time.monotonic() - start < 10
+    release.set()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
