@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def rewards(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("tensor_parallel", [1, 2])
 def test_two_processes_train_as_one_with_an_engine_each_or_one_together(
-    tmp_path: Path, tensor_parallel: int, one_process: list[float]
+    tmp_path: Path, tensor_parallel: int, reward_of_run: Callable[[str, int], list[float]]
 ) -> None:
     run = start(
         tmp_path,
@@ -38,16 +39,7 @@ def test_two_processes_train_as_one_with_an_engine_each_or_one_together(
     )
     output, _ = run.communicate()
     assert run.returncode == 0, output
-    assert rewards(tmp_path) == pytest.approx(one_process, abs=1e-4)
-
-
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    folder = tmp_path_factory.mktemp("one")
-    run = start(folder, "rollout=vllm", "job.steps=3")
-    output, _ = run.communicate()
-    assert run.returncode == 0, output
-    return rewards(folder)
+    assert rewards(tmp_path) == pytest.approx(reward_of_run("vllm", 0)[:3], abs=1e-4)
 
 
 def test_no_server_outlives_a_run_that_is_killed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-_GRACE_SECONDS = 10.0
+GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1
 
@@ -47,7 +47,7 @@ def _end_group(server: "subprocess.Popen[bytes]") -> None:
     """Ask the server's whole group to end, then make it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:
         server.poll()
         try:

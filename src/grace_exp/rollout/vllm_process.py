@@ -16,6 +16,7 @@ from grace_exp.rollout.vllm_client import VllmClient
 _POLL_SECONDS = 0.5
 _LOG_LINES = 12
 _END_SECONDS = 30.0
+_CLEAN_UP_SECONDS = 5.0
 
 
 class ServerProcess:
@@ -80,10 +81,10 @@ class ServerProcess:
             time.sleep(_POLL_SECONDS)
 
     def exit_status(self) -> str | None:
-        """How it ended; None while it runs."""
-        # The guard ends after it has cleaned up behind a server that died.
+        """How it ended, for one that seems to have; None if it runs after all."""
+        # The guard ends after it has cleaned up behind a server that died, which is asked politely first.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(_POLL_SECONDS)
+            self._guard.wait(vllm_guard.GRACE_SECONDS + _CLEAN_UP_SECONDS)
         code = self._guard.poll()
         if code is None:
             return None
