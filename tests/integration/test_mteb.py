@@ -19,6 +19,7 @@ from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.evaluation.encoder import GraceEncoder
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
+from grace_exp.evaluation.mteb.items import load_items
 from grace_exp.evaluation.mteb.run import evaluate_tasks
 from grace_exp.evaluation.mteb.suites import suite_tasks
 from grace_exp.jobs import run
@@ -115,12 +116,17 @@ def test_the_job_prints_the_table_and_needs_no_model_the_second_time(
     with (folder / "evaluation" / "offline_small.csv").open() as file:
         rows = {row["task"]: float(row["score"]) for row in csv.DictReader(file)}
     assert rows == {name: pytest.approx(first[f"mteb/{name}"], abs=1e-3) for name in HERE}
+    items = load_items(folder / "evaluation" / "offline_small_items.json")
+    assert {name: some.figure() for name, some in items.items()} == {
+        name: pytest.approx(rows[name], abs=1e-3) for name in HERE
+    }
 
     def not_again(*args: object) -> None:
         raise AssertionError("the model was asked")
 
     monkeypatch.setattr(TransformersEngine, "generate", not_again)
-    again, _ = evaluate("again")
+    again, folder = evaluate("again")
+    assert load_items(folder / "evaluation" / "offline_small_items.json").keys() == items.keys()
     assert again == pytest.approx(first, abs=1e-3)
     assert capsys.readouterr().out.count("(stored)") == 4
 

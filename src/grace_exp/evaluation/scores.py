@@ -34,21 +34,26 @@ class ItemScores:
     """What is needed of each item to compute, and to resample, the figure of a set.
 
     Attributes:
-        values: Cosine of each pair (STS), or nDCG@10 of each query (retrieval), [items].
-        human: Human scores, None for retrieval.
+        values: Cosine of each pair (STS, pair classification), nDCG@10 of each query (retrieval), or any other score
+            of each item whose mean is the figure, [items].
+        human: Of pairs: human scores (STS), or whether they match (bool, pair classification); else None.
     """
 
     values: NDArray[np.float64]
-    human: NDArray[np.float64] | None
+    human: NDArray[np.float64] | NDArray[np.bool_] | None
 
     def figure(self, items: NDArray[np.int64] | None = None) -> float:
-        """Spearman correlation x 100 (STS) or mean nDCG@10 x 100 (retrieval) over the chosen items."""
+        """Over the chosen items, x 100: Spearman correlation (STS), average precision (pairs), or the mean."""
         values = self.values if items is None else self.values[items]
         if self.human is None:
             return 100 * float(values.mean())
+        human = self.human if items is None else self.human[items]
+        if human.dtype == bool:
+            from sklearn.metrics import average_precision_score
+
+            return 100 * float(average_precision_score(human, values)) if human.any() else float("nan")
         from scipy.stats import spearmanr
 
-        human = self.human if items is None else self.human[items]
         return 100 * float(spearmanr(values, human).statistic)
 
 

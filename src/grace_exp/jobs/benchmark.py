@@ -15,6 +15,7 @@ from grace_exp.errors import ConfigError
 from grace_exp.evaluation.encoder import GraceEncoder
 from grace_exp.evaluation.heldout import MINILM_PACKAGE, MINILM_REQUIREMENT
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
+from grace_exp.evaluation.mteb.items import write_items
 from grace_exp.evaluation.mteb.results import CATEGORIES, TaskScore, category_table, figures, write_csv
 from grace_exp.evaluation.mteb.run import evaluate_tasks
 from grace_exp.evaluation.mteb.suites import check_available, single_tasks, suite_tasks
@@ -46,7 +47,9 @@ def check_benchmark(config: GraceConfig) -> None:
 def run_benchmark(
     config: GraceConfig, device: torch.device, console: Console, provenance: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Evaluate, print the table, write `<run_dir>/evaluation/<suite>.csv`, and send the figures to W&B.
+    """Evaluate, print the table, and send the figures to W&B.
+
+    Writes `<suite>.csv` and `<suite>_items.json`, the model's scores item by item, to `<run_dir>/evaluation/`.
 
     Args:
         config: With `evaluation.benchmark`; the model is that of `build_encoder`.
@@ -67,7 +70,10 @@ def run_benchmark(
     found = figures(next(iter(scores.values())))
     suite = _benchmark(config).suite
     if is_first_process():
-        write_csv(Path(config.run_dir) / "evaluation" / f"{suite}.csv", scores)
+        folder = Path(config.run_dir) / "evaluation"
+        write_csv(folder / f"{suite}.csv", scores, config.evaluation.bootstrap)
+        own = {score.task: score.items for score in next(iter(scores.values())) if score.items is not None}
+        write_items(folder / f"{suite}_items.json", own)
         if config.logger.wandb is not None:
             logger = build_wandb_logger(config, provenance)
             with finishing([logger]):

@@ -38,6 +38,13 @@ def test_a_perfect_order_scores_100_and_a_reversed_one_minus_100() -> None:
     assert ItemScores(-human, human).figure() == pytest.approx(-100)
 
 
+def test_pairs_that_match_or_not_are_scored_by_average_precision() -> None:
+    match = np.array([True, False, True, False])
+    assert ItemScores(np.array([0.9, 0.8, 0.7, 0.1]), match).figure() == pytest.approx(100 * (1 + 2 / 3) / 2)
+    assert ItemScores(np.array([0.9, 0.1, 0.8, 0.2]), match).figure() == pytest.approx(100)
+    assert score(ItemScores(np.array([0.9, 0.1, 0.8, 0.2]), match), resamples=50).high == pytest.approx(100)
+
+
 @pytest.mark.parametrize("items", [5, 12, 60])
 def test_retrieval_figure_is_the_ndcg_at_10_of_sklearn(items: int) -> None:
     first = vectors(items, 3)

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from grace_exp.evaluation.mteb.results import (
     figures,
     write_csv,
 )
+from grace_exp.evaluation.scores import ItemScores
 
 # Of arXiv 2510.04506, Qwen2.5-1.5B-Instruct: retrieval to summarization, and the average it prints.
 BASE = ((22.15, 29.32, 25.44, 36.18, 35.77, 44.11, 26.32), 30.33)
@@ -79,6 +81,16 @@ def test_the_csv_has_a_row_a_model_and_task(tmp_path: Path) -> None:
         "category": "sts",
         "metric": "cosine_spearman",
         "score": "40.0000",
+        "low": "",
+        "high": "",
         "seconds": "2.0",
     }
     assert rows[2]["seconds"] == ""
+
+
+def test_scores_of_items_give_an_interval(tmp_path: Path) -> None:
+    items = ItemScores(np.tile([0.0, 1.0], 50), None)
+    write_csv(tmp_path / "some.csv", {"mine": [TaskScore("A", "retrieval", "ndcg_at_10", 50.0, items=items)]}, 500)
+    with (tmp_path / "some.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert 35 < float(row["low"]) < 45 and 55 < float(row["high"]) < 65

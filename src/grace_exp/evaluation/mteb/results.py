@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from grace_exp.evaluation.scores import ItemScores
+from grace_exp.evaluation.scores import score as interval
 from grace_exp.tracking.atomic import write_text_atomic
 
 CATEGORIES = {
@@ -34,6 +36,7 @@ class TaskScore:
         metric: The task's main score.
         score: In points (x 100), mean over subsets and splits.
         seconds: What the evaluation took when it was computed; None: not recorded.
+        items: What the score is made of, for intervals; None where MTEB does not tell.
     """
 
     task: str
@@ -41,6 +44,7 @@ class TaskScore:
     metric: str
     score: float
     seconds: float | None = None
+    items: ItemScores | None = None
 
 
 def category_means(scores: Sequence[TaskScore]) -> dict[str, float]:
@@ -85,16 +89,30 @@ def figures(scores: Sequence[TaskScore]) -> dict[str, float]:
     }
 
 
-def write_csv(path: Path, models: Mapping[str, Sequence[TaskScore]]) -> None:
-    """One row a model and task: model, task, category, metric, score, seconds."""
+def write_csv(path: Path, models: Mapping[str, Sequence[TaskScore]], resamples: int = 0) -> None:
+    """One row a model and task: model, task, category, metric, score, its 95 % interval, seconds.
+
+    Args:
+        path: The file.
+        models: Scores by model.
+        resamples: Of the bootstrap over a task's items; 0: no intervals.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "task", "category", "metric", "score", "seconds"])
+    writer.writerow(["model", "task", "category", "metric", "score", "low", "high", "seconds"])
     for model, scores in models.items():
         for score in scores:
             seconds = "" if score.seconds is None else f"{score.seconds:.1f}"
-            writer.writerow([model, score.task, score.category, score.metric, f"{score.score:.4f}", seconds])
+            interval = _interval(score, resamples)
+            writer.writerow([model, score.task, score.category, score.metric, f"{score.score:.4f}", *interval, seconds])
     write_text_atomic(path, text.getvalue())
+
+
+def _interval(score: TaskScore, resamples: int) -> tuple[str, str]:
+    if score.items is None:
+        return "", ""
+    found = interval(score.items, resamples)
+    return ("", "") if found.low is None or found.high is None else (f"{found.low:.2f}", f"{found.high:.2f}")
 
 
 def category_table(suite: str, models: Mapping[str, Sequence[TaskScore]]) -> Table:

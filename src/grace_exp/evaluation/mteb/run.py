@@ -17,8 +17,10 @@ from mteb.results import TaskResult
 from mteb.types import EncodeKwargs
 
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
+from grace_exp.evaluation.mteb.items import read_items
 from grace_exp.evaluation.mteb.results import CATEGORIES, TaskScore
 from grace_exp.evaluation.mteb.suites import single_tasks
+from grace_exp.evaluation.scores import ItemScores
 
 
 def evaluate_tasks(
@@ -33,7 +35,8 @@ def evaluate_tasks(
     """Evaluate a model on tasks, one after another.
 
     Results are MTEB's files, `<results_dir>/results/<model>/<revision>/<task>.json`, written after every task by the
-    first process; a task whose result is there for the same data is read instead of computed.
+    first process; a task whose result is there for the same data is read instead of computed. Its predictions lie under
+    `<results_dir>/predictions/<model>/<revision>/`.
 
     Args:
         encoder: The model.
@@ -44,14 +47,18 @@ def evaluate_tasks(
         show_progress_bar: Show how far the texts of a task are.
     """
     cache = mteb.ResultCache(results_dir)
+    meta = encoder.mteb_model_meta
+    predictions = results_dir / "predictions" / str(meta.name).replace("/", "__") / str(meta.revision)
     everything = list(single_tasks(tasks))
     settings: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     found: dict[str, TaskResult] = {}
+    items: dict[str, ItemScores | None] = {}
     for number, task in enumerate(everything, start=1):
         name = task.metadata.name
         stored = _from_first_process(partial(_stored, cache, encoder, task))
-        found[name] = stored or _evaluate(encoder, task, cache if _is_first() else None, settings)
-        score = _score(task, found[name])
+        found[name] = stored or _evaluate(encoder, task, cache, predictions, settings)
+        items[name] = read_items(task, found[name], predictions) if _is_first() else None
+        score = _score(task, found[name], items[name])
         how = "stored" if stored else f"{score.seconds or 0:.0f} s"
         announce(f"{number}/{len(everything)}  {name}  {score.metric} {score.score:.2f}  ({how})")
     scores = []
@@ -61,7 +68,7 @@ def evaluate_tasks(
             found[task.metadata.name] = task.combine_task_results(parts)
             if _is_first():
                 cache.save_to_cache(found[task.metadata.name], encoder.mteb_model_meta, encode_kwargs=settings)
-        scores.append(_score(task, found[task.metadata.name]))
+        scores.append(_score(task, found[task.metadata.name], items.get(task.metadata.name)))
     return scores
 
 
@@ -90,7 +97,7 @@ def _stored(cache: mteb.ResultCache, encoder: MtebEncoder, task: AbsTask) -> Tas
 
 
 def _evaluate(
-    encoder: MtebEncoder, task: AbsTask, cache: mteb.ResultCache | None, settings: EncodeKwargs
+    encoder: MtebEncoder, task: AbsTask, cache: mteb.ResultCache, predictions: Path, settings: EncodeKwargs
 ) -> TaskResult:
     with warnings.catch_warnings(), _quiet_bars():
         # That newer versions of tasks exist: the benchmark is as it is.
@@ -98,7 +105,8 @@ def _evaluate(
         done = mteb.evaluate(
             cast("EncoderProtocol", encoder),  # all but the constructor, which only MTEB's own command line calls
             task,
-            cache=cache,
+            cache=cache if _is_first() else None,
+            prediction_folder=predictions if _is_first() else None,
             overwrite_strategy="always",  # what could be reused has been
             encode_kwargs=settings,
             show_progress_bar=False,
@@ -119,7 +127,7 @@ def _quiet_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _score(task: AbsTask, result: TaskResult) -> TaskScore:
+def _score(task: AbsTask, result: TaskResult, items: ItemScores | None) -> TaskScore:
     values = [
         entry["main_score"]
         for split in task.eval_splits
@@ -132,4 +140,5 @@ def _score(task: AbsTask, result: TaskResult) -> TaskScore:
         task.metadata.main_score,
         100 * sum(values) / len(values),
         result.evaluation_time,
+        items,
     )

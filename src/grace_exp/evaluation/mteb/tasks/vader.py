@@ -89,6 +89,6 @@ class VaderMovies(AbsTaskClassification):
 class VaderMoviesSmall(VaderMovies):
     """Some short sentences."""
 
-    sizes: ClassVar[dict[str, int]] = {"train": 40, "test": 80}
+    sizes: ClassVar[dict[str, int]] = {"train": 32, "test": 64}
     only_short = True
-    metadata = _metadata("VaderMovies.small", "3.3.2-40-80")
+    metadata = _metadata("VaderMovies.small", "3.3.2-32-64")

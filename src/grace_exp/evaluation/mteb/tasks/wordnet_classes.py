@@ -49,5 +49,5 @@ class WordNetClasses(AbsTaskClustering):
 class WordNetClassesSmall(WordNetClasses):
     """Some of the definitions."""
 
-    texts = 100
+    texts = 80
     metadata = _metadata("WordNetClasses.small", wordnet_revision("classes.jsonl", texts))

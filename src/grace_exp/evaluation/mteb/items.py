@@ -1,0 +1,113 @@
+"""The items that a task's figure is made of, out of MTEB's prediction files: what intervals are resampled from."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytrec_eval
+from mteb.abstasks.abstask import AbsTask
+from mteb.results import TaskResult
+from numpy.typing import NDArray
+
+from grace_exp.evaluation.scores import ItemScores
+from grace_exp.tracking.atomic import write_text_atomic
+
+
+def read_items(task: AbsTask, result: TaskResult, predictions: Path) -> ItemScores | None:
+    """Score a task's items one by one.
+
+    Args:
+        task: Its data is loaded where it is not; MTEB drops it after the evaluation.
+        result: Of the task.
+        predictions: Folder of MTEB's prediction files.
+
+    Returns:
+        Pairs (STS, pair classification), queries (retrieval), test texts (classification; share of the draws that are
+        right), or clusterings (clustering; MTEB does not say which texts are in each). None where MTEB has written no
+        predictions, and for tasks of several subsets or splits or of another main score.
+    """
+    file = predictions / task.prediction_file_name
+    read = _READ.get(task.metadata.main_score)
+    subsets = [(subset, split) for split in task.eval_splits for subset in task.hf_subsets]
+    if read is None or len(subsets) != 1 or not file.is_file():
+        return None
+    if task.dataset is None:
+        task.load_data()
+    (subset, split) = subsets[0]
+    predicted = json.loads(file.read_text(encoding="utf-8"))[subset][split]
+    items = read(task, result.scores[split][0], predicted, subset, split)
+    # Where MTEB has drawn some of the texts, the items are not those of the data.
+    same = items is not None and abs(items.figure() - 100 * result.scores[split][0]["main_score"]) < 0.01
+    return items if same else None
+
+
+def write_items(path: Path, items: Mapping[str, ItemScores]) -> None:
+    """Keep the items of every task as JSON: `{task: {"values": [...], "human": [...] or null}}`."""
+    plain = {
+        task: {"values": some.values.tolist(), "human": None if some.human is None else some.human.tolist()}
+        for task, some in items.items()
+    }
+    write_text_atomic(path, json.dumps(plain))
+
+
+def load_items(path: Path) -> dict[str, ItemScores]:
+    """The inverse of `write_items`."""
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        task: ItemScores(np.array(some["values"]), None if some["human"] is None else np.array(some["human"]))
+        for task, some in plain.items()
+    }
+
+
+def _data(task: AbsTask, subset: str, split: str) -> Any:
+    """The rows, whether or not the task holds them by subset."""
+    data: Any = task.dataset
+    return data[split] if split in data else data[subset][split]
+
+
+def _sts(task: Any, scores: Any, predicted: Any, subset: str, split: str) -> ItemScores | None:
+    human = np.array(_data(task, subset, split)["score"], dtype=np.float64)
+    return _if_equal_length(_floats(predicted["cosine_scores"]), human)
+
+
+def _pairs(task: Any, scores: Any, predicted: Any, subset: str, split: str) -> ItemScores | None:
+    labels = np.array(_data(task, subset, split)[task.label_column_name]).astype(bool)
+    return _if_equal_length(_floats(predicted["cosine_scores"]), labels)
+
+
+def _retrieval(task: Any, scores: Any, predicted: Any, subset: str, split: str) -> ItemScores | None:
+    relevant = _data(task, subset, split)["relevant_docs"]
+    by_query = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.10"}).evaluate(predicted)
+    return ItemScores(_floats([by_query[query]["ndcg_cut_10"] for query in relevant if query in by_query]), None)
+
+
+def _classification(task: Any, scores: Any, predicted: Any, subset: str, split: str) -> ItemScores | None:
+    labels = np.array(_data(task, subset, split)[task.label_column_name])
+    draws = np.array(predicted)
+    if draws.shape[1:] != labels.shape:
+        return None
+    return ItemScores((draws == labels).mean(axis=0), None)
+
+
+def _clustering(task: Any, scores: Any, predicted: Any, subset: str, split: str) -> ItemScores | None:
+    by_level: Mapping[str, Sequence[float]] = scores["v_measures"]
+    return ItemScores(_floats([value for level in by_level.values() for value in level]), None)
+
+
+def _if_equal_length(values: NDArray[np.float64], human: NDArray[Any]) -> ItemScores | None:
+    return ItemScores(values, human) if values.shape == human.shape else None
+
+
+def _floats(values: Sequence[float]) -> NDArray[np.float64]:
+    return np.array(values, dtype=np.float64)
+
+
+_READ: dict[str, Callable[..., ItemScores | None]] = {
+    "cosine_spearman": _sts,
+    "cosine_ap": _pairs,
+    "ndcg_at_10": _retrieval,
+    "accuracy": _classification,
+    "v_measure": _clustering,
+}
