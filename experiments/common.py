@@ -7,29 +7,36 @@ from numpy.typing import NDArray
 
 from grace_exp.evaluation.scores import ItemScores, Score
 
-RESAMPLES = 2000
+RESAMPLES = 1000
+Figures = NDArray[np.float64]
+"""Of one run, [tasks, 1 + RESAMPLES]: on all items, then on drawn ones; the same draws for every run."""
 
 
-def over_seeds(runs: Sequence[ItemScores], less: Sequence[ItemScores] = ()) -> Score:
-    """Mean figure of several runs on the same items, with a bootstrap interval over runs and items.
+def resampled(run: Sequence[ItemScores]) -> Figures:
+    """Figures of a run's tasks, on all items and on RESAMPLES draws of as many with replacement.
 
     Args:
-        runs: The item scores of each seed.
-        less: Subtract the mean figure of these runs, seed by seed and item by item resampled together; or of a single
-            run, such as the untrained model's.
+        run: Item scores of each task, the same tasks in the same order for all runs that are to be compared.
     """
-    generator = np.random.default_rng(0)
-    items = len(runs[0].values)
+    rows = []
+    for number, task in enumerate(run):
+        count = len(task.values)
+        draws = np.random.default_rng(number).integers(count, size=(RESAMPLES, count))
+        rows.append([task.figure(), *(task.figure(items) for items in draws)])
+    return np.array(rows)
 
-    def figure(seeds: NDArray[np.int64], chosen: NDArray[np.int64] | None) -> float:
-        mean = np.mean([runs[seed].figure(chosen) for seed in seeds])
-        if less:
-            mean -= np.mean([less[seed % len(less)].figure(chosen) for seed in seeds])
-        return float(mean)
 
-    drawn = [
-        figure(generator.integers(len(runs), size=len(runs)), generator.integers(items, size=items))
-        for _ in range(RESAMPLES)
-    ]
+def over_seeds(runs: Sequence[Figures], less: Sequence[Figures] = ()) -> Score:
+    """Mean figure of several runs over tasks, with a 95 % bootstrap interval over runs and items.
+
+    Args:
+        runs: `resampled`, a run a seed.
+        less: Subtract the mean figure of these runs, seed by seed; or of a single run, such as the untrained model's.
+    """
+    figures = np.array([run.mean(axis=0) for run in runs])
+    if less:
+        figures = figures - np.array([less[seed % len(less)].mean(axis=0) for seed in range(len(runs))])
+    seeds = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES, len(runs)))
+    drawn = np.take_along_axis(figures[:, 1:].T, seeds, axis=1).mean(axis=1)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Score(figure(np.arange(len(runs)), None), float(low), float(high))
+    return Score(float(figures[:, 0].mean()), float(low), float(high))

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import over_seeds
+from common import over_seeds, resampled
 
 from grace_exp.evaluation.scores import ItemScores
 from grace_exp.training.heldout import read_results
@@ -120,6 +120,12 @@ def _share_table(sweep: Path) -> list[str]:
 
 def _heldout_table(heldout: Heldout) -> list[str]:
     names = list(heldout)
+    figures = {
+        (name, reward, seed): resampled([items])
+        for name, rewards in heldout.items()
+        for reward, seeds in rewards.items()
+        for seed, items in seeds.items()
+    }
     lines = [
         "| reward | " + " | ".join(f"{name} | less paper_supervised" for name in names) + " |",
         "|---" * (2 * len(names) + 1) + "|",
@@ -129,7 +135,7 @@ def _heldout_table(heldout: Heldout) -> list[str]:
         for name in names:
             rewards = heldout[name]
             seeds = sorted(rewards[reward].keys() & rewards["paper_supervised"].keys())
-            own, paper = ([rewards[which][seed] for seed in seeds] for which in (reward, "paper_supervised"))
+            own, paper = ([figures[name, which, seed] for seed in seeds] for which in (reward, "paper_supervised"))
             cells += [str(over_seeds(own)), "" if reward == "paper_supervised" else str(over_seeds(own, paper))]
         lines.append(f"| {reward} | " + " | ".join(cells) + " |")
     return lines
