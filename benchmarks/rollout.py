@@ -1,13 +1,19 @@
 """Writing rationales: transformers' `generate`, our engine on it, and vLLM where it is installed; SmolLM2, LoRA, K = 8.
 
-python benchmarks/rollout.py                (4 minutes on 2 cores)
+Every way has a process of its own, as in a run, and they take turns: threads of one engine that sleep beside another's
+change how the other's wait for each other.
+
+python benchmarks/rollout.py                (5 minutes on 2 cores)
 python benchmarks/rollout.py --tokens 64    (15 minutes; the README's figures)
 """
 
 import argparse
 import importlib.util
+import multiprocessing
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 from common import compare, demo_config, prompts, smollm2
@@ -18,6 +24,7 @@ from grace_exp.rollout.protocol import Request, RolloutEngine
 from grace_exp.rollout.transformers_engine import TransformersEngine
 
 K, PROMPTS = 8, 4
+GENERATE, TOGETHER, ENGINE, VLLM = "transformers generate", "engine, cores together", "engine", "vLLM"
 
 
 def main() -> None:
@@ -27,19 +34,60 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="paired runs")
     parser.add_argument("--engines-only", action="store_true", help="leave transformers' own generate out")
     options = parser.parse_args()
+    names = [ENGINE] if options.engines_only else [GENERATE, TOGETHER, ENGINE]
+    if importlib.util.find_spec("vllm") is not None:
+        names.append(VLLM)
+    context = multiprocessing.get_context("spawn")
+    ways = {}
+    for name in names:
+        ways[name], theirs = context.Pipe()
+        context.Process(target=_serve, args=(name, options.tokens, theirs), daemon=True).start()
+        ways[name].recv()
+    written = PROMPTS * K * options.tokens
+    title = f"{PROMPTS} prompts x {K} rationales x {options.tokens} tokens = {written}"
+    compare(title, {name: partial(_ask, way, "write") for name, way in ways.items()}, repeats=options.repeats)
+    engines = {name: partial(_ask, way, "sync") for name, way in ways.items() if name in (ENGINE, VLLM)}
+    compare("taking over new weights", engines, repeats=options.repeats)
+    for way in ways.values():
+        _ask(way, "end")
+
+
+def _ask(way: Connection, what: str) -> None:
+    way.send(what)
+    way.recv()
+
+
+def _serve(name: str, tokens: int, pipe: Connection) -> None:
+    """One way: does what it is asked for, and says when it is done."""
     with ExitStack() as engines:
-        _compare(options, engines)
+        write, sync = _way(name, tokens, engines)
+        sync()
+        pipe.send("ready")
+        while (what := pipe.recv()) != "end":
+            write() if what == "write" else sync()
+            pipe.send("done")
+    pipe.send("ended")
 
 
-def _compare(options: argparse.Namespace, engines: ExitStack) -> None:
-    tokens = options.tokens
+def _way(name: str, tokens: int, engines: ExitStack) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Writing, and taking over new weights."""
     config = demo_config()
     backbone = smollm2(config, lora=True)
     chosen = prompts(backbone, config, PROMPTS)
     model, pad = backbone.model, backbone.pad_token_id
+    requests = [Request(prompt.token_ids, K, tokens, 1.0, seed) for seed, prompt in enumerate(chosen)]
+    if name == VLLM:
+        vllm = engines.enter_context(closing(_vllm(backbone, max(len(prompt.token_ids) for prompt in chosen) + tokens)))
+        return lambda: vllm.generate(requests), lambda: vllm.sync(model)
     # No end tokens: every way writes the same number.
     engine = TransformersEngine(model, end_token_ids=(), pad_token_id=pad, batch_tokens=config.rollout.batch_tokens)
-    requests = [Request(prompt.token_ids, K, tokens, 1.0, seed) for seed, prompt in enumerate(chosen)]
+    if name == ENGINE:
+        return lambda: engine.generate(requests), lambda: engine.sync(model)
+
+    def one_thread_group() -> object:
+        # Both cores on every product, prompts read once, adapters folded in: the engine without its division of work.
+        with torch.no_grad():
+            return engine._write(engine._writer(), requests, range(len(requests)))
 
     ids = [torch.tensor(prompt.token_ids).flip(0) for prompt in chosen]
     padded = pad_sequence(ids, batch_first=True, padding_value=pad).flip(1)
@@ -57,22 +105,7 @@ def _compare(options: argparse.Namespace, engines: ExitStack) -> None:
             pad_token_id=pad,
         )
 
-    def one_thread_group() -> object:
-        # Both cores on every product, prompts read once, adapters folded in: the engine without its division of work.
-        with torch.no_grad():
-            return engine._write(engine._writer(), requests, range(len(requests)))
-
-    ways: dict[str, Callable[[], object]] = {"engine": lambda: engine.generate(requests)}
-    if not options.engines_only:
-        ways = {"transformers generate": generate, "engine, cores together": one_thread_group} | ways
-    syncs: dict[str, Callable[[], object]] = {"engine": lambda: engine.sync(model)}
-    if importlib.util.find_spec("vllm") is not None:
-        vllm = engines.enter_context(closing(_vllm(backbone, max(len(prompt.token_ids) for prompt in chosen) + tokens)))
-        ways["vLLM"] = lambda: vllm.generate(requests)
-        syncs["vLLM"] = lambda: vllm.sync(model)
-    written = PROMPTS * K * tokens
-    compare(f"{PROMPTS} prompts x {K} rationales x {tokens} tokens = {written}", ways, repeats=options.repeats)
-    compare("taking over new weights", syncs, repeats=options.repeats)
+    return (generate if name == GENERATE else one_thread_group), lambda: engine.sync(model)
 
 
 def _vllm(backbone: Backbone, longest: int) -> RolloutEngine:

@@ -10,7 +10,15 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
 from grace_exp.rollout.vllm_engine import VllmEngine
 from grace_exp.rollout.vllm_llm import local_rank
-from grace_exp.rollout.vllm_memory import GIB, MemoryPlan, available_bytes, model_shape, plan_memory, policy_bytes
+from grace_exp.rollout.vllm_memory import (
+    GIB,
+    MemoryPlan,
+    available_bytes,
+    model_shape,
+    plan_memory,
+    policy_bytes,
+    weight_copies,
+)
 from grace_exp.rollout.vllm_server import VllmServerEngine
 
 if TYPE_CHECKING:
@@ -107,6 +115,7 @@ def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu"
         available=available_bytes(torch.device(device, local_rank() if device == "cuda" else 0)),
         policy=policy_bytes(shape, device),
         tensor_parallel=vllm.tensor_parallel,
+        copies=weight_copies(device),
         kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),
         kept_free=0.1 if device == "cpu" else 0.5,  # the policy's forwards need room while the engine is awake
     )

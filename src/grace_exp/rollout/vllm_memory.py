@@ -64,7 +64,7 @@ class MemoryPlan:
     """Bytes on one device.
 
     Attributes:
-        weights: The engine's copy of the weights: parameters x bytes / tensor_parallel.
+        weights: The engine's copies of the weights: parameters x bytes x copies / tensor_parallel.
         sequence: Key-value cache of one sequence of full length: 2 x layers x kv_heads x head_dim x bytes x
             max_model_len / tensor_parallel.
         kv_cache: Key-value cache of the engine.
@@ -98,6 +98,11 @@ class MemoryPlan:
         return f"{figures} = {(self.engine + self.policy) / GIB:.2f} of {self.available / GIB:.2f} GiB"
 
 
+def weight_copies(device: str) -> int:
+    """How often an engine holds its weights: on CPUs as they are, for new ones, and packed, to compute with."""
+    return 2 if device == "cpu" else 1
+
+
 def plan_memory(
     shape: ModelShape,
     *,
@@ -107,6 +112,7 @@ def plan_memory(
     available: int,
     policy: int = 0,
     tensor_parallel: int = 1,
+    copies: int = 1,
     kv_cache: int | None = None,
     kept_free: float = 0.1,
 ) -> MemoryPlan:
@@ -120,13 +126,14 @@ def plan_memory(
         available: Bytes the device has left.
         policy: Bytes the policy will take of them, see `policy_bytes`.
         tensor_parallel: Devices that share the engine.
+        copies: Of the weights, see `weight_copies`.
         kv_cache: Bytes, where they are configured; else what `max_sequences` full sequences take, within the rest.
         kept_free: Share of the rest that such a cache leaves alone.
 
     Raises:
         ConfigError: It cannot fit: not one sequence of full length.
     """
-    weights = shape.parameters * value_bytes // tensor_parallel
+    weights = copies * shape.parameters * value_bytes // tensor_parallel
     kv_heads = max(1, shape.kv_heads // tensor_parallel)
     sequence = 2 * shape.layers * kv_heads * shape.head_dim * value_bytes * max_model_len
     layer = 4 * shape.hidden + 3 * shape.intermediate // tensor_parallel

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import vllm._custom_ops as cpu_ops
-from torch import Tensor
+from torch import Tensor, nn
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms import current_platform
 
 from grace_exp.rollout.vllm_weights import load_into
@@ -64,7 +65,9 @@ class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # 
 
     def finish_weight_update(self) -> None:
         """The counterpart of `start_weight_update`."""
-        if self.device.type != "cpu":
+        if self.device.type == "cpu":
+            _pack(self.model)
+        else:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
             finalize_layerwise_reload(self.model, self.model_config)
@@ -89,8 +92,19 @@ def prepare() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, NearbyWeights)
     if current_platform.is_cpu():
-        # With oneDNN every layer works on a packed copy of its weight, and the copy of a tied output head is not
-        # packed anew: it would decode with the old weights, nats off and without a word.
+        # With oneDNN every layer works on a packed copy of its weight, which vLLM makes once and instead of the weight;
+        # of new weights the copy of a tied output head would know nothing. `_pack` makes the copies after each sync.
+        cpu_ops._supports_onednn = False
+
+
+def _pack(model: nn.Module) -> None:
+    """Give every linear layer oneDNN's packed copy of its present weight: decoding is twice as fast as without."""
+    cpu_ops._supports_onednn = True
+    try:
+        for layer in model.modules():
+            if hasattr(layer, "cpu_linear"):
+                dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    finally:
         cpu_ops._supports_onednn = False
 
 

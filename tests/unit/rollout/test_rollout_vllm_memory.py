@@ -11,6 +11,7 @@ from grace_exp.rollout.vllm_memory import (
     model_shape,
     plan_memory,
     policy_bytes,
+    weight_copies,
 )
 
 # Qwen2.5-1.5B-Instruct: its config.json.
@@ -50,6 +51,12 @@ def test_qwen_beside_its_training_on_an_80_gb_gpu() -> None:
     assert plan.policy == 16 * QWEN.parameters
     assert plan.activations > BATCHED_TOKENS * QWEN.hidden * 2
     assert plan.engine + plan.policy < plan.available
+
+
+def test_on_a_cpu_the_weights_are_there_twice() -> None:
+    sizes = {"value_bytes": 4, "max_model_len": 128, "max_sequences": 8, "available": 64 * GIB}
+    once, twice = (plan_memory(QWEN, copies=weight_copies(device), **sizes).weights for device in ("cuda", "cpu"))
+    assert (once, twice) == (4 * QWEN.parameters, 8 * QWEN.parameters)
 
 
 def test_the_cache_takes_what_is_left_where_not_all_sequences_fit() -> None:
