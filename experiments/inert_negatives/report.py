@@ -52,6 +52,12 @@ def _runs(sweep: Path) -> list[tuple[str, int, Path]]:
     return found
 
 
+def _trained(sweep: Path) -> list[str]:
+    """The rewards that have runs, in order."""
+    found = {reward for reward, *_ in _runs(sweep)}
+    return [reward for reward in REWARDS if reward in found]
+
+
 def _read(sweep: Path) -> tuple[Heldout, list[dict[str, object]]]:
     heldout: Heldout = defaultdict(lambda: defaultdict(dict))
     curves: list[dict[str, object]] = []
@@ -112,7 +118,7 @@ def _share_table(sweep: Path) -> list[str]:
                         shares[reward, key.split("/")[1]].append(float(value))
     terms = list(dict.fromkeys(term for _, term in shares))
     lines = ["| share of the advantages' variance | " + " | ".join(terms) + " |", "|---" * (len(terms) + 1) + "|"]
-    for reward in REWARDS:
+    for reward in _trained(sweep):
         cells = [f"{statistics.mean(shares[reward, t]):.2f}" if (reward, t) in shares else "" for t in terms]
         lines.append(f"| {reward} | " + " | ".join(cells) + " |")
     return lines
@@ -130,7 +136,7 @@ def _heldout_table(heldout: Heldout) -> list[str]:
         "| reward | " + " | ".join(f"{name} | less paper_supervised" for name in names) + " |",
         "|---" * (2 * len(names) + 1) + "|",
     ]
-    for reward in REWARDS:
+    for reward in (reward for reward in REWARDS if reward in heldout[names[0]]):
         cells = []
         for name in names:
             rewards = heldout[name]
@@ -155,7 +161,8 @@ def _draw(curves: Sequence[Mapping[str, object]], path: Path) -> None:
             for row in curves:
                 if row["reward"] == reward:
                     by_step[int(str(row["step"]))].append(float(str(row[key])))
-            steps = sorted(by_step)
+            if not (steps := sorted(by_step)):
+                continue
             axis.plot(steps, [statistics.mean(by_step[s]) for s in steps], color=f"C{color}", label=reward)
             lows, highs = ([function(by_step[s]) for s in steps] for function in (min, max))
             axis.fill_between(steps, lows, highs, color=f"C{color}", alpha=0.12, linewidth=0)
