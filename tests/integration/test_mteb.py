@@ -142,13 +142,13 @@ def test_killed_half_way_it_goes_on_where_it_was(evaluate: Evaluate, monkeypatch
         return generate(self, requests)
 
     monkeypatch.setattr(TransformersEngine, "generate", counted)
-    limit = 200  # in the second task
+    limit = 150  # in the second task
     with pytest.raises(KeyboardInterrupt):
         evaluate("killed")
     assert len(written) > limit
     limit = 10_000
     evaluate("continued")
-    assert len(written) == len(set(written)) > 400  # nothing twice
+    assert len(written) == len(set(written)) > 300  # nothing twice
 
 
 def test_processes_share_the_texts_and_find_what_one_finds(evaluate: Evaluate, tmp_path: Path) -> None:
