@@ -8,7 +8,7 @@ from pathlib import Path
 
 # As `python -m grace_exp` sets them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from rich.console import Console
 from rich.table import Table

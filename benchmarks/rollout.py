@@ -3,8 +3,8 @@
 Every way has a process of its own, as in a run, and they take turns: threads of one engine that sleep beside another's
 change how the other's wait for each other.
 
-python benchmarks/rollout.py                (5 minutes on 2 cores)
-python benchmarks/rollout.py --tokens 64    (15 minutes; the README's figures)
+python benchmarks/rollout.py                (8 minutes on 2 cores)
+python benchmarks/rollout.py --tokens 64    (25 minutes; with --engines-only the README's figures, 7 minutes)
 """
 
 import argparse
@@ -23,7 +23,7 @@ from grace_exp.policy.backbone import Backbone
 from grace_exp.rollout.protocol import Request, RolloutEngine
 from grace_exp.rollout.transformers_engine import TransformersEngine
 
-K, PROMPTS = 8, 4
+K = 8
 GENERATE, TOGETHER, ENGINE, VLLM = "transformers generate", "engine, cores together", "engine", "vLLM"
 
 
@@ -31,6 +31,7 @@ def main() -> None:
     """Compare ways to the same number of tokens, and to new weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16, help="of every rationale")
+    parser.add_argument("--prompts", type=int, default=8, help="as many as the demo's batch has")
     parser.add_argument("--repeats", type=int, default=5, help="paired runs")
     parser.add_argument("--engines-only", action="store_true", help="leave transformers' own generate out")
     options = parser.parse_args()
@@ -41,10 +42,10 @@ def main() -> None:
     ways = {}
     for name in names:
         ways[name], theirs = context.Pipe()
-        context.Process(target=_serve, args=(name, options.tokens, theirs), daemon=True).start()
+        context.Process(target=_serve, args=(name, options.prompts, options.tokens, theirs), daemon=True).start()
         ways[name].recv()
-    written = PROMPTS * K * options.tokens
-    title = f"{PROMPTS} prompts x {K} rationales x {options.tokens} tokens = {written}"
+    written = options.prompts * K * options.tokens
+    title = f"{options.prompts} prompts x {K} rationales x {options.tokens} tokens = {written}"
     compare(title, {name: partial(_ask, way, "write") for name, way in ways.items()}, repeats=options.repeats)
     engines = {name: partial(_ask, way, "sync") for name, way in ways.items() if name in (ENGINE, VLLM)}
     compare("taking over new weights", engines, repeats=options.repeats)
@@ -57,10 +58,10 @@ def _ask(way: Connection, what: str) -> None:
     way.recv()
 
 
-def _serve(name: str, tokens: int, pipe: Connection) -> None:
+def _serve(name: str, count: int, tokens: int, pipe: Connection) -> None:
     """One way: does what it is asked for, and says when it is done."""
     with ExitStack() as engines:
-        write, sync = _way(name, tokens, engines)
+        write, sync = _way(name, count, tokens, engines)
         sync()
         pipe.send("ready")
         while (what := pipe.recv()) != "end":
@@ -69,11 +70,11 @@ def _serve(name: str, tokens: int, pipe: Connection) -> None:
     pipe.send("ended")
 
 
-def _way(name: str, tokens: int, engines: ExitStack) -> tuple[Callable[[], object], Callable[[], object]]:
+def _way(name: str, count: int, tokens: int, engines: ExitStack) -> tuple[Callable[[], object], Callable[[], object]]:
     """Writing, and taking over new weights."""
     config = demo_config()
     backbone = smollm2(config, lora=True)
-    chosen = prompts(backbone, config, PROMPTS)
+    chosen = prompts(backbone, config, count)
     model, pad = backbone.model, backbone.pad_token_id
     requests = [Request(prompt.token_ids, K, tokens, 1.0, seed) for seed, prompt in enumerate(chosen)]
     if name == VLLM:

@@ -26,7 +26,7 @@ _EXIT_CODE = 2
 # thread that another program has pushed aside: on a busy 2-core machine steps took up to ten times as long. Ones that
 # sleep at once have to be woken for every product. These spin for a fraction of a millisecond.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def run_job(settings: DictConfig) -> float | None:
