@@ -69,5 +69,5 @@ class StsbTestSmall(_Stsb):
     """Some pairs of the test split."""
 
     split = "test"
-    pairs = 70
+    pairs = 50
     metadata = _metadata("StsbTest.small", f"{_VERSION}-{pairs}")

@@ -89,6 +89,6 @@ class VaderMovies(AbsTaskClassification):
 class VaderMoviesSmall(VaderMovies):
     """Some short sentences."""
 
-    sizes: ClassVar[dict[str, int]] = {"train": 32, "test": 64}
+    sizes: ClassVar[dict[str, int]] = {"train": 24, "test": 56}
     only_short = True
-    metadata = _metadata("VaderMovies.small", "3.3.2-32-64")
+    metadata = _metadata("VaderMovies.small", "3.3.2-24-56")
