@@ -112,7 +112,7 @@ def _way(name: str, count: int, tokens: int, engines: ExitStack) -> tuple[Callab
 def _vllm(backbone: Backbone, longest: int) -> RolloutEngine:
     from grace_exp.config.vllm import VllmConfig
     from grace_exp.rollout.vllm_engine import VllmEngine
-    from grace_exp.rollout.vllm_memory import available_bytes, model_shape, plan_memory
+    from grace_exp.rollout.vllm_memory import available_bytes, model_shape, plan_memory, weight_copies
 
     cpu, settings = torch.device("cpu"), VllmConfig(max_sequences=64)
     memory = plan_memory(
@@ -121,6 +121,7 @@ def _vllm(backbone: Backbone, longest: int) -> RolloutEngine:
         max_model_len=longest,
         max_sequences=settings.max_sequences,
         available=available_bytes(cpu),
+        copies=weight_copies("cpu"),
     )
     return VllmEngine(
         backbone.model,

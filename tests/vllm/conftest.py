@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from grace_exp.config.vllm import VllmConfig
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine
 from grace_exp.rollout.vllm_engine import VllmEngine
-from grace_exp.rollout.vllm_memory import available_bytes, model_shape, plan_memory
+from grace_exp.rollout.vllm_memory import available_bytes, model_shape, plan_memory, weight_copies
 
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -37,6 +37,7 @@ def make_engine(model: PreTrainedModel, settings: VllmConfig = SETTINGS) -> Vllm
         max_model_len=MAX_MODEL_LEN,
         max_sequences=settings.max_sequences,
         available=available_bytes(torch.device("cpu")),
+        copies=weight_copies("cpu"),
     )
     return VllmEngine(
         model,

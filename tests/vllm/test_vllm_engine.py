@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,6 +37,21 @@ def test_rationales_are_the_same_alone_in_a_batch_and_in_any_order(engine: VllmE
     together = tokens(engine.generate(requests))
     assert [tokens(engine.generate([request]))[0] for request in requests] == together
     assert tokens(engine.generate(requests[::-1]))[::-1] == together
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_tokens_are_as_frequent_as_the_model_says(
+    engine: VllmEngine, shared_model: PreTrainedModel, temperature: float
+) -> None:
+    prompt = tuple(range(3, 23))
+    (answer,) = engine.generate([Request(prompt, 2000, 1, temperature, 0)])
+    counts = np.bincount([completion.token_ids[0] for completion in answer], minlength=1024)
+    with torch.no_grad():
+        logits = shared_model(torch.tensor([prompt])).logits[0, -1].double()
+    expected = 2000 * (logits / temperature).softmax(-1).numpy()
+    # Parts of the vocabulary of about the same probability, neighbours together.
+    _, part = np.unique(np.floor(expected.cumsum() * 24 / 2000), return_inverse=True)
+    assert chisquare(np.bincount(part, counts), np.bincount(part, expected)).pvalue > 1e-3
 
 
 def test_rationales_end_with_an_end_token_or_at_the_limit(engine: VllmEngine, requests: list[Request]) -> None:

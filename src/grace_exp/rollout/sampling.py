@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor, StoppingCriteria
 
 from grace_exp.rollout.protocol import Request
+
+_BLOCK = 128
+"""Tokens whose probabilities are summed in float32; vocabularies are mostly multiples of it."""
 
 
 class SeededSampler(LogitsProcessor):
@@ -47,13 +50,35 @@ class SeededSampler(LogitsProcessor):
         """Replace the scores [rows, vocabulary] by 0 at the chosen token and -inf elsewhere."""
         position = input_ids.shape[1] - self._prompt_width
         logprobs = torch.log_softmax(scores.float() / self._temperatures, dim=-1)
-        # float64: a float32 running sum over 150k tokens loses the tail.
-        cumulative = logprobs.double().exp_().cumsum_(dim=-1)
-        targets = self._uniforms[:, position, None] * cumulative[:, -1:]
-        sampled = torch.searchsorted(cumulative, targets, right=True).clamp_(max=scores.shape[-1] - 1)
+        sampled = draw(logprobs.exp(), self._uniforms[:, position])[:, None]
         chosen = torch.where(self._greedy[:, None], scores.argmax(dim=-1, keepdim=True), sampled)
         self.logprobs[:, position] = logprobs.gather(1, chosen).squeeze(1)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)  # type: ignore[return-value]
+
+
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens at which the cumulative distributions pass the uniform numbers, [rows] int64.
+
+    The cumulative sum is taken over blocks of tokens and then inside one block: a float32 running sum over 150k tokens
+    would lose the tail, and a float64 one of all of them takes as long as a layer of the model.
+
+    Args:
+        probabilities: float32, [rows, vocabulary].
+        uniforms: In [0, 1), float64, [rows].
+    """
+    rows, vocabulary = probabilities.shape
+    if missing := -vocabulary % _BLOCK:
+        probabilities = nn.functional.pad(probabilities, (0, missing))
+    blocks = probabilities.view(rows, -1, _BLOCK)
+    ends = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    targets = uniforms[:, None] * ends[:, -1:]
+    block = torch.searchsorted(ends, targets, right=True).clamp_(max=blocks.shape[1] - 1)
+    end, mass = ends.gather(1, block), blocks.sum(dim=-1).gather(1, block)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).double().cumsum_(dim=-1)
+    # As a share of the block: its two sums differ in their last bits, and a token of no probability must not be chosen.
+    share = (1 - (end - targets) / mass).clamp_(min=0)
+    token = torch.searchsorted(inside, share * inside[:, -1:], right=True).clamp_(max=_BLOCK - 1)
+    return (block * _BLOCK + token).squeeze(1).clamp_(max=vocabulary - 1)
 
 
 class OwnLimit(StoppingCriteria):

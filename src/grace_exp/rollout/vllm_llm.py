@@ -15,8 +15,11 @@ from grace_exp.rollout.vllm_weights import write_model_folder
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `max_lora_rank` may be."""
-BLOCK_TOKENS = 32
-"""Of the key-value cache: small, so that the rationales of a text share its prompt; the CPU kernels like multiples."""
+BLOCK_TOKENS = 16
+"""Of the key-value cache: small, because rationales of a text share the whole blocks of its prompt."""
+CPU_NORMS = "grace_exp"
+CPU_NORM_PRIORITY = {"rms_norm": [CPU_NORMS, "native"], "fused_add_rms_norm": [CPU_NORMS, "native"]}
+"""vLLM's `ir_op_priority` that chooses the norms of `vllm_cpu`."""
 
 
 class _SharedState:
@@ -132,7 +135,7 @@ def local_rank() -> int:
 
 def _device_arguments(settings: VllmConfig, memory: MemoryPlan, device: str) -> dict[str, Any]:
     if device == "cpu":
-        return {}
+        return {"ir_op_priority": CPU_NORM_PRIORITY}
     _, total = torch.cuda.mem_get_info(local_rank())
     return {
         # Asked of what is free at the start; the cache has its size by `kv_cache_memory_bytes`.

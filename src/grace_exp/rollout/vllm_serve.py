@@ -12,7 +12,7 @@ from grace_exp.config.vllm import VllmConfig
 from grace_exp.config.vllm_package import unsupported
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.rollout.vllm_client import RefusedByServer, ServerGone, VllmClient
-from grace_exp.rollout.vllm_llm import BLOCK_TOKENS, lora_rank_setting, runs_eagerly
+from grace_exp.rollout.vllm_llm import BLOCK_TOKENS, CPU_NORM_PRIORITY, lora_rank_setting, runs_eagerly
 from grace_exp.rollout.vllm_memory import BATCHED_TOKENS
 
 _EXTENSION = "grace_exp.rollout.vllm_worker.WorkerExtension"
@@ -64,6 +64,8 @@ def serve_command(
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "INFO",  # it has a file to itself
     }
+    if device == "cpu":
+        arguments += ["--ir-op-priority", json.dumps(CPU_NORM_PRIORITY)]
     if device == "cpu" and settings.tensor_parallel == 1:
         # One process less, which is half a minute at the start.
         arguments += ["--distributed-executor-backend", "uni"]

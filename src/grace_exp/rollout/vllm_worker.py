@@ -9,15 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import vllm._custom_ops as cpu_ops
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.platforms import current_platform
 
 from grace_exp.rollout.vllm_weights import load_into
@@ -66,7 +64,9 @@ class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # 
     def finish_weight_update(self) -> None:
         """The counterpart of `start_weight_update`."""
         if self.device.type == "cpu":
-            _pack(self.model)
+            from grace_exp.rollout.vllm_cpu import pack
+
+            pack(self.model)
         else:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
@@ -92,20 +92,9 @@ def prepare() -> None:
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, NearbyWeights)
     if current_platform.is_cpu():
-        # With oneDNN every layer works on a packed copy of its weight, which vLLM makes once and instead of the weight;
-        # of new weights the copy of a tied output head would know nothing. `_pack` makes the copies after each sync.
-        cpu_ops._supports_onednn = False
+        from grace_exp.rollout import vllm_cpu
 
-
-def _pack(model: nn.Module) -> None:
-    """Give every linear layer oneDNN's packed copy of its present weight: decoding is twice as fast as without."""
-    cpu_ops._supports_onednn = True
-    try:
-        for layer in model.modules():
-            if hasattr(layer, "cpu_linear"):
-                dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
-    finally:
-        cpu_ops._supports_onednn = False
+        vllm_cpu.prepare()
 
 
 def _weights(update_info: NearbyUpdateInfo) -> Iterator[tuple[str, Tensor]]:

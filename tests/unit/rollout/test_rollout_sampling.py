@@ -1,9 +1,10 @@
 import math
 
+import pytest
 import torch
 
 from grace_exp.rollout.protocol import Request
-from grace_exp.rollout.sampling import OwnLimit, SeededSampler
+from grace_exp.rollout.sampling import OwnLimit, SeededSampler, draw
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,23 @@ def test_unlikely_tokens_keep_their_probability_behind_a_likely_one() -> None:
     sampler._uniforms.copy_(((1 + places * 1e-9) / (1 + 1e-5))[:, None])
     chosen = sampler(torch.zeros(5, 1, dtype=torch.long), logits).argmax(dim=1)
     assert (chosen - (places + 0.5)).abs().max() <= 3
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 128, 1000, 151_936])
+def test_tokens_are_where_the_cumulative_distribution_passes_the_uniform_numbers(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = 6 * torch.randn(16, vocabulary, generator=generator)
+    logits[:, ::3] = -torch.inf if vocabulary > 1 else 0.0
+    uniforms = torch.rand(16, generator=generator, dtype=torch.float64)
+    uniforms[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    probabilities = logits.softmax(dim=-1)
+    tokens = draw(probabilities, uniforms)[:, None]
+    exact = logits.double().softmax(dim=-1)
+    after = exact.cumsum(dim=-1).gather(1, tokens)[:, 0]
+    before = after - exact.gather(1, tokens)[:, 0]
+    assert (before <= uniforms + 1e-6).all()
+    assert (uniforms <= after + 1e-6).all()
+    assert (probabilities.gather(1, tokens) > 0).all()
 
 
 def test_every_row_stops_at_its_own_limit() -> None:
