@@ -1,14 +1,13 @@
 """What the benchmarks share: the demo's model and texts, and paired timing."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-# As `python -m grace_exp` sets them.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+import grace_exp.openmp  # noqa: F401 - as `python -m grace_exp` does
+
+# isort: split
 
 from rich.console import Console
 from rich.table import Table

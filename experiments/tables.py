@@ -24,6 +24,7 @@ SWEEPS = Path("runs/sweeps")
 PAPER = Path(__file__).parent / "paper" / "mteb_results.csv"
 """arXiv 2510.04506, tables 1 and 2."""
 SUITE = "offline_small"
+EVALUATION = ("job=evaluate", f"evaluation={SUITE}", "evaluation.max_tokens=16")  # as many as in training
 COLUMNS = {
     "retrieval": "WordNetGlosses.small",
     "clustering": "WordNetClasses.small",
@@ -66,6 +67,19 @@ class Row:
     paper: str | None = None
 
 
+def trained(method: str, experiment: str, paper: str | None = None) -> Row:
+    """A method with an experiment of its own, which is trained over the seeds and not evaluated meanwhile."""
+    overrides = (f"+experiment={experiment}",)
+    only_train = ("evaluation=none", "callbacks.export=[]", "logger=csv")
+    return Row(method, overrides, Training(f"{experiment}_seeds", (*overrides, *only_train)), paper=paper)
+
+
+UNTRAINED = (
+    Row("base", ("+experiment=smollm2_base",), paper="base"),
+    Row("reasoning", ("+experiment=smollm2_reasoning",), paper="reasoning"),
+)
+
+
 @dataclass(frozen=True)
 class Table:
     """A table of the paper, and ours beside it.
@@ -74,14 +88,12 @@ class Table:
         folder: Of its script and results.
         title: Of the picture and the table.
         rows: The first is what the others are compared with.
-        evaluation: Overrides of every evaluation.
         paper_setting: The paper's rows to show (the untrained models stand under `supervised` there).
     """
 
     folder: Path
     title: str
     rows: tuple[Row, ...]
-    evaluation: tuple[str, ...]
     paper_setting: str
 
     @property
@@ -125,8 +137,7 @@ def _train(training: Training, seeds: str, extra: tuple[str, ...], suffix: str) 
 
 
 def _evaluate(table: Table, row: Row, extra: tuple[str, ...], suffix: str) -> None:
-    overrides = [*row.overrides, "job=evaluate", f"evaluation={SUITE}", "logger=csv", "callbacks.export=[]"]
-    overrides += [*table.evaluation, *extra]
+    overrides = [*row.overrides, *EVALUATION, "logger=csv", "callbacks.export=[]", *extra]
     if row.training is not None:
         folders = ",".join(str(folder) for folder in _runs(row, SWEEPS / (row.training.folder + suffix)).values())
         overrides.append(f"job.resume={folders}")

@@ -5,13 +5,14 @@ python experiments/inert_negatives/run.py +experiment=demo_tiny a try in a minut
 """
 
 import csv
-import os
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m grace_exp` sets it
+import grace_exp.openmp  # noqa: F401 - as `python -m grace_exp` does
+
+# isort: split
 
 from report import REWARDS, write_report
 

@@ -8,44 +8,21 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tables import Row, Table, Training, main
+from tables import UNTRAINED, Row, Table, Training, main, trained
 
-ONLY_TRAIN = ("evaluation=none", "callbacks.export=[]", "logger=csv")
 # GRACE's runs are those of the study inert_negatives.
 GRACE = Training(
     "inert_negatives_inert_negatives",
     ("+experiment=inert_negatives", "+sweep=inert_negatives", "reward=paper_supervised,infonce", "logger=csv"),
 )
-
-
-def baseline(experiment: str) -> Training:
-    """A sweep over the seeds of an experiment."""
-    return Training(f"{experiment}_seeds", (f"+experiment={experiment}", *ONLY_TRAIN))
-
-
-def row(method: str, paper: str | None = None) -> Row:
-    """A baseline of the experiment of that name."""
-    experiment = f"smollm2_{method.replace(' ', '_')}"
-    return Row(method, (f"+experiment={experiment}",), baseline(experiment), paper=paper)
-
-
 ROWS = (
-    Row("base", ("+experiment=smollm2_base",), paper="base"),
-    Row("reasoning", ("+experiment=smollm2_reasoning",), paper="reasoning"),
-    row("contrastive", paper="contrastive"),
-    row("contrastive on rationales"),
-    row("rejection sft"),
+    *UNTRAINED,
+    trained("contrastive", "smollm2_contrastive", paper="contrastive"),
+    trained("contrastive on rationales", "smollm2_contrastive_on_rationales"),
+    trained("rejection sft", "smollm2_rejection_sft"),
     Row("grace", ("+experiment=inert_negatives", "reward=paper_supervised"), GRACE, "paper_supervised", "grace"),
     Row("grace infonce", ("+experiment=inert_negatives", "reward=infonce"), GRACE, "infonce"),
 )
 
 if __name__ == "__main__":
-    main(
-        Table(
-            folder=Path(__file__).parent,
-            title="Trained on labelled data",
-            rows=ROWS,
-            evaluation=("evaluation.max_tokens=16",),  # as in training
-            paper_setting="supervised",
-        )
-    )
+    main(Table(Path(__file__).parent, "Trained on labelled data", ROWS, paper_setting="supervised"))

@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import grace_exp.openmp  # noqa: F401 - before torch
 from grace_exp.config.compose import conf_dir, validate
 from grace_exp.config.explain import unknown_key
 from grace_exp.config.preflight import check_machine
@@ -21,12 +22,6 @@ from grace_exp.sweeps.start import take_sweep
 from grace_exp.tracking.result import RESULT_FILE, write_result
 
 _EXIT_CODE = 2
-
-# Read when torch starts its threads. Ones that spin for long (the default) turn every short product into a wait for a
-# thread that another program has pushed aside: on a busy 2-core machine steps took up to ten times as long. Ones that
-# sleep at once have to be woken for every product. These spin for a fraction of a millisecond.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def run_job(settings: DictConfig) -> float | None:

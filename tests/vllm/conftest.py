@@ -1,12 +1,13 @@
 """Against the real vLLM, its CPU build, on the tiny model. Without vLLM nothing here is collected."""
 
 import importlib.util
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `python -m grace_exp` sets it
+import grace_exp.openmp  # noqa: F401 - as `python -m grace_exp` does
+
+# isort: split
 
 import pytest
 import torch

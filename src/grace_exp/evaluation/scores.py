@@ -1,7 +1,8 @@
 """Figures of a held-out set with bootstrap intervals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,16 @@ class ItemScores:
         from scipy.stats import spearmanr
 
         return 100 * float(spearmanr(values, human).statistic)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the figure."""
+        human = None if self.human is None else self.human.tolist()
+        return {"figure": self.figure(), "values": self.values.tolist(), "human": human}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of `as_dict`."""
+        return cls(np.array(record["values"]), None if record["human"] is None else np.array(record["human"]))
 
 
 def item_scores(first: Vectors, second: Vectors, heldout: HeldoutSet) -> ItemScores:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from grace_exp.config.root import GraceConfig
@@ -135,21 +134,13 @@ def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig
         results: By set.
         config: That gave them; what a set's figures depend on beside the weights is kept with it.
     """
-
-    def items(scores: ItemScores) -> dict[str, Any]:
-        return {
-            "figure": scores.figure(),
-            "values": scores.values.tolist(),
-            "human": None if scores.human is None else scores.human.tolist(),
-        }
-
     settings = _settings(config)
     write_json_atomic(
         path,
         {
             name: {
-                "rationale": items(result.rationale),
-                "prompt_only": items(result.prompt_only),
+                "rationale": result.rationale.as_dict(),
+                "prompt_only": result.prompt_only.as_dict(),
                 "rationale_tokens": result.rationale_tokens,
                 "examples": [asdict(example) for example in result.examples],
                 "settings": settings[name],
@@ -172,14 +163,10 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 def read_results(path: Path) -> dict[str, SetResult]:
     """The inverse of `write_results`."""
-
-    def items(record: dict[str, Any]) -> ItemScores:
-        return ItemScores(np.array(record["values"]), None if record["human"] is None else np.array(record["human"]))
-
     return {
         name: SetResult(
-            items(record["rationale"]),
-            items(record["prompt_only"]),
+            ItemScores.from_dict(record["rationale"]),
+            ItemScores.from_dict(record["prompt_only"]),
             [Example(**example) for example in record["examples"]],
             record["rationale_tokens"],
         )

@@ -12,7 +12,7 @@ from mteb.results import TaskResult
 from numpy.typing import NDArray
 
 from grace_exp.evaluation.scores import ItemScores
-from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.summary import write_json_atomic
 
 
 def read_items(task: AbsTask, result: TaskResult, predictions: Path) -> ItemScores | None:
@@ -44,21 +44,14 @@ def read_items(task: AbsTask, result: TaskResult, predictions: Path) -> ItemScor
 
 
 def write_items(path: Path, items: Mapping[str, ItemScores]) -> None:
-    """Keep the items of every task as JSON: `{task: {"values": [...], "human": [...] or null}}`."""
-    plain = {
-        task: {"values": some.values.tolist(), "human": None if some.human is None else some.human.tolist()}
-        for task, some in items.items()
-    }
-    write_text_atomic(path, json.dumps(plain))
+    """Keep the items of every task as JSON: `{task: {"figure": ..., "values": [...], "human": [...] or null}}`."""
+    write_json_atomic(path, {task: some.as_dict() for task, some in items.items()})
 
 
 def load_items(path: Path) -> dict[str, ItemScores]:
     """The inverse of `write_items`."""
-    plain = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        task: ItemScores(np.array(some["values"]), None if some["human"] is None else np.array(some["human"]))
-        for task, some in plain.items()
-    }
+    records = json.loads(path.read_text(encoding="utf-8"))
+    return {task: ItemScores.from_dict(record) for task, record in records.items()}
 
 
 def _data(task: AbsTask, subset: str, split: str) -> Any:
