@@ -30,13 +30,14 @@ def over_seeds(runs: Sequence[Figures], less: Sequence[Figures] = ()) -> Score:
     """Mean figure of several runs over tasks, with a 95 % bootstrap interval over runs and items.
 
     Args:
-        runs: `resampled`, a run a seed.
-        less: Subtract the mean figure of these runs, seed by seed; or of a single run, such as the untrained model's.
+        runs: `resampled`, a run a seed; or a single one, such as the untrained model's.
+        less: Subtract the mean figure of these runs, seed by seed; or of a single one.
     """
-    figures = np.array([run.mean(axis=0) for run in runs])
+    count = max(len(runs), len(less))
+    figures = np.array([runs[seed % len(runs)].mean(axis=0) for seed in range(count)])
     if less:
-        figures = figures - np.array([less[seed % len(less)].mean(axis=0) for seed in range(len(runs))])
-    seeds = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES, len(runs)))
+        figures = figures - np.array([less[seed % len(less)].mean(axis=0) for seed in range(count)])
+    seeds = np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
     drawn = np.take_along_axis(figures[:, 1:].T, seeds, axis=1).mean(axis=1)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Score(float(figures[:, 0].mean()), float(low), float(high))

@@ -87,13 +87,15 @@ class Table:
     Attributes:
         folder: Of its script and results.
         title: Of the picture and the table.
-        rows: The first is what the others are compared with.
+        rows: The picture compares the others with the first.
+        references: Methods that the others are compared with.
         paper_setting: The paper's rows to show (the untrained models stand under `supervised` there).
     """
 
     folder: Path
     title: str
     rows: tuple[Row, ...]
+    references: tuple[str, ...]
     paper_setting: str
 
     @property
@@ -208,10 +210,10 @@ PaperScores = dict[tuple[str, str, str, str], float]  # backbone first
 
 def _scores(table: Table, runs: Mapping[str, Mapping[int, Figures]]) -> Scores:
     found: Scores = {}
-    first = table.rows[0].method
     for row in table.rows:
         own = list(runs[row.method].values())
-        for less, others in (("", ()), (first, list(runs[first].values()))):
+        for less in ("", *table.references):
+            others = list(runs[less].values()) if less else []
             if less == row.method:
                 continue
             for number, column in enumerate(COLUMNS):
@@ -222,23 +224,25 @@ def _scores(table: Table, runs: Mapping[str, Mapping[int, Figures]]) -> Scores:
 
 
 def _paper(table: Table) -> PaperScores:
-    """The paper's figures of our columns, their mean as average, and the differences to its first row."""
+    """The paper's figures of our columns, their mean as average, and the differences to the references it has."""
     with PAPER.open() as stream:
-        rows = list(csv.DictReader(stream))
-    first = table.rows[0].paper
+        rows = [
+            row
+            for row in csv.DictReader(stream)
+            if row["method"] in ("base", "reasoning") or row["setting"] == table.paper_setting
+        ]
     found: PaperScores = {}
-    for backbone in dict.fromkeys(row["backbone"] for row in rows):
-        for row in rows:
-            untrained = row["method"] in ("base", "reasoning")
-            if row["backbone"] != backbone or not (untrained or row["setting"] == table.paper_setting):
-                continue
-            values = {column: float(row[column]) for column in COLUMNS}
-            values["average"] = statistics.mean(values.values())
-            found |= {(backbone, row["method"], "", column): value for column, value in values.items()}
-            if row["method"] != first:
-                for column, value in values.items():
-                    base = found[backbone, str(first), "", column]
-                    found[backbone, row["method"], str(first), column] = value - base
+    for row in rows:
+        values = {column: float(row[column]) for column in COLUMNS}
+        values["average"] = statistics.mean(values.values())
+        found |= {(row["backbone"], row["method"], "", column): value for column, value in values.items()}
+    names = {row.method: row.paper for row in table.rows if row.paper}
+    for less in table.references:
+        found |= {
+            (backbone, method, less, column): value - found[backbone, names[less], "", column]
+            for (backbone, method, compared, column), value in list(found.items())
+            if not compared and less in names and method != names[less]
+        }
     return found
 
 
@@ -269,19 +273,10 @@ def _markdown(
                     lines.append("| " + " | ".join([f"{backbone} (paper)", method, "1", *cells]) + " |")
         return lines
 
-    first = table.rows[0].method
-    return "\n".join(
-        [
-            f"**{table.title}.** Points; 95 % bootstrap intervals over runs and items.",
-            "",
-            *part(""),
-            "",
-            f"Differences to `{first}`:",
-            "",
-            *part(first),
-            "",
-        ]
-    )
+    lines = [f"**{table.title}.** Points; 95 % bootstrap intervals over runs and items.", "", *part("")]
+    for less in table.references:
+        lines += ["", f"Differences to `{less}`:", "", *part(less)]
+    return "\n".join([*lines, ""])
 
 
 def _draw(table: Table, model: str, scores: Scores, paper: PaperScores, path: Path) -> None:
@@ -309,7 +304,7 @@ def _draw(table: Table, model: str, scores: Scores, paper: PaperScores, path: Pa
             [
                 v
                 for (_, method, less, name), v in paper.items()
-                if (method, less, name) == (row.paper, first.paper, column)
+                if (method, less, name) == (row.paper, first.method, column)
             ]
             for column in columns
         ]

@@ -25,4 +25,12 @@ ROWS = (
 )
 
 if __name__ == "__main__":
-    main(Table(Path(__file__).parent, "Trained on labelled data", ROWS, paper_setting="supervised"))
+    main(
+        Table(
+            Path(__file__).parent,
+            "Trained on labelled data",
+            ROWS,
+            ("base", "contrastive on rationales"),
+            paper_setting="supervised",
+        )
+    )

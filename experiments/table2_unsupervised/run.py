@@ -17,4 +17,8 @@ ROWS = (
 )
 
 if __name__ == "__main__":
-    main(Table(Path(__file__).parent, "Trained on single sentences", ROWS, paper_setting="unsupervised"))
+    main(
+        Table(
+            Path(__file__).parent, "Trained on single sentences", ROWS, ("base", "simcse"), paper_setting="unsupervised"
+        )
+    )

@@ -45,3 +45,5 @@ def test_one_untrained_run_is_compared_with_every_seed(common: ModuleType) -> No
     found = common.over_seeds(trained, [common.resampled(run(0))])
     assert found.value == pytest.approx(20)
     assert 10 - 1e-6 <= found.low < 20 < found.high <= 30 + 1e-6  # the seeds scatter, the items do not
+    reverse = common.over_seeds([common.resampled(run(0))], trained)
+    assert (reverse.value, reverse.low, reverse.high) == pytest.approx((-found.value, -found.high, -found.low))
