@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from grace_exp.rollout.vllm_weights import write_model_folder
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `max_lora_rank` may be."""
-BLOCK_TOKENS = 16
-"""Of the key-value cache: small, because rationales of a text share the whole blocks of its prompt."""
+BLOCK_TOKENS = 16 if platform.machine() == "x86_64" else 32
+"""Of the key-value cache: small, because rationales of a text share the whole blocks of its prompt.
+
+Other processors' kernels in vLLM's CPU build want multiples of 32.
+"""
 CPU_NORMS = "grace_exp"
 CPU_NORM_PRIORITY = {"rms_norm": [CPU_NORMS, "native"], "fused_add_rms_norm": [CPU_NORMS, "native"]}
 """vLLM's `ir_op_priority` that chooses the norms of `vllm_cpu`."""
