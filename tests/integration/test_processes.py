@@ -50,7 +50,7 @@ class Command:
 
     def wait_for_steps(self, steps: int) -> None:
         """Returns once its metrics.csv has that many rows."""
-        metrics, end = self.folder / "metrics.csv", time.monotonic() + 120
+        metrics, end = self.folder / "metrics.csv", time.monotonic() + 400
         while not metrics.is_file() or metrics.read_text().count("\n") <= steps:
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < end
