@@ -88,7 +88,6 @@ def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dic
     benchmark = _benchmark(config)
     encoder.prompts.update(benchmark.prompts)
     encode = config.job.encode
-    encoder.max_tokens = encode.max_tokens or config.evaluation.max_tokens or encoder.max_tokens
     models = [
         MtebEncoder.of_grace(
             encoder,

@@ -32,10 +32,10 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
             engine=partial(_engine, config),
             device=device,
             cache=cache or False,
-            max_tokens=config.job.encode.max_tokens,
+            max_tokens=_budget(config),
             hardware=config.hardware,
         )
-    budget = config.job.encode.max_tokens or config.rollout.max_tokens
+    budget = _budget(config) or config.rollout.max_tokens
     assembled = assemble(_sized(config, config.prompt.max_tokens, budget), lambda step, rows: None)
     module = assembled.module
     if config.job.resume is not None:
@@ -54,6 +54,12 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
         cache=cache,
         name=config.job.resume or config.backbone.name,
     )
+
+
+def _budget(config: GraceConfig) -> int | None:
+    """The configured rationale budget, tokens; None: the model's own, or that of training."""
+    evaluation = config.evaluation.max_tokens if config.job.name == "evaluate" else None
+    return config.job.encode.max_tokens or evaluation
 
 
 def _engine(config: GraceConfig, backbone: Backbone, prompt_tokens: int, max_tokens: int) -> RolloutEngine:

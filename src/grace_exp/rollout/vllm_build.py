@@ -117,5 +117,5 @@ def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu"
         tensor_parallel=vllm.tensor_parallel,
         copies=weight_copies(device),
         kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),
-        kept_free=0.1 if device == "cpu" else 0.5,  # the policy's forwards need room while the engine is awake
+        kept_free=0.5,  # the policy's forwards need room while the engine is awake, on CPUs other programs too
     )
