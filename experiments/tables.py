@@ -87,8 +87,8 @@ class Table:
     Attributes:
         folder: Of its script and results.
         title: Of the picture and the table.
-        rows: The picture compares the others with the first.
-        references: Methods that the others are compared with.
+        rows: One a method.
+        references: Methods that the others are compared with; in the picture, the first of them.
         paper_setting: The paper's rows to show (the untrained models stand under `supervised` there).
     """
 
@@ -225,11 +225,10 @@ def _scores(table: Table, runs: Mapping[str, Mapping[int, Figures]]) -> Scores:
 
 def _paper(table: Table) -> PaperScores:
     """The paper's figures of our columns, their mean as average, and the differences to the references it has."""
+    untrained = {row.paper for row in UNTRAINED}
     with PAPER.open() as stream:
         rows = [
-            row
-            for row in csv.DictReader(stream)
-            if row["method"] in ("base", "reasoning") or row["setting"] == table.paper_setting
+            row for row in csv.DictReader(stream) if row["method"] in untrained or row["setting"] == table.paper_setting
         ]
     found: PaperScores = {}
     for row in rows:
@@ -280,20 +279,20 @@ def _markdown(
 
 
 def _draw(table: Table, model: str, scores: Scores, paper: PaperScores, path: Path) -> None:
-    """Differences to the first row: ours with intervals, the paper's as mean and range over its four backbones."""
+    """Differences to the first reference: ours with intervals, the paper's as mean and range over four backbones."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "grace-exp"
     from matplotlib import pyplot
 
-    columns, first = [*COLUMNS, "average"], table.rows[0]
+    columns, reference = [*COLUMNS, "average"], table.references[0]
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
-    others = table.rows[1:]
+    others = [row for row in table.rows if row.method != reference]
     colors = {row.method: f"C{number}" for number, row in enumerate(others)}
     for place, row in enumerate(others):
         x = [number + (place - (len(others) - 1) / 2) * 0.8 / len(others) for number in range(len(columns))]
-        values = [_numbers(scores[row.method, first.method, column]) for column in columns]
+        values = [_numbers(scores[row.method, reference, column]) for column in columns]
         errors = [[v - low for v, low, _ in values], [high - v for v, _, high in values]]
         axes[0].errorbar(
             x, [v for v, *_ in values], errors, fmt="o", ms=4, color=colors[row.method], label=row.method, capsize=2
@@ -304,7 +303,7 @@ def _draw(table: Table, model: str, scores: Scores, paper: PaperScores, path: Pa
             [
                 v
                 for (_, method, less, name), v in paper.items()
-                if (method, less, name) == (row.paper, first.method, column)
+                if (method, less, name) == (row.paper, reference, column)
             ]
             for column in columns
         ]
@@ -316,7 +315,7 @@ def _draw(table: Table, model: str, scores: Scores, paper: PaperScores, path: Pa
         axes[1].errorbar(x, middles, spread, fmt="o", ms=4, color=colors[row.method], label=row.paper, capsize=2)
     for axis, title in zip(axes, (f"here: {model}", "paper: mean and range of four backbones"), strict=True):
         axis.axhline(0, color="0.7", lw=0.8)
-        axis.set(title=title, ylabel=f"points above {first.method}")
+        axis.set(title=title, ylabel=f"points above {reference}")
         axis.set_xticks(range(len(columns)), [column.replace("_", "\n") for column in columns])
         axis.legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})

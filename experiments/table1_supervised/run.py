@@ -27,10 +27,10 @@ ROWS = (
 if __name__ == "__main__":
     main(
         Table(
-            Path(__file__).parent,
-            "Trained on labelled data",
-            ROWS,
-            ("base", "contrastive on rationales"),
+            folder=Path(__file__).parent,
+            title="Trained on labelled data",
+            rows=ROWS,
+            references=("base", "contrastive on rationales"),
             paper_setting="supervised",
         )
     )

@@ -19,6 +19,10 @@ ROWS = (
 if __name__ == "__main__":
     main(
         Table(
-            Path(__file__).parent, "Trained on single sentences", ROWS, ("base", "simcse"), paper_setting="unsupervised"
+            folder=Path(__file__).parent,
+            title="Trained on single sentences",
+            rows=ROWS,
+            references=("base", "simcse"),
+            paper_setting="unsupervised",
         )
     )

@@ -70,10 +70,11 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     if missing := -vocabulary % _BLOCK:
         probabilities = nn.functional.pad(probabilities, (0, missing))
     blocks = probabilities.view(rows, -1, _BLOCK)
-    ends = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    masses = blocks.sum(dim=-1)
+    ends = masses.double().cumsum(dim=-1)
     targets = uniforms[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, targets, right=True).clamp_(max=blocks.shape[1] - 1)
-    end, mass = ends.gather(1, block), blocks.sum(dim=-1).gather(1, block)
+    end, mass = ends.gather(1, block), masses.gather(1, block)
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).double().cumsum_(dim=-1)
     # As a share of the block: its two sums differ in their last bits, and a token of no probability must not be chosen.
     share = (1 - (end - targets) / mass).clamp_(min=0)
