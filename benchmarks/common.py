@@ -18,7 +18,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Role
 from grace_exp.data.prompts import Prompt, PromptBuilder
 from grace_exp.data.wordnet import load_wordnet
-from grace_exp.policy.backbone import Backbone, load_backbone
+from grace_exp.policy.load_backbone import Backbone, load_backbone
 
 
 def demo_config() -> GraceConfig:

@@ -19,7 +19,7 @@ import torch
 from common import compare, demo_config, prompts, smollm2
 from torch.nn.utils.rnn import pad_sequence
 
-from grace_exp.policy.backbone import Backbone
+from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import Request, RolloutEngine
 from grace_exp.rollout.transformers_engine import TransformersEngine
 
@@ -111,8 +111,8 @@ def _way(name: str, count: int, tokens: int, engines: ExitStack) -> tuple[Callab
 
 def _vllm(backbone: Backbone, longest: int) -> RolloutEngine:
     from grace_exp.config.vllm import VllmConfig
-    from grace_exp.rollout.vllm_engine import VllmEngine
-    from grace_exp.rollout.vllm_memory import available_bytes, model_shape, plan_memory, weight_copies
+    from grace_exp.rollout.vllm.in_process import VllmEngine
+    from grace_exp.rollout.vllm.memory import available_bytes, model_shape, plan_memory, weight_copies
 
     cpu, settings = torch.device("cpu"), VllmConfig(max_sequences=64)
     memory = plan_memory(

@@ -21,7 +21,7 @@ from grace_exp.objective.advantage import group_centred
 from grace_exp.policy.policy import ForwardPass, Policy, collect
 from grace_exp.reward.composer import compose_reward
 from grace_exp.reward.inputs import RewardInputs
-from grace_exp.training.rollouts import write_rollouts
+from grace_exp.training.step.rollouts import write_rollouts
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import over_seeds, resampled
 
 from grace_exp.evaluation.scores import ItemScores
-from grace_exp.training.heldout import read_results
+from grace_exp.training.callbacks.heldout_evaluation import read_results
 
 REWARDS = ("paper_supervised", "paper_no_negatives", "rollout_negatives", "infonce")
 CURVES = {

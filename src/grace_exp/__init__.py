@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grace_exp.evaluation.encoder import GraceEncoder
+    from grace_exp.encoder.encoder import GraceEncoder
 
 __all__ = ["GraceEncoder"]
 
@@ -11,7 +11,7 @@ __all__ = ["GraceEncoder"]
 def __getattr__(name: str) -> Any:
     """Import the encoder at first use: the command line must not wait for torch."""
     if name == "GraceEncoder":
-        from grace_exp.evaluation.encoder import GraceEncoder
+        from grace_exp.encoder.encoder import GraceEncoder
 
         return GraceEncoder
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

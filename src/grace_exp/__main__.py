@@ -27,7 +27,7 @@ _EXIT_CODE = 2
 def run_job(settings: DictConfig) -> float | None:
     """Hydra's task: run the job, or, for a sweep, have it run by a process of its own."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        from grace_exp.sweeps.job import run_sweep_job
+        from grace_exp.sweeps.sweep_job import run_sweep_job
 
         return run_sweep_job(settings)
     try:
@@ -77,7 +77,7 @@ def _report_sweep() -> bool:
         return False
     from rich.console import Console
 
-    from grace_exp.sweeps.report import report
+    from grace_exp.sweeps.sweep_report import report
 
     return report(sweep, Console())
 

@@ -20,7 +20,7 @@ from grace_exp.errors import ConfigError
 from grace_exp.jobs import run
 from grace_exp.rollout.transformers_engine import TransformersEngine
 from grace_exp.training.checkpoints import Interrupted
-from grace_exp.training.nonfinite import NonFiniteError
+from grace_exp.training.step.nonfinite import NonFiniteError
 
 FILES = {path.stem: path.read_text() for path in (conf_dir() / "experiment").glob("*.yaml")}
 TRAINED = sorted(name for name, text in FILES.items() if "override /method:" in text)

@@ -15,7 +15,7 @@ import pytest
 
 from grace_exp import GraceEncoder
 from grace_exp.config.compose import compose_config
-from grace_exp.evaluation.cache import RationaleCache
+from grace_exp.encoder.cache import RationaleCache
 from grace_exp.jobs import run as run_job
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.transformers_engine import TransformersEngine

@@ -16,8 +16,8 @@ from mteb.results import TaskResult
 
 from grace_exp.config.compose import compose_config, conf_dir
 from grace_exp.config.evaluation import BenchmarkConfig
+from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.errors import ConfigError, MissingResourceError
-from grace_exp.evaluation.encoder import GraceEncoder
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
 from grace_exp.evaluation.mteb.items import load_items
 from grace_exp.evaluation.mteb.run import evaluate_tasks

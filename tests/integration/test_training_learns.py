@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback
 
 from grace_exp.policy.tiny import tiny_model
-from grace_exp.training import rewards
+from grace_exp.training.step import rewards
 
 # Embeddings are read from the frozen input embeddings, where only the choice of tokens can change a reward. Read from
 # hidden states that the updates change, a random model's rewards rise whatever the sign of the advantages: its

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 from grace_exp.objective import ALGORITHMS
-from grace_exp.training.nonfinite import NonFiniteError
+from grace_exp.training.step.nonfinite import NonFiniteError
 
 SETTINGS = [
     "job.steps=4",

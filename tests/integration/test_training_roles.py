@@ -12,7 +12,7 @@ from grace_exp.data.batch import Role
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.transformers_engine import TransformersEngine
 from grace_exp.training.grace import GraceModule
-from grace_exp.training.update import MiniBatch
+from grace_exp.training.step.update import MiniBatch
 
 REWARDS = sorted(path.stem for path in (conf_dir() / "reward").glob("*.yaml"))
 ROLES = ["positive", "query", "both"]

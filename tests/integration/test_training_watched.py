@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from grace_exp.reward import EmbeddingError
-from grace_exp.training import rewards
+from grace_exp.training.step import rewards
 
 HELDOUT = [
     "evaluation=demo",

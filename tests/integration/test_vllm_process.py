@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from grace_exp.errors import ConfigError, GraceError
-from grace_exp.rollout.vllm_client import VllmClient
-from grace_exp.rollout.vllm_process import ServerProcess, choose_port
+from grace_exp.rollout.vllm.client import VllmClient
+from grace_exp.rollout.vllm.server_process import ServerProcess, choose_port
 
 FAMILY = textwrap.dedent(
     """
@@ -88,7 +88,7 @@ def test_a_server_does_not_outlive_a_run_that_a_signal_ends(log: Path, number: s
         f"""
         import sys, time
         from pathlib import Path
-        from grace_exp.rollout.vllm_process import ServerProcess
+        from grace_exp.rollout.vllm.server_process import ServerProcess
         server = ServerProcess([sys.executable, "-c", {FAMILY!r}], {{}}, Path({str(log)!r}))
         time.sleep(120)
         """

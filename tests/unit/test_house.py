@@ -1,10 +1,13 @@
 """The files around the code agree with each other."""
 
+import ast
 import os
 import re
 import subprocess
 import tomllib
 import warnings
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "src"
+LAYERS = (
+    {"errors", "openmp"},
+    {"config"},
+    {"data", "tracking"},
+    {"policy", "rollout", "reward", "objective"},
+    {"training", "encoder", "evaluation"},
+    {"sweeps", "review"},
+    {"jobs"},
+    {"__main__"},
+)
+"""The rooms of the package, from the lowest to the highest: a room imports its own layer and lower ones."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -24,6 +39,74 @@ def pins(name: str) -> dict[str, str]:
 def requirements(*extras: str) -> list[Requirement]:
     optional = [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
     return [Requirement(text) for text in [*PROJECT["dependencies"], *optional]]
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """From each module of the package to those that it imports, at its top or inside a function; types aside."""
+    files = {module_name(path): path for path in (SOURCES / "grace_exp").rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for_types = {id(node) for block in ast.walk(tree) if is_type_checking(block) for node in ast.walk(block)}
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in for_types]
+        targets = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+        targets = {target if target in files else target.rpartition(".")[0] for target in targets}
+        found[name] = {target for target in targets if target in files}
+    return found
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def layer(module: str) -> int:
+    room = module.split(".")[1] if "." in module else "__main__"  # the package itself offers the encoder
+    return next(place for place, rooms in enumerate(LAYERS) if room in rooms)
+
+
+def test_imports_point_downward() -> None:
+    upward = [f"{a} -> {b}" for a, targets in imported_modules().items() for b in targets if layer(b) > layer(a)]
+    assert upward == []
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    list(TopologicalSorter(imported_modules()).static_order())  # raises CycleError, which names the circle
+
+
+def test_rooms_of_a_layer_import_each_other_in_no_circle() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, targets in imported_modules().items():
+        room = ".".join(module.split(".")[:2])
+        rooms.setdefault(room, set()).update({".".join(target.split(".")[:2]) for target in targets} - {room})
+    list(TopologicalSorter(rooms).static_order())
+
+
+def test_rewards_and_objectives_import_no_model_and_no_framework() -> None:
+    allowed = {"config", "errors", "objective", "reward"}
+    rooms = [(a, b) for a, targets in imported_modules().items() if is_pure(a) for b in targets]
+    assert [f"{a} -> {b}" for a, b in rooms if b.split(".")[1] not in allowed] == []
+    for room in ("reward", "objective"):
+        for path in (SOURCES / "grace_exp" / room).rglob("*.py"):
+            imports = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not {"lightning", "hydra", "transformers"} & set(imports), path
+
+
+def is_pure(module: str) -> bool:
+    return module.startswith(("grace_exp.reward", "grace_exp.objective"))
+
+
+def test_nothing_but_the_command_line_and_jobs_imports_a_job() -> None:
+    wrong = [a for a, targets in imported_modules().items() for b in targets if b.startswith("grace_exp.jobs")]
+    assert [a for a in wrong if not a.startswith(("grace_exp.jobs", "grace_exp.__main__"))] == []
+
+
+def test_a_file_name_occurs_once() -> None:
+    names = Counter(path.name for path in (SOURCES / "grace_exp").rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}
 
 
 @pytest.mark.parametrize("requirement", requirements("embedded", "eval", "sweep", "dev"), ids=lambda r: r.name)

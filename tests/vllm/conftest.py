@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from grace_exp.config.vllm import VllmConfig
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine
-from grace_exp.rollout.vllm_engine import VllmEngine
-from grace_exp.rollout.vllm_memory import available_bytes, model_shape, plan_memory, weight_copies
+from grace_exp.rollout.vllm.in_process import VllmEngine
+from grace_exp.rollout.vllm.memory import available_bytes, model_shape, plan_memory, weight_copies
 
 if importlib.util.find_spec("vllm") is None:
     collect_ignore_glob = ["test_*.py"]

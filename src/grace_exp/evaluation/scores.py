@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from grace_exp.evaluation.sets import HeldoutSet
+from grace_exp.evaluation.heldout_sets import HeldoutSet
 
 Vectors = NDArray[np.float32]
 

@@ -12,15 +12,15 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.jobs.terminal import is_first_process
 from grace_exp.objective.registry import needs_reference
 from grace_exp.policy.average import MovingAverage
-from grace_exp.policy.backbone import Backbone, load_backbone
+from grace_exp.policy.load_backbone import Backbone, load_backbone
 from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference
 from grace_exp.rollout.protocol import RolloutEngine
-from grace_exp.training.base import StepModule
 from grace_exp.training.grace import GraceModule, SampleSink
+from grace_exp.training.module import StepModule
 
 if TYPE_CHECKING:
-    from grace_exp.training.baselines.start_engine import StartEngine, StartModel
+    from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _contrastive(config: GraceConfig, backbone: Backbone, policy: Policy, prompt
     if config.method.name == "contrastive_on_rationales":
         from grace_exp.training.baselines.on_rationales import ContrastiveOnRationalesModule
 
-        start, engine = _start_engine(config, backbone)
+        start, engine = _initial_model_engine(config, backbone)
         return ContrastiveOnRationalesModule(config, policy=policy, start=start, engine=engine, prompts=prompts)
     from grace_exp.training.baselines.contrastive import ContrastiveModule
     from grace_exp.training.baselines.simcse import SimCseModule
@@ -95,20 +95,20 @@ def _contrastive(config: GraceConfig, backbone: Backbone, policy: Policy, prompt
     return kind(config, policy=policy, engine=build_engine(config, backbone), prompts=prompts)
 
 
-def _start_engine(config: GraceConfig, backbone: Backbone) -> "tuple[StartModel, StartEngine]":
+def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[InitialModel, InitialModelEngine]":
     """The model as it is now, and an engine that writes with it however it is trained."""
-    from grace_exp.evaluation.cache import GIB, RationaleCache
-    from grace_exp.evaluation.fingerprint import fingerprint
-    from grace_exp.evaluation.pretrained import CACHE_FOLDER
-    from grace_exp.evaluation.recall import Recall
-    from grace_exp.training.baselines.start_engine import StartEngine, StartModel
+    from grace_exp.encoder.cache import GIB, RationaleCache
+    from grace_exp.encoder.fingerprint import fingerprint
+    from grace_exp.encoder.model_cache import ModelCache
+    from grace_exp.encoder.pretrained import CACHE_FOLDER
+    from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
 
-    start = StartModel(backbone.model, apart=config.rollout.engine != "transformers")
+    start = InitialModel(backbone.model, apart=config.rollout.engine != "transformers")
     limit = int(config.job.encode.cache_gib * GIB)
     cache = RationaleCache(Path(config.cache_dir) / CACHE_FOLDER, size_limit=limit)
     model = f"{fingerprint(start.model)} {config.rollout.engine} {config.hardware.precision}"
     engine = build_engine(config, replace(backbone, model=start.model))
-    return start, StartEngine(start, engine, Recall(cache, model, config.backbone.pooling))
+    return start, InitialModelEngine(start, engine, ModelCache(cache, model, config.backbone.pooling))
 
 
 def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
@@ -124,10 +124,10 @@ def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
                 batch_tokens=config.rollout.batch_tokens,
             )
         case "vllm":
-            from grace_exp.rollout.vllm_build import build_vllm
+            from grace_exp.rollout.vllm.build import build_vllm
 
             return build_vllm(config, backbone.model, backbone.end_token_ids)
         case "vllm_server":
-            from grace_exp.rollout.vllm_build import build_vllm_server
+            from grace_exp.rollout.vllm.build import build_vllm_server
 
             return build_vllm_server(config, backbone.model, backbone.end_token_ids, first=is_first_process())

@@ -11,15 +11,15 @@ from rich.console import Console
 
 from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.config.root import GraceConfig
+from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.errors import ConfigError
-from grace_exp.evaluation.encoder import GraceEncoder
 from grace_exp.evaluation.heldout import MINILM_PACKAGE, MINILM_REQUIREMENT
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
 from grace_exp.evaluation.mteb.items import write_items
-from grace_exp.evaluation.mteb.results import CATEGORIES, TaskScore, category_table, figures, write_csv
+from grace_exp.evaluation.mteb.mteb_results import CATEGORIES, TaskScore, category_table, figures, write_csv
 from grace_exp.evaluation.mteb.run import evaluate_tasks
 from grace_exp.evaluation.mteb.suites import check_available, single_tasks, suite_tasks
-from grace_exp.jobs.encoder import build_encoder
+from grace_exp.jobs.run_encoder import build_encoder
 from grace_exp.jobs.terminal import is_first_process
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing
 

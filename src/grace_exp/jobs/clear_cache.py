@@ -1,7 +1,7 @@
 """Delete what encodings keep."""
 
 from grace_exp.config.root import GraceConfig
-from grace_exp.jobs.encoder import encoder_cache
+from grace_exp.jobs.run_encoder import encoder_cache
 from grace_exp.jobs.terminal import our_console
 
 

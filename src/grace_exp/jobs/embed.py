@@ -13,8 +13,8 @@ from grace_exp.config.compose import to_dict
 from grace_exp.config.data import DataConfig, SourceConfig
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.sources import load_source
-from grace_exp.jobs.encoder import build_encoder
 from grace_exp.jobs.processes import processes
+from grace_exp.jobs.run_encoder import build_encoder
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.atomic import atomic_path
 from grace_exp.tracking.provenance import write_provenance

@@ -14,9 +14,9 @@ from grace_exp.jobs.assemble import assemble
 from grace_exp.jobs.processes import processes
 from grace_exp.jobs.terminal import our_console
 from grace_exp.tracking.provenance import write_provenance
-from grace_exp.training.heldout import heldout_results, write_results
-from grace_exp.training.report import heldout_table
+from grace_exp.training.callbacks.heldout_evaluation import heldout_results, write_results
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
+from grace_exp.training.run_summary import heldout_table
 
 
 def evaluate(config: GraceConfig) -> dict[str, float]:

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from grace_exp.config.evaluation import GeneralConfig
 from grace_exp.config.root import GraceConfig
+from grace_exp.evaluation.general.compared_model import BASE, TRAINED, ComparedModel
+from grace_exp.evaluation.general.general_results import GeneralResults, metrics, probe_table, task_table, write_general
 from grace_exp.evaluation.general.harness import PreparedTasks, prepare_tasks, run_tasks
 from grace_exp.evaluation.general.probe import ProbeResult, probe
-from grace_exp.evaluation.general.results import GeneralResults, metrics, probe_table, task_table, write_general
-from grace_exp.evaluation.general.sides import BASE, TRAINED, Side
 from grace_exp.evaluation.general.texts import SOURCES, held_out_texts
 from grace_exp.jobs.assemble import Assembled, assemble
 from grace_exp.jobs.terminal import is_first_process
-from grace_exp.policy.backbone import load_backbone
+from grace_exp.policy.load_backbone import load_backbone
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
 
@@ -53,7 +53,7 @@ def run_general(
         ConfigError: The checkpoint is of another model.
     """
     general = _general(config)
-    with _sides(config, device, console) as (assembled, sides):
+    with _compared_models(config, device, console) as (assembled, models):
         tokenizer = assembled.backbone.tokenizer
         probed: dict[str, ProbeResult] = {}
         if general.probe_texts is not None:
@@ -61,17 +61,17 @@ def run_general(
                 console.print(f"reading {name}", highlight=False)
                 probed[name] = probe(
                     held_out_texts(name, general.probe_texts),
-                    sides,
+                    models,
                     tokenizer,
                     batch_tokens=config.hardware.score_tokens,
                     chunk=config.hardware.logprob_chunk_tokens,
                 )
         figures = {}
-        for name, side in sides.items() if tasks.loaded else ():
+        for name, compared in models.items() if tasks.loaded else ():
             console.print(f"lm-eval, {name} model: {', '.join(tasks.loaded)}", highlight=False)
             figures[name] = run_tasks(
                 tasks,
-                side,
+                compared,
                 tokenizer,
                 general,
                 bf16=config.hardware.precision == "bf16-mixed",
@@ -84,7 +84,7 @@ def run_general(
         write_general(
             Path(config.run_dir) / "evaluation",
             results,
-            {"weights": {name: weights[name] for name in sides}, "settings": asdict(general)},
+            {"weights": {name: weights[name] for name in models}, "settings": asdict(general)},
         )
         if config.logger.wandb is not None:
             # A benchmark of the same job has begun the run already.
@@ -99,7 +99,9 @@ def run_general(
 
 
 @contextmanager
-def _sides(config: GraceConfig, device: torch.device, console: Console) -> Iterator[tuple[Assembled, dict[str, Side]]]:
+def _compared_models(
+    config: GraceConfig, device: torch.device, console: Console
+) -> Iterator[tuple[Assembled, dict[str, ComparedModel]]]:
     """The models: `base`, and with `job.resume` also `trained`, in evaluation mode.
 
     With adapters the base is the trained model with its adapters off; otherwise the backbone is loaded a second time.
@@ -119,15 +121,15 @@ def _sides(config: GraceConfig, device: torch.device, console: Console) -> Itera
         policy.to(device).eval()
         own = policy.causal_lm
         if config.backbone.lora is not None:
-            base = Side(own, policy.model.disable_adapter)
+            base = ComparedModel(own, policy.model.disable_adapter)
         elif config.job.resume is not None:
             again = load_backbone(
                 config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=torch.float32
             )
-            base = Side(again.model.to(device).eval())  # type: ignore[arg-type]  # torch's decorator hides the type
+            base = ComparedModel(again.model.to(device).eval())  # type: ignore[arg-type]  # torch's decorator hides the type
         else:
-            base = Side(own)
-        yield assembled, {BASE: base} | ({TRAINED: Side(own)} if config.job.resume is not None else {})
+            base = ComparedModel(own)
+        yield assembled, {BASE: base} | ({TRAINED: ComparedModel(own)} if config.job.resume is not None else {})
 
 
 def _general(config: GraceConfig) -> GeneralConfig:

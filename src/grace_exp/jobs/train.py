@@ -15,13 +15,13 @@ from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.samples import SamplesTable
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
+from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation
+from grace_exp.training.callbacks.inert_terms import InertTermsWarning
+from grace_exp.training.callbacks.progress import ProgressDisplay
 from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
 from grace_exp.training.export import export
-from grace_exp.training.heldout import HeldoutEvaluation
-from grace_exp.training.inert import InertTermsWarning
-from grace_exp.training.progress import ProgressDisplay
-from grace_exp.training.report import final_figures, print_report, write_summary
 from grace_exp.training.resume import continued
+from grace_exp.training.run_summary import final_figures, print_report, write_summary
 from grace_exp.training.trainer import build_trainer
 
 

@@ -1,7 +1,7 @@
 """From rewards to a loss: pure functions that know no model."""
 
-from grace_exp.objective.inputs import AdvantageInputs, Algorithm, LossFunction, LossInputs
 from grace_exp.objective.kl import KL_ESTIMATORS
+from grace_exp.objective.loss_inputs import AdvantageInputs, Algorithm, LossFunction, LossInputs
 from grace_exp.objective.registry import (
     ALGORITHMS,
     compute_advantages,

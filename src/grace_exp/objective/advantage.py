@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from grace_exp.config.objective import ObjectiveConfig
-from grace_exp.objective.inputs import AdvantageInputs
+from grace_exp.objective.loss_inputs import AdvantageInputs
 
 STD_EPSILON = 1e-4
 """Added to a standard deviation, in units of reward: rewards that differ by rounding only must not become advantages of

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective.advantage import leave_one_out
-from grace_exp.objective.inputs import Algorithm
+from grace_exp.objective.loss_inputs import Algorithm
 from grace_exp.objective.rloo import leave_one_out_advantages
 from grace_exp.objective.surrogate import score_function_loss
 

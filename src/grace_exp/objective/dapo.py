@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grace_exp.config.objective import OverlongConfig
 from grace_exp.objective.advantage import group_relative
-from grace_exp.objective.inputs import Algorithm
+from grace_exp.objective.loss_inputs import Algorithm
 from grace_exp.objective.surrogate import clipped_loss
 
 ALGORITHM = Algorithm(advantages=group_relative, loss=clipped_loss)

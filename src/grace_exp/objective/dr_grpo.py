@@ -9,7 +9,7 @@ Source: arXiv 2503.20783; the constant is the generation budget.
 """
 
 from grace_exp.objective.advantage import group_relative
-from grace_exp.objective.inputs import Algorithm
+from grace_exp.objective.loss_inputs import Algorithm
 from grace_exp.objective.surrogate import clipped_loss
 
 ALGORITHM = Algorithm(advantages=group_relative, loss=clipped_loss)

@@ -9,7 +9,7 @@ original.
 """
 
 from grace_exp.objective.advantage import group_relative
-from grace_exp.objective.inputs import Algorithm
+from grace_exp.objective.loss_inputs import Algorithm
 from grace_exp.objective.surrogate import clipped_loss
 
 ALGORITHM = Algorithm(advantages=group_relative, loss=clipped_loss)

@@ -14,8 +14,8 @@ from torch import Tensor
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective.advantage import group_relative
 from grace_exp.objective.importance import row_sums
-from grace_exp.objective.inputs import Algorithm, LossInputs
 from grace_exp.objective.kl import bounded_log_ratio
+from grace_exp.objective.loss_inputs import Algorithm, LossInputs
 from grace_exp.objective.surrogate import clipped, counted
 
 

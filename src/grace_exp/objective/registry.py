@@ -6,7 +6,7 @@ from torch import Tensor
 
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective import copg, dapo, dr_grpo, grpo, gspo, reinforce_pp, remax, rloo
-from grace_exp.objective.inputs import AdvantageInputs, Algorithm
+from grace_exp.objective.loss_inputs import AdvantageInputs, Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
     "grpo": grpo.ALGORITHM,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective.advantage import group_centred, group_relative, scaled
-from grace_exp.objective.inputs import AdvantageInputs, Algorithm
+from grace_exp.objective.loss_inputs import AdvantageInputs, Algorithm
 from grace_exp.objective.surrogate import clipped_loss
 
 

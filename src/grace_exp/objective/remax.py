@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective.advantage import scaled
-from grace_exp.objective.inputs import AdvantageInputs, Algorithm
+from grace_exp.objective.loss_inputs import AdvantageInputs, Algorithm
 from grace_exp.objective.surrogate import score_function_loss
 
 

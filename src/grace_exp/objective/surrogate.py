@@ -8,8 +8,8 @@ from torch import Tensor
 from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective.aggregate import token_weights
 from grace_exp.objective.importance import importance_weights
-from grace_exp.objective.inputs import LossInputs
 from grace_exp.objective.kl import KL_ESTIMATORS, bounded_log_ratio, k3
+from grace_exp.objective.loss_inputs import LossInputs
 
 
 @dataclass(frozen=True, eq=False)

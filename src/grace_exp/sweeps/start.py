@@ -25,8 +25,8 @@ from grace_exp.config.explain import unknown_key
 from grace_exp.config.preflight import check_machine
 from grace_exp.errors import ConfigError, GraceError
 from grace_exp.sweeps.folders import quoted, swept_values
-from grace_exp.sweeps.job import check_sweepable
 from grace_exp.sweeps.stop import stop_handler
+from grace_exp.sweeps.sweep_job import check_sweepable
 from grace_exp.tracking.result import read_result
 
 

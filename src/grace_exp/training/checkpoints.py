@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grace_exp.config.callbacks import CheckpointConfig
 from grace_exp.errors import GraceError
 from grace_exp.tracking.atomic import atomic_path
-from grace_exp.training.base import step_module
+from grace_exp.training.module import step_module
 
 FOLDER = "checkpoints"
 BEST = "best.ckpt"

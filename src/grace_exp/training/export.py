@@ -8,8 +8,8 @@ from typing import Any
 from peft import PeftModel
 
 from grace_exp.config.root import GraceConfig
-from grace_exp.evaluation.pretrained import SETTINGS_FILE
-from grace_exp.policy.backbone import Backbone
+from grace_exp.encoder.pretrained import SETTINGS_FILE
+from grace_exp.policy.load_backbone import Backbone
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
 

@@ -5,8 +5,8 @@ and one for each anchor; one forward without gradients gives every sequence's em
 similarities between embeddings over all processes; their advantages drive batch_size / mini_batch_size policy-gradient
 updates on the trained rationales.
 
-    TextBatch -> Rollouts (what was written) -> StepScores (what the forwards say) -> a Side for each trained text
-    (reward inputs, rewards, advantages) -> MiniBatch
+    TextBatch -> Rollouts (what was written) -> StepScores (what the forwards say) -> a TrainedRole for each
+    trained text (reward inputs, rewards, advantages) -> MiniBatch
 """
 
 import math
@@ -30,16 +30,16 @@ from grace_exp.policy.reference import Reference
 from grace_exp.reward import EmbeddingError, required_inputs
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.tracking.summary import write_json_atomic
-from grace_exp.training.base import Backward, StepModule
-from grace_exp.training.dynamic import Exchange
-from grace_exp.training.mismatch import engine_logprobs, mismatch_metrics
-from grace_exp.training.nonfinite import rollout_evidence
-from grace_exp.training.rewards import StepRewards
-from grace_exp.training.rollouts import Rollouts, sample_rows, write_rollouts
-from grace_exp.training.scores import StepScores
-from grace_exp.training.sides import Side, side_metrics, trained_batch
-from grace_exp.training.stored import StoredInstances
-from grace_exp.training.update import MiniBatch, accumulate_gradients
+from grace_exp.training.module import Backward, StepModule
+from grace_exp.training.step.dynamic_sampling import Resampler
+from grace_exp.training.step.mismatch import engine_logprobs, mismatch_metrics
+from grace_exp.training.step.nonfinite import rollout_evidence
+from grace_exp.training.step.rewards import StepRewards
+from grace_exp.training.step.rollouts import Rollouts, sample_rows, write_rollouts
+from grace_exp.training.step.step_scores import StepScores
+from grace_exp.training.step.stored_instances import StoredInstances
+from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
+from grace_exp.training.step.update import MiniBatch, accumulate_gradients
 
 SampleSink = Callable[[int, list[dict[str, object]]], None]
 
@@ -83,23 +83,23 @@ class GraceModule(StepModule):
     def step(self, batch: TextBatch) -> dict[str, float]:
         """One GRACE step (not one optimizer update)."""
         try:
-            rollouts, scores, sides, metrics = self._sample(batch)
+            rollouts, scores, trained_roles, metrics = self._sample(batch)
         except EmbeddingError as error:  # on all processes, which have the same embeddings
             if self.config.optim.on_nonfinite == "stop":
                 raise
             return self._skip(batch, error)
         with self.timer("reward"):
-            metrics |= side_metrics(sides) | self._mismatch(rollouts, scores)
-            metrics["rollout/tokens"] = float(sum(side.inputs.lengths.sum().item() for side in sides))
+            metrics |= role_metrics(trained_roles) | self._mismatch(rollouts, scores)
+            metrics["rollout/tokens"] = float(sum(trained.inputs.lengths.sum().item() for trained in trained_roles))
             metrics["rollout/prompts_cut"] = self._total(rollouts.prompts_cut())
         if self.stored is not None:
             self.stored.add(rollouts, scores)
         with self.timer("update"):
-            metrics |= self._update(batch.step, trained_batch(rollouts, scores, sides, self.own))
-        self._log_samples(batch.step, rollouts, sides)
+            metrics |= self._update(batch.step, trained_batch(rollouts, scores, trained_roles, self.own))
+        self._log_samples(batch.step, rollouts, trained_roles)
         return metrics
 
-    def _sample(self, batch: TextBatch) -> tuple[Rollouts, StepScores, list[Side], dict[str, float]]:
+    def _sample(self, batch: TextBatch) -> tuple[Rollouts, StepScores, list[TrainedRole], dict[str, float]]:
         """Write and judge; where so configured, again in place of instances that teach nothing."""
         config = self.config
         objective, region = config.objective, config.backbone.pooling.region
@@ -116,20 +116,20 @@ class GraceModule(StepModule):
         metrics: dict[str, float] = {}
         if self.stored is not None:
             rollouts = self.stored.joined(rollouts, self, batch.step)
-            metrics["rollout/stored"] = self._total(sum(one.stored for one in rollouts.written))
-        sides = self._judge(rewards, rollouts, rollouts)
+            metrics["rollout/stored"] = self._total(sum(one.stored for one in rollouts.instances))
+        trained_roles = self._judge(rewards, rollouts, rollouts)
         if objective.dynamic_sampling is None:
-            return rollouts, scores, sides, metrics
-        exchange = Exchange(config.seed, batch.step, self.gather, self.trainer.datamodule.another)  # type: ignore[attr-defined]
+            return rollouts, scores, trained_roles, metrics
+        resampler = Resampler(config.seed, batch.step, self.gather, self.trainer.datamodule.another)  # type: ignore[attr-defined]
         for _ in range(objective.dynamic_sampling.max_rounds):
-            others = exchange.next(rollouts, sides)
+            others = resampler.next(rollouts, trained_roles)
             if not others:
                 break
-            mine = [others[index] for one in rollouts.written if (index := one.instance.index) in others]
+            mine = [others[index] for one in rollouts.instances if (index := one.instance.index) in others]
             new = self._write(TextBatch(batch.step, mine))
-            rollouts = exchange.made(rollouts, new)
-            sides = self._judge(rewards, rollouts, new)
-        return rollouts, scores, sides, metrics | exchange.metrics(rollouts, sides)
+            rollouts = resampler.made(rollouts, new)
+            trained_roles = self._judge(rewards, rollouts, new)
+        return rollouts, scores, trained_roles, metrics | resampler.metrics(rollouts, trained_roles)
 
     def _write(self, batch: TextBatch) -> Rollouts:
         with self.timer("rollout"):
@@ -138,15 +138,15 @@ class GraceModule(StepModule):
                 batch, self.engine, self.prompts, self.config.rollout, self.config.seed, greedy=greedy
             )
 
-    def _judge(self, rewards: StepRewards, rollouts: Rollouts, new: Rollouts) -> list[Side]:
+    def _judge(self, rewards: StepRewards, rollouts: Rollouts, new: Rollouts) -> list[TrainedRole]:
         with self.timer("score"):
             rewards.add(rollouts, new)
         with self.timer("reward"):
-            return rewards.sides(rollouts)
+            return rewards.trained_roles(rollouts)
 
     def _mismatch(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
         """How far the engine is from the policy, of what it wrote in this step."""
-        group = rollouts.only([one for one in rollouts.written if not one.stored]).group
+        group = rollouts.only([one for one in rollouts.instances if not one.stored]).group
         trainer = scores.logprobs(group)
         lengths = torch.tensor([len(one.completion.token_ids) for one in group], device=trainer.device)
         mask = torch.arange(trainer.shape[1], device=trainer.device) < lengths[:, None]
@@ -227,12 +227,15 @@ class GraceModule(StepModule):
 
     # ---- logging, optimizer, state --------------------------------------------------------------------------------
 
-    def _log_samples(self, step: int, rollouts: Rollouts, sides: Sequence[Side]) -> None:
+    def _log_samples(self, step: int, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> None:
         every = self.config.logger.samples_every_n_steps
         last = step == self.config.job.steps - 1
         if not every or (step % every and not last) or self.global_rank:
             return
-        figures = {side.role: {name: self.own(values) for name, values in side.figures().items()} for side in sides}
+        figures = {
+            trained_role.role: {name: self.own(values) for name, values in trained_role.figures().items()}
+            for trained_role in trained_roles
+        }
         self.log_samples(step, sample_rows(rollouts, figures, self.decode, self.config.logger.samples_per_step))
 
     def configure_optimizers(self) -> Any:

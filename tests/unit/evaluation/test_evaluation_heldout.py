@@ -7,12 +7,12 @@ import pytest
 
 from grace_exp.config.evaluation import EvaluationConfig, EvaluationSetConfig
 from grace_exp.data.batch import Role
+from grace_exp.encoder.embedding import Embedded
 from grace_exp.errors import MissingResourceError
 from grace_exp.evaluation import heldout
-from grace_exp.evaluation.embed import Embedded
 from grace_exp.evaluation.heldout import Example, evaluate_minilm, evaluate_sets
+from grace_exp.evaluation.heldout_sets import HeldoutSet
 from grace_exp.evaluation.scores import item_scores
-from grace_exp.evaluation.sets import HeldoutSet
 from grace_exp.rollout.protocol import Completion
 
 PAIRS = HeldoutSet(["one", "two", "three"], ["uno", "two", "tres"], np.array([1.0, 5.0, 2.0]))

@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from sklearn.metrics import ndcg_score
 from sklearn.metrics.pairwise import cosine_similarity
 
+from grace_exp.evaluation.heldout_sets import HeldoutSet
 from grace_exp.evaluation.scores import ItemScores, Score, item_scores, rise, score
-from grace_exp.evaluation.sets import HeldoutSet
 
 
 def vectors(items: int, seed: int, hidden: int = 16) -> np.ndarray:

@@ -4,7 +4,7 @@ import pytest
 from grace_exp.config.evaluation import EvaluationSetConfig
 from grace_exp.data.stsb import StsPairs
 from grace_exp.errors import ConfigError
-from grace_exp.evaluation.sets import HeldoutSet, load_set
+from grace_exp.evaluation.heldout_sets import HeldoutSet, load_set
 
 WORDNET = EvaluationSetConfig(kind="retrieval", source="wordnet", size=50)
 

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from grace_exp.config.backbone import BackboneConfig, LoraConfig
 from grace_exp.config.evaluation import GeneralConfig
 from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.evaluation.general.compared_model import ComparedModel
 from grace_exp.evaluation.general.harness import prepare_tasks, run_tasks
-from grace_exp.evaluation.general.sides import Side
-from grace_exp.policy.backbone import Backbone, load_backbone
+from grace_exp.policy.load_backbone import Backbone, load_backbone
 
 pytest.importorskip("lm_eval")
 
@@ -61,65 +61,65 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def sides(backbone: Backbone) -> dict[str, Side]:
+def models(backbone: Backbone) -> dict[str, ComparedModel]:
     own = backbone.model.get_base_model()
-    return {"base": Side(own, backbone.model.disable_adapter), "trained": Side(own)}
+    return {"base": ComparedModel(own, backbone.model.disable_adapter), "trained": ComparedModel(own)}
 
 
 @torch.no_grad()
-def preferred(backbone: Backbone, side: Side, question: str) -> int:
+def preferred(backbone: Backbone, compared: ComparedModel, question: str) -> int:
     """The choice with the highest log-likelihood behind the question, by definition."""
     tokenizer, likelihoods = backbone.tokenizer, []
-    with side.active():
+    with compared.active():
         for choice in CHOICES:
             context = len(tokenizer.encode(question))
             ids = tokenizer.encode(f"{question} {choice}")
-            logprobs = side.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            logprobs = compared.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             likelihoods.append(sum(float(logprobs[i - 1, ids[i]]) for i in range(context, len(ids))))
     return likelihoods.index(max(likelihoods))
 
 
 @torch.no_grad()
-def written(backbone: Backbone, side: Side, question: str) -> str:
+def written(backbone: Backbone, compared: ComparedModel, question: str) -> str:
     ids = torch.tensor([backbone.tokenizer.encode(question)])
-    with side.active():
-        output = side.model.generate(ids, max_new_tokens=4, do_sample=False)
+    with compared.active():
+        output = compared.model.generate(ids, max_new_tokens=4, do_sample=False)
     return str(backbone.tokenizer.decode(output[0, ids.shape[1] :])).partition("<|im_end|>")[0]
 
 
-def run(config: GeneralConfig, backbone: Backbone, side: Side):
-    return run_tasks(prepare_tasks(config), side, backbone.tokenizer, config, bf16=False, template_kwargs={})
+def run(config: GeneralConfig, backbone: Backbone, compared: ComparedModel):
+    return run_tasks(prepare_tasks(config), compared, backbone.tokenizer, config, bf16=False, template_kwargs={})
 
 
 def test_a_choice_task_scores_the_model_in_memory_with_and_without_its_adapters(
-    backbone: Backbone, sides: dict[str, Side], tmp_path: Path
+    backbone: Backbone, models: dict[str, ComparedModel], tmp_path: Path
 ) -> None:
     # The answers are what the trained side prefers, so it has all of them right.
-    wanted = [preferred(backbone, sides["trained"], question) for question in QUESTIONS]
+    wanted = [preferred(backbone, models["trained"], question) for question in QUESTIONS]
     rows = [{"question": q, "answer": a} for q, a in zip(QUESTIONS, wanted, strict=True)]
     (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "task.yaml").write_text(CHOICE_TASK.format(folder=tmp_path, choices=json.dumps(CHOICES)))
     config = GeneralConfig(tasks=[str(tmp_path / "task.yaml")])
-    (trained,) = run(config, backbone, sides["trained"])
+    (trained,) = run(config, backbone, models["trained"])
     assert (trained.task, trained.metric, trained.value) == ("colours", "acc", 1.0)
     assert (trained.shots, trained.examples, trained.stderr) == (0, 8, 0.0)
-    (base,) = run(config, backbone, sides["base"])
-    agreeing = [preferred(backbone, sides["base"], question) for question in QUESTIONS]
+    (base,) = run(config, backbone, models["base"])
+    agreeing = [preferred(backbone, models["base"], question) for question in QUESTIONS]
     assert base.value == sum(a == b for a, b in zip(agreeing, wanted, strict=True)) / 8 < 1
     shots = GeneralConfig(tasks=config.tasks, fewshot={config.tasks[0]: 2}, limit=3)
-    (few,) = run(shots, backbone, sides["trained"])
+    (few,) = run(shots, backbone, models["trained"])
     assert (few.shots, few.examples) == (2, 3)
 
 
 def test_a_generation_task_compares_what_the_model_writes(
-    backbone: Backbone, sides: dict[str, Side], tmp_path: Path
+    backbone: Backbone, models: dict[str, ComparedModel], tmp_path: Path
 ) -> None:
-    answers = [written(backbone, sides["trained"], question) for question in QUESTIONS]
+    answers = [written(backbone, models["trained"], question) for question in QUESTIONS]
     answers[0] = "something else"
     rows = [{"question": q, "answer": a} for q, a in zip(QUESTIONS, answers, strict=True)]
     (tmp_path / "writing.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "task.yaml").write_text(WRITING_TASK.format(folder=tmp_path))
-    (figure,) = run(GeneralConfig(tasks=[str(tmp_path / "task.yaml")], batch_size=3), backbone, sides["trained"])
+    (figure,) = run(GeneralConfig(tasks=[str(tmp_path / "task.yaml")], batch_size=3), backbone, models["trained"])
     assert (figure.task, figure.metric, figure.value) == ("writing", "exact_match (whole)", 7 / 8)
     assert figure.metrics == {"exact_match,whole": 7 / 8}
 

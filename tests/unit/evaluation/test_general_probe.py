@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from grace_exp.config.backbone import BackboneConfig, LoraConfig
+from grace_exp.evaluation.general.compared_model import ComparedModel
 from grace_exp.evaluation.general.probe import ProbeResult, probe
-from grace_exp.evaluation.general.sides import Side
 from grace_exp.evaluation.general.texts import held_out_texts
-from grace_exp.policy.backbone import Backbone, load_backbone
+from grace_exp.policy.load_backbone import Backbone, load_backbone
 from grace_exp.policy.tiny import tiny_model
 
 TEXTS = [
@@ -32,8 +32,10 @@ def plain(model: torch.nn.Module, ids: list[int]) -> Tensor:
     return model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
 
 
-def read(backbone: Backbone, sides: dict[str, Side], batch_tokens: int = 4096, chunk: int = 256) -> ProbeResult:
-    return probe(TEXTS, sides, backbone.tokenizer, batch_tokens=batch_tokens, chunk=chunk)
+def read(
+    backbone: Backbone, models: dict[str, ComparedModel], batch_tokens: int = 4096, chunk: int = 256
+) -> ProbeResult:
+    return probe(TEXTS, models, backbone.tokenizer, batch_tokens=batch_tokens, chunk=chunk)
 
 
 @pytest.mark.parametrize(("batch_tokens", "chunk"), [(4096, 256), (1, 3), (30, 1)])
@@ -41,7 +43,7 @@ def test_perplexity_and_divergence_are_those_of_whole_logits_however_they_are_ch
     backbone: Backbone, batch_tokens: int, chunk: int
 ) -> None:
     base, trained = backbone.model.eval(), tiny_model(1).eval()
-    result = read(backbone, {"base": Side(base), "trained": Side(trained)}, batch_tokens, chunk)
+    result = read(backbone, {"base": ComparedModel(base), "trained": ComparedModel(trained)}, batch_tokens, chunk)
     tokenizer = backbone.tokenizer
     for number, text in enumerate(TEXTS):
         ids = tokenizer.encode(text)
@@ -56,7 +58,7 @@ def test_perplexity_and_divergence_are_those_of_whole_logits_however_they_are_ch
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(backbone: Backbone) -> None:
     uniform = tiny_model(0).eval()
     uniform.get_output_embeddings().weight.data.zero_()
-    result = read(backbone, {"base": Side(backbone.model.eval()), "trained": Side(uniform)})
+    result = read(backbone, {"base": ComparedModel(backbone.model.eval()), "trained": ComparedModel(uniform)})
     assert result.perplexity("trained") == pytest.approx(1024, rel=1e-5)
     # KL(P || uniform) = log V - H(P)
     entropy = 0.0
@@ -68,20 +70,20 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(backbon
 
 
 def test_one_side_has_no_divergence(backbone: Backbone) -> None:
-    assert read(backbone, {"base": Side(backbone.model.eval())}).kl == {}
+    assert read(backbone, {"base": ComparedModel(backbone.model.eval())}).kl == {}
 
 
 def test_with_adapters_the_base_is_the_model_without_them(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = replace(TINY, lora=LoraConfig(rank=4))
     adapted = load_backbone(config, cache_dir=tmp_path_factory.mktemp("cache"), seed=0, dtype=torch.float32)
     own = adapted.model.eval().get_base_model()
-    sides = {"base": Side(own, adapted.model.disable_adapter), "trained": Side(own)}
-    untouched = read(adapted, sides)
+    models = {"base": ComparedModel(own, adapted.model.disable_adapter), "trained": ComparedModel(own)}
+    untouched = read(adapted, models)
     assert untouched.mean_kl(("base", "trained")) == pytest.approx(0, abs=1e-9)
     for name, weight in adapted.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    trained = read(adapted, sides)
+    trained = read(adapted, models)
     assert trained.nll["base"] == untouched.nll["base"]
     assert trained.mean_kl(("base", "trained")) > 0 and trained.mean_kl(("trained", "base")) > 0
 

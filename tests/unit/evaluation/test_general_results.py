@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from grace_exp.evaluation.general.probe import ProbeResult
-from grace_exp.evaluation.general.results import (
+from grace_exp.evaluation.general.general_results import (
     GeneralResults,
     TaskFigure,
     metrics,
@@ -16,6 +15,7 @@ from grace_exp.evaluation.general.results import (
     task_table,
     write_general,
 )
+from grace_exp.evaluation.general.probe import ProbeResult
 
 
 def _figure(value: float) -> TaskFigure:

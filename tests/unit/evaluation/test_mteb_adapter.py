@@ -16,9 +16,9 @@ from mteb.mocks.mock_tasks.sts import MockMultilingualSTSTask, MockSTSTask
 from mteb.models.models_protocols import EncoderProtocol
 from mteb.types import PromptType
 
-from grace_exp.evaluation.encoder import GraceEncoder
+from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
-from grace_exp.evaluation.mteb.results import TaskScore
+from grace_exp.evaluation.mteb.mteb_results import TaskScore
 from grace_exp.evaluation.mteb.run import evaluate_tasks
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from grace_exp.evaluation.mteb.results import (
+from grace_exp.evaluation.mteb.mteb_results import (
     CATEGORIES,
     V1_COUNTS,
     TaskScore,

@@ -11,7 +11,7 @@ from mteb.abstasks.abstask import AbsTask
 from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.evaluation.mteb import suites
-from grace_exp.evaluation.mteb.results import CATEGORIES, V1_COUNTS
+from grace_exp.evaluation.mteb.mteb_results import CATEGORIES, V1_COUNTS
 from grace_exp.evaluation.mteb.suites import PAPER_16, check_available, single_tasks, suite_tasks
 
 HERE = Path("unused")

@@ -12,7 +12,7 @@ from grace_exp.data.wordnet import load_wordnet
 from grace_exp.evaluation.mteb.packaged import PackagedFiles
 from grace_exp.evaluation.mteb.tasks.common import draw, short
 from grace_exp.evaluation.mteb.tasks.lee import LeePairs
-from grace_exp.evaluation.mteb.tasks.stsb import StsbDev, StsbTestSmall
+from grace_exp.evaluation.mteb.tasks.sts_benchmark import StsbDev, StsbTestSmall
 from grace_exp.evaluation.mteb.tasks.vader import VaderMovies, VaderMoviesSmall
 from grace_exp.evaluation.mteb.tasks.wordnet_classes import WordNetClasses, WordNetClassesSmall
 from grace_exp.evaluation.mteb.tasks.wordnet_glosses import WordNetGlosses, WordNetGlossesSmall
@@ -81,7 +81,7 @@ def stsb(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = StsPairs(
         [f"one {i}{ends[i % 2]}" for i in range(300)], [f"two {i}" for i in range(300)], np.arange(300) / 60
     )
-    monkeypatch.setattr("grace_exp.evaluation.mteb.tasks.stsb.load_stsb", lambda split: pairs)
+    monkeypatch.setattr("grace_exp.evaluation.mteb.tasks.sts_benchmark.load_stsb", lambda split: pairs)
 
 
 def test_pairs_of_sentences_keep_their_scores(stsb: None) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from grace_exp.config.backbone import BackboneConfig, LoraConfig
 from grace_exp.policy.average import MovingAverage
-from grace_exp.policy.backbone import load_backbone
+from grace_exp.policy.load_backbone import load_backbone
 from grace_exp.policy.packing import TextSequence
 from grace_exp.policy.policy import Policy
 

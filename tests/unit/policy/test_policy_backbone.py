@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from grace_exp.config.backbone import BackboneConfig, LoraConfig
 from grace_exp.errors import ConfigError, MissingResourceError
-from grace_exp.policy.backbone import Backbone, load_backbone
+from grace_exp.policy.load_backbone import Backbone, load_backbone
 
 
 def load(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grace_exp.config.backbone import BackboneConfig, LoraConfig, PoolingConfig
-from grace_exp.policy.backbone import load_backbone
+from grace_exp.policy.load_backbone import load_backbone
 from grace_exp.policy.packing import TextSequence
 from grace_exp.policy.policy import Policy
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from grace_exp.config.backbone import BackboneConfig, LoraConfig, PoolingConfig
-from grace_exp.policy.backbone import load_backbone
+from grace_exp.policy.load_backbone import load_backbone
 from grace_exp.policy.packing import MicroBatch, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference

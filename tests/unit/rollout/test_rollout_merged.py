@@ -9,7 +9,7 @@ from peft import PeftModel
 from torch import nn
 
 from grace_exp.config.backbone import BackboneConfig, LoraConfig
-from grace_exp.policy.backbone import load_backbone
+from grace_exp.policy.load_backbone import load_backbone
 from grace_exp.rollout.merged import MergedCopy
 from grace_exp.rollout.protocol import Request
 

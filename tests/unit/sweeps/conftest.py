@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from grace_exp.config.compose import compose_config
 from grace_exp.config.root import GraceConfig
-from grace_exp.sweeps import job
+from grace_exp.sweeps import sweep_job
 from grace_exp.tracking.result import write_result
 
 Invoke = Callable[..., int]
@@ -70,7 +70,7 @@ class Children:
 def children(monkeypatch: pytest.MonkeyPatch) -> Children:
     """Takes the place of child processes."""
     children = Children()
-    monkeypatch.setattr(job, "ChildProcess", children.start)
+    monkeypatch.setattr(sweep_job, "ChildProcess", children.start)
     return children
 
 

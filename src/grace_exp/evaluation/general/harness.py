@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from grace_exp.config.evaluation import PAPER_TASKS, GeneralConfig
 from grace_exp.errors import ConfigError, MissingResourceError
-from grace_exp.evaluation.general.results import TaskFigure
-from grace_exp.evaluation.general.sides import Side
-from grace_exp.evaluation.hub import hub_problem, is_cached
+from grace_exp.evaluation.general.compared_model import ComparedModel
+from grace_exp.evaluation.general.general_results import TaskFigure
+from grace_exp.evaluation.hub_access import hub_problem, is_cached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def prepare_tasks(config: GeneralConfig) -> PreparedTasks:
 
 def run_tasks(
     tasks: PreparedTasks,
-    side: Side,
+    compared: ComparedModel,
     tokenizer: "PreTrainedTokenizerBase",
     config: GeneralConfig,
     *,
@@ -76,7 +76,7 @@ def run_tasks(
 
     Args:
         tasks: From `prepare_tasks`.
-        side: The model.
+        compared: The model.
         tokenizer: Its tokenizer.
         config: Limit, batch size, chat template.
         bf16: Compute in bfloat16 what can be (autocast).
@@ -88,8 +88,8 @@ def run_tasks(
     from lm_eval.evaluator import evaluate
 
     figures = []
-    with side.active(), _code_allowed(config), _quiet():
-        lm = _harness_model(side, tokenizer, config, bf16, template_kwargs)
+    with compared.active(), _code_allowed(config), _quiet():
+        lm = _harness_model(compared, tokenizer, config, bf16, template_kwargs)
         for name, loaded in tasks.loaded.items():
             results = evaluate(
                 lm=lm,
@@ -193,7 +193,7 @@ def _load(name: str, manager: Any, shots: int | None) -> Any:
 
 
 def _harness_model(
-    side: Side,
+    compared: ComparedModel,
     tokenizer: "PreTrainedTokenizerBase",
     config: GeneralConfig,
     bf16: bool,
@@ -216,7 +216,7 @@ def _harness_model(
                 dist.barrier()
 
     model = Shared(
-        pretrained=side.model,
+        pretrained=compared.model,
         tokenizer=tokenizer,
         batch_size=config.batch_size,
         mixed_precision_dtype=torch.bfloat16 if bf16 else None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from grace_exp.evaluation.general.sides import BASE, TRAINED, Side
+from grace_exp.evaluation.general.compared_model import BASE, TRAINED, ComparedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,9 +34,9 @@ class ProbeResult:
     nll: dict[str, list[float]]
     kl: dict[tuple[str, str], list[float]]
 
-    def perplexity(self, side: str) -> float:
+    def perplexity(self, compared: str) -> float:
         """Of a token: exp of the mean negative log-likelihood."""
-        return math.exp(sum(self.nll[side]) / sum(self.tokens))
+        return math.exp(sum(self.nll[compared]) / sum(self.tokens))
 
     def mean_kl(self, pair: tuple[str, str]) -> float:
         """Mean over tokens, nats."""
@@ -46,7 +46,7 @@ class ProbeResult:
 @torch.no_grad()
 def probe(
     texts: Sequence[str],
-    sides: Mapping[str, Side],
+    models: Mapping[str, ComparedModel],
     tokenizer: "PreTrainedTokenizerBase",
     *,
     batch_tokens: int,
@@ -56,25 +56,25 @@ def probe(
 
     Args:
         texts: What is read.
-        sides: `base`, or `base` and `trained`; in evaluation mode, sharing the tokenizer.
-        tokenizer: Of all sides.
+        models: `base`, or `base` and `trained`; in evaluation mode, sharing the tokenizer.
+        tokenizer: Of all models.
         batch_tokens: Tokens of a forward, padding included.
         chunk: Positions whose logits exist at a time, chunk x vocabulary x 4 bytes a side.
     """
     sequences: list[list[int]] = [tokenizer.encode(text) for text in texts]
-    pairs = [(BASE, TRAINED), (TRAINED, BASE)] if TRAINED in sides else []
-    nll = {name: torch.zeros(len(texts), dtype=torch.float64) for name in sides}
+    pairs = [(BASE, TRAINED), (TRAINED, BASE)] if TRAINED in models else []
+    nll = {name: torch.zeros(len(texts), dtype=torch.float64) for name in models}
     kl = {pair: torch.zeros(len(texts), dtype=torch.float64) for pair in pairs}
-    device = next(iter(sides.values())).model.device
+    device = next(iter(models.values())).model.device
     for indices in _batches(sequences, batch_tokens):
         ids = _padded([sequences[i] for i in indices]).to(device)
         lengths = torch.tensor([len(sequences[i]) - 1 for i in indices], device=device)
         wanted = torch.arange(ids.shape[1] - 1, device=device) < lengths[:, None]
         targets = ids[:, 1:][wanted]
         owners = torch.tensor(indices).repeat_interleave(lengths.cpu())
-        hidden = {name: _hidden_states(side, ids)[:, :-1][wanted] for name, side in sides.items()}
+        hidden = {name: _hidden_states(compared, ids)[:, :-1][wanted] for name, compared in models.items()}
         for part in torch.arange(len(targets)).split(chunk):
-            logprobs = {name: _logprobs(side, hidden[name][part]) for name, side in sides.items()}
+            logprobs = {name: _logprobs(compared, hidden[name][part]) for name, compared in models.items()}
             own = owners[part]
             for name, values in logprobs.items():
                 chosen = values.gather(1, targets[part, None]).squeeze(1)
@@ -107,17 +107,17 @@ def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*sequence, *[sequence[0]] * (width - len(sequence))] for sequence in sequences])
 
 
-def _hidden_states(side: Side, ids: Tensor) -> Tensor:
+def _hidden_states(compared: ComparedModel, ids: Tensor) -> Tensor:
     """Final hidden states [rows, width, hidden]."""
-    decoder: Any = side.model.get_decoder()
-    with side.active():
+    decoder: Any = compared.model.get_decoder()
+    with compared.active():
         hidden: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
     return hidden
 
 
-def _logprobs(side: Side, hidden: Tensor) -> Tensor:
+def _logprobs(compared: ComparedModel, hidden: Tensor) -> Tensor:
     """Log-probs over the vocabulary, float32 [positions, vocabulary]."""
-    head: Any = side.model.get_output_embeddings()
-    with side.active():
+    head: Any = compared.model.get_output_embeddings()
+    with compared.active():
         logits: Tensor = head(hidden)
     return logits.float().log_softmax(dim=-1)

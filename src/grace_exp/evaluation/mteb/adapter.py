@@ -13,7 +13,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
-from grace_exp.evaluation.encoder import GraceEncoder
+from grace_exp.encoder.encoder import GraceEncoder
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

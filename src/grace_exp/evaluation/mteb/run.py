@@ -18,7 +18,7 @@ from mteb.types import EncodeKwargs
 
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
 from grace_exp.evaluation.mteb.items import read_items
-from grace_exp.evaluation.mteb.results import CATEGORIES, TaskScore
+from grace_exp.evaluation.mteb.mteb_results import CATEGORIES, TaskScore
 from grace_exp.evaluation.mteb.suites import single_tasks
 from grace_exp.evaluation.scores import ItemScores
 

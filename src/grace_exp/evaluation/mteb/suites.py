@@ -9,7 +9,7 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 
 from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.errors import ConfigError, MissingResourceError
-from grace_exp.evaluation.hub import hub_problem, is_cached
+from grace_exp.evaluation.hub_access import hub_problem, is_cached
 
 BENCHMARKS = {"mteb_en_v1": "MTEB(eng, v1)", "mteb_en_v2": "MTEB(eng, v2)"}
 """Suites that are MTEB's own, under MTEB's names."""
@@ -74,7 +74,7 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
             english = {task.metadata.name: task for task in mteb.get_benchmark(BENCHMARKS["mteb_en_v1"]).tasks}
             return [english[name] for name in (PAPER_16 if suite == "paper_16" else SMOKE)]
     from grace_exp.evaluation.mteb.tasks.lee import LeePairs
-    from grace_exp.evaluation.mteb.tasks.stsb import StsbDev, StsbTest, StsbTestSmall
+    from grace_exp.evaluation.mteb.tasks.sts_benchmark import StsbDev, StsbTest, StsbTestSmall
     from grace_exp.evaluation.mteb.tasks.vader import VaderMovies, VaderMoviesSmall
     from grace_exp.evaluation.mteb.tasks.wordnet_classes import WordNetClasses, WordNetClassesSmall
     from grace_exp.evaluation.mteb.tasks.wordnet_glosses import WordNetGlosses, WordNetGlossesSmall

@@ -12,9 +12,9 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
-from grace_exp.training.base import Backward, StepModule
 from grace_exp.training.baselines.gradient_cache import GradientCache
 from grace_exp.training.baselines.pairs import PairEmbeddings
+from grace_exp.training.module import Backward, StepModule
 
 
 class ContrastiveModule(StepModule):

@@ -11,7 +11,7 @@ from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import Completion, Request, derive_seed
 from grace_exp.training.baselines.contrastive import ContrastiveModule
-from grace_exp.training.baselines.start_engine import StartEngine, StartModel
+from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
 
 
 class ContrastiveOnRationalesModule(ContrastiveModule):
@@ -25,8 +25,8 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
         config: GraceConfig,
         *,
         policy: Policy,
-        start: StartModel,
-        engine: StartEngine,
+        start: InitialModel,
+        engine: InitialModelEngine,
         prompts: PromptBuilder,
     ) -> None:
         """As `ContrastiveModule`; `engine` writes with `start`, which moves to the policy's device with this module."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from grace_exp.data.batch import Instance
 from grace_exp.reward.diagnostics import embedding_metrics
 from grace_exp.reward.inputs import RewardInputs
-from grace_exp.training.baselines.infonce import Contrast
+from grace_exp.training.baselines.infonce_loss import Contrast
 
 MEASURED = 512
 """Instances that `embed/*` is computed on: its cost grows with the third power of their number."""

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from grace_exp.training.base import Backward
 from grace_exp.training.grace import GraceModule
-from grace_exp.training.nonfinite import rollout_evidence
-from grace_exp.training.update import MiniBatch
+from grace_exp.training.module import Backward
+from grace_exp.training.step.nonfinite import rollout_evidence
+from grace_exp.training.step.update import MiniBatch
 
 
 class RejectionSftModule(GraceModule):

@@ -1,0 +1,54 @@
+"""Corpora of any size: block by block, so that only vectors and token ids of the whole are held."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_exp.data.batch import Role
+from grace_exp.encoder.embedding import Vectors, embed_texts
+from grace_exp.policy.packing import Region
+
+BLOCK = 8192
+"""Texts that are sorted by length among themselves, and gathered from the processes, at one time."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Embedded texts.
+
+    Attributes:
+        vectors: float32 [texts, hidden].
+        rationale_ids: Token ids of their rationales, [texts x samples]; empty without rationales.
+    """
+
+    vectors: Vectors
+    rationale_ids: list[NDArray[np.int32]]
+
+
+def embed_corpus(
+    texts: Sequence[str], role: Role, region: Region, *, hidden: int, samples: int, **settings: Any
+) -> Corpus:
+    """Embed texts; equal texts are written to and computed once.
+
+    Args:
+        texts: Any number of them.
+        role: As in `embed_texts`.
+        region: The one pooling region.
+        hidden: Length of an embedding.
+        samples: Rationales a text.
+        settings: The other arguments of `embed_texts`.
+    """
+    distinct = list(dict.fromkeys(texts))
+    vectors = np.empty((len(distinct), hidden), dtype=np.float32)
+    written: list[NDArray[np.int32]] = []
+    for start in range(0, len(distinct), BLOCK):
+        block = embed_texts(distinct[start : start + BLOCK], role, regions=(region,), samples=samples, **settings)
+        vectors[start : start + BLOCK] = block.embeddings[region]
+        written += [np.array(completion.token_ids, dtype=np.int32) for completion in block.completions]
+    row_of = {text: row for row, text in enumerate(distinct)}
+    rows = [row_of[text] for text in texts]
+    ids = [written[row * samples + sample] for row in rows for sample in range(samples)] if written else []
+    return Corpus(vectors[rows], ids)

@@ -1,0 +1,196 @@
+"""Texts to embeddings with the present policy: write a rationale, then the same forward and pooling as in training.
+
+Training's held-out figures, the encoder and the benchmarks all come through `embed_texts`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from grace_exp.data.batch import Role
+from grace_exp.data.prompts import PromptBuilder
+from grace_exp.encoder.model_cache import ModelCache, Work
+from grace_exp.policy.packing import Region, TextSequence
+from grace_exp.policy.policy import Policy
+from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
+
+_log = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Texts with what the policy made of them.
+
+    Attributes:
+        embeddings: Per pooling region, float32 [texts, hidden]. The region `text` does not see the rationale, so it is
+            the prompt-only embedding.
+        completions: The rationales, [texts x samples], those of a text side by side; empty where none were asked for.
+    """
+
+    embeddings: dict[Region, Vectors]
+    completions: list[Completion]
+
+
+def embed_texts(
+    texts: Sequence[str],
+    role: Role,
+    *,
+    policy: Policy,
+    engine: RolloutEngine,
+    prompts: PromptBuilder,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    regions: Sequence[Region],
+    samples: int = 1,
+    batch_size: int | None = None,
+    model_cache: ModelCache | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Embedded:
+    """Embed texts; equal texts are written to and computed once, each by one of the processes of a group.
+
+    Args:
+        texts: What to embed, at least one.
+        role: Chooses the instruction of the prompt.
+        policy: The model.
+        engine: Writes the rationales, with the policy's present weights.
+        prompts: Builds the prompts.
+        max_tokens: Rationale budget; 0: no rationale, the prompt alone.
+        temperature: 0 is greedy.
+        seed: Of sampling; a text's rationale depends on it, the role and the text alone.
+        regions: Pooling regions to return; without a rationale only `text` and `text_and_rationale` are there.
+        samples: Rationales a text. The embedding of several is the mean of theirs, each brought to length 1 first.
+        batch_size: Texts that are written to and computed at a time, halved where memory runs out; null: all at once.
+        model_cache: What is known already, and where to keep what is new, batch by batch.
+        advance: Told how many more of this process's texts are done.
+
+    Raises:
+        torch.OutOfMemoryError: A single text does not fit.
+    """
+    everything = list(dict.fromkeys(texts))
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    distinct = everything[rank::world] or everything[:1]  # a process without a share repeats a text: all take part
+    written = samples if max_tokens else 0
+    works = [
+        Work(
+            prompt,
+            Request(prompt.token_ids, written, max_tokens, temperature, derive_seed(seed, "evaluation", role, text)),
+        )
+        for prompt, text in zip(prompts.many((role, text) for text in distinct), distinct, strict=True)
+    ]
+    share = _Share(works, policy, engine, regions, model_cache, advance or (lambda done: None)).embed(batch_size)
+    parts = [share]
+    if world > 1:
+        parts = [share] * world
+        dist.all_gather_object(parts, share)
+    place = {text: divmod(number, world) for number, text in enumerate(everything)}  # (row, process)
+    order = [place[text] for text in texts]
+    return Embedded(
+        {region: np.stack([parts[process].embeddings[region][row] for row, process in order]) for region in regions},
+        [parts[process].completions[row * written + sample] for row, process in order for sample in range(written)],
+    )
+
+
+class _Share:
+    """This process's texts, each without rationale and embedding, with the former, or with both."""
+
+    def __init__(
+        self,
+        works: list[Work],
+        policy: Policy,
+        engine: RolloutEngine,
+        regions: Sequence[Region],
+        model_cache: ModelCache | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._works = works
+        self._policy = policy
+        self._engine = engine
+        self._regions = regions
+        self._model_cache = model_cache
+        self._advance = advance
+        self._completions: list[list[Completion] | None] = [None] * len(works)
+        self._vectors: list[dict[Region, Vectors] | None] = [None] * len(works)
+        if model_cache is not None:
+            self._completions = model_cache.rationales(works)
+            self._vectors = model_cache.embeddings(works, regions)
+
+    def embed(self, batch_size: int | None) -> Embedded:
+        """Do what is missing, `batch_size` texts at a time."""
+        missing = [
+            row for row in range(len(self._works)) if self._completions[row] is None or self._vectors[row] is None
+        ]
+        self._advance(len(self._works) - len(missing))
+        if batch_size is not None and batch_size < len(missing):
+            # Alike in length, so that little is padding; longest first, so that memory runs out early if it does.
+            missing.sort(key=lambda row: -len(self._works[row].prompt.token_ids))
+        size, start = batch_size or max(1, len(missing)), 0
+        while start < len(missing):
+            batch = missing[start : start + size]
+            if self._fits(batch):
+                start += len(batch)
+                self._advance(len(batch))
+            else:
+                size = (len(batch) + 1) // 2
+                _log.warning("out of memory with %d texts at a time: going on with %d", len(batch), size)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        vectors = [found for found in self._vectors if found is not None]
+        completions = [found for found in self._completions if found is not None]
+        return Embedded(
+            {region: np.stack([found[region] for found in vectors]) for region in self._regions},
+            [completion for found in completions for completion in found],
+        )
+
+    def _fits(self, batch: list[int]) -> bool:
+        """Write to and compute a batch; False where memory ran out (the rationales, if written, are kept)."""
+        try:
+            self._write([row for row in batch if self._completions[row] is None])
+            self._compute(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            return False
+        return True
+
+    def _write(self, batch: list[int]) -> None:
+        if not batch:
+            return
+        requests = [self._works[row].request for row in batch]
+        answers = self._engine.generate(requests) if any(request.n for request in requests) else [[]] * len(batch)
+        if self._model_cache is not None:
+            self._model_cache.keep_rationales([self._works[row] for row in batch], answers)
+        for row, answer in zip(batch, answers, strict=True):
+            self._completions[row] = answer
+
+    def _compute(self, batch: list[int]) -> None:
+        sequences: list[TextSequence] = []
+        for row in batch:
+            work, completions = self._works[row], self._completions[row]
+            temperature = work.request.temperature
+            sequences += [
+                TextSequence(work.prompt, completion.token_ids, temperature) for completion in completions or ()
+            ] or [TextSequence(work.prompt)]
+        embedded = self._policy.embed(sequences, self._regions)
+        found = {region: _averaged(values.cpu().numpy(), len(batch)) for region, values in embedded.items()}
+        if self._model_cache is not None:
+            self._model_cache.keep_embeddings([self._works[row] for row in batch], found)
+        for number, row in enumerate(batch):
+            self._vectors[row] = {region: vectors[number] for region, vectors in found.items()}
+
+
+def _averaged(vectors: Vectors, texts: int) -> Vectors:
+    """One embedding a text [texts, hidden] out of those of its rationales [texts x samples, hidden]."""
+    if len(vectors) == texts:
+        return vectors
+    wide = vectors.astype(np.float64)
+    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    mean: Vectors = unit.reshape(texts, -1, vectors.shape[1]).mean(axis=1).astype(np.float32)
+    return mean

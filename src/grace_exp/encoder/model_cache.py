@@ -1,0 +1,130 @@
+"""What one model has written and computed before, out of the cache."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_exp.config.backbone import PoolingConfig
+from grace_exp.data.prompts import Prompt
+from grace_exp.encoder.cache import CacheError, RationaleCache
+from grace_exp.policy.packing import Region
+from grace_exp.rollout.protocol import Completion, Request
+
+_ENDED, _CUT = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One text on its way to an embedding: its prompt, and the rationales wanted (`n` of 0: none)."""
+
+    prompt: Prompt
+    request: Request
+
+
+@dataclass(frozen=True)
+class ModelCache:
+    """Rationales and embeddings of one model in a cache.
+
+    A rationale is decided by weights, engine, prompt tokens, temperature, budget, seed and which sample it is (greedy:
+    without the last two); an embedding by its rationales, the pooling and where it starts.
+
+    Attributes:
+        cache: Where they are kept.
+        model: Digest of the weights and of how they are computed with: engine, precision.
+        pooling: Of the embeddings.
+    """
+
+    cache: RationaleCache
+    model: str
+    pooling: PoolingConfig
+
+    def rationales(self, works: Sequence[Work]) -> list[list[Completion] | None]:
+        """The rationales of every text, None where not all of them are there."""
+        keys = [self._rationale_keys(work.request) for work in works]
+        found = self.cache.get([key for some in keys for key in some])
+        return [
+            [self._completion(found[key]) for key in some] if all(key in found for key in some) else None
+            for some in keys
+        ]
+
+    def embeddings(
+        self, works: Sequence[Work], regions: Sequence[Region]
+    ) -> list[dict[Region, NDArray[np.float32]] | None]:
+        """The embeddings [hidden] of every text per region, None where not all of them are there."""
+        keys = [{region: self._embedding_key(work, region) for region in regions} for work in works]
+        found = self.cache.get([key for some in keys for key in some.values()])
+        return [
+            {region: np.frombuffer(found[key], dtype="<f4") for region, key in some.items()}
+            if all(key in found for key in some.values())
+            else None
+            for some in keys
+        ]
+
+    def keep_rationales(self, works: Sequence[Work], completions: Sequence[Sequence[Completion]]) -> None:
+        """Keep what was written."""
+        self.cache.put(
+            {
+                key: _packed(completion)
+                for work, some in zip(works, completions, strict=True)
+                for key, completion in zip(self._rationale_keys(work.request), some, strict=True)
+            }
+        )
+
+    def keep_embeddings(self, works: Sequence[Work], embeddings: Mapping[Region, NDArray[np.float32]]) -> None:
+        """Keep what was computed, per region [texts, hidden]."""
+        self.cache.put(
+            {
+                self._embedding_key(work, region): vector.astype("<f4").tobytes()
+                for region, vectors in embeddings.items()
+                for work, vector in zip(works, vectors, strict=True)
+            }
+        )
+
+    def _rationale_keys(self, request: Request) -> list[bytes]:
+        greedy = request.temperature == 0
+        draw = () if greedy else (request.seed,)
+        start = _digest("rationale", self.model, request.max_tokens, request.temperature, *draw)
+        start.update(_ids(request.prompt_ids))
+        keys = []
+        for sample in range(request.n):
+            one = start.copy()
+            one.update(f"{0 if greedy else sample}".encode())
+            keys.append(one.digest())
+        return keys
+
+    def _embedding_key(self, work: Work, region: Region) -> bytes:
+        pooling = self.pooling
+        digest = _digest("embedding", self.model, region, pooling.method, pooling.layer, work.prompt.pool_start)
+        digest.update(_ids(work.prompt.token_ids))
+        for key in self._rationale_keys(work.request):
+            digest.update(key)
+        return digest.digest()
+
+    def _completion(self, value: bytes) -> Completion:
+        tokens, odd = divmod(len(value) - 1, 8)
+        if odd:
+            raise CacheError(
+                f"the rationale cache {self.cache.path} holds a rationale of {len(value)} bytes, which is none: delete "
+                "that file; what it held is written and computed again"
+            )
+        return Completion(
+            tuple(np.frombuffer(value, "<i4", tokens, 1).tolist()),
+            tuple(np.frombuffer(value, "<f4", tokens, 1 + 4 * tokens).tolist()),
+            "length" if value[0] == _CUT else "stop",
+        )
+
+
+def _packed(completion: Completion) -> bytes:
+    ended = bytes([_CUT if completion.truncated else _ENDED])
+    return ended + _ids(completion.token_ids) + np.array(completion.logprobs, "<f4").tobytes()
+
+
+def _ids(token_ids: Sequence[int]) -> bytes:
+    return np.array(token_ids, "<i4").tobytes()
+
+
+def _digest(*parts: object) -> "hashlib.blake2b":
+    return hashlib.blake2b("/".join(map(str, parts)).encode() + b"\0", digest_size=16)

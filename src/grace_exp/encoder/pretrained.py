@@ -1,0 +1,213 @@
+"""What a path or name stands for, with the settings it was trained with."""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from grace_exp.config.backbone import BackboneConfig, PoolingConfig
+from grace_exp.config.compose import conf_dir
+from grace_exp.config.prompt import PromptConfig
+from grace_exp.encoder.modes import Mode
+from grace_exp.errors import ConfigError, MissingResourceError
+
+if TYPE_CHECKING:
+    import torch
+
+    from grace_exp.policy.load_backbone import Backbone
+
+Schema = TypeVar("Schema")
+
+CACHE_FOLDER = "embeddings"
+"""Under `cache_dir`: what encoders keep."""
+SETTINGS_FILE = "grace_config.json"
+"""Beside exported weights: prompt, pooling, budget, and what the model was made from."""
+PAPER_MAX_TOKENS = 2048
+_EXPORTS = ("export/merged", "export/adapter")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to load, and how it embeds.
+
+    Attributes:
+        backbone: The weights (below the adapter, if there is one), pooling and template variables.
+        prompt: What the model is asked.
+        max_tokens: Rationale budget.
+        mode: Whether it was trained to write rationales.
+        adapter: A peft adapter to fold in.
+        seed: Of the tiny model's weights.
+    """
+
+    backbone: BackboneConfig
+    prompt: PromptConfig
+    max_tokens: int = PAPER_MAX_TOKENS
+    mode: Mode = "rationale"
+    adapter: Path | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Contents of `grace_config.json`."""
+
+    prompt: PromptConfig
+    pooling: PoolingConfig
+    template_kwargs: dict[str, str | int | bool] = field(default_factory=dict)
+    max_tokens: int
+    mode: Mode = "rationale"
+    backbone: BackboneConfig | None = None
+    seed: int = 0
+
+
+def default_cache_dir() -> Path:
+    """`cache_dir` of a run that sets none."""
+    return Path(os.environ.get("GRACE_EXP_CACHE") or "~/.cache/grace-exp").expanduser()
+
+
+def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | None = None) -> Pretrained:
+    """Find out what to load.
+
+    Args:
+        path_or_name: A run folder, one of its exports, a transformers model or peft adapter folder, a choice of
+            `backbone=` (such as `smollm2`), or a hub name.
+        adapter: A peft adapter folder for it; its settings count where both have some.
+        revision: Hub commit, tag or branch.
+
+    Raises:
+        MissingResourceError: There is no such folder, or nothing in it that can be loaded.
+        ConfigError: `grace_config.json` is damaged.
+    """
+    folder = Path(path_or_name).expanduser()
+    if folder.is_dir():
+        found = _folder(_exported(folder))
+    elif folder.exists() or path_or_name.startswith((".", "/", "~")):
+        raise MissingResourceError(
+            f"{path_or_name!r} is no folder (working directory {Path.cwd()}): name a run folder, an exported or "
+            "transformers model folder, a choice of backbone= such as smollm2, or a hub name"
+        )
+    else:
+        found = Pretrained(_known_backbone(path_or_name, revision), _paper_prompt())
+    if adapter is None:
+        return found
+    where = Path(adapter).expanduser()
+    if not (where / "adapter_config.json").is_file():
+        raise MissingResourceError(f"adapter={adapter!r} is no folder with an adapter_config.json")
+    settings = _read_settings(where)
+    if settings is None:
+        return replace(found, adapter=where)
+    return replace(_with(found, settings), adapter=where)
+
+
+def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "Backbone":
+    """Load the weights on the CPU, adapters folded in at full precision.
+
+    Raises:
+        MissingResourceError: The model cannot be had here.
+    """
+    import torch
+
+    from grace_exp.policy.load_backbone import load_backbone
+
+    config = replace(pretrained.backbone, lora=None, gradient_checkpointing=False)
+    first = dtype if pretrained.adapter is None else torch.float32
+    backbone = load_backbone(config, cache_dir=cache_dir, seed=pretrained.seed, dtype=first)
+    if pretrained.adapter is None:
+        return backbone
+    from peft import PeftModel
+
+    model: Any = PeftModel.from_pretrained(backbone.model, str(pretrained.adapter))
+    return replace(backbone, model=model.merge_and_unload().to(dtype))
+
+
+def _exported(folder: Path) -> Path:
+    """The model folder inside a run folder; any other folder itself."""
+    for name in _EXPORTS:
+        if (folder / name).is_dir():
+            return folder / name
+    if (folder / "provenance.json").is_file():
+        raise MissingResourceError(
+            f"the run {folder} exported no model (it is still going on, was stopped, or had callbacks.export=[]). "
+            f"Continue it with job.resume={folder}, or use its newest checkpoint with its experiment's settings: "
+            f"python -m grace_exp +experiment=... job=embed job.resume={folder}"
+        )
+    return folder
+
+
+def _folder(folder: Path) -> Pretrained:
+    settings = _read_settings(folder)
+    if (folder / "config.json").is_file():
+        found = Pretrained(BackboneConfig(name=folder.name, path=str(folder)), _paper_prompt())
+        return found if settings is None else _with(found, settings)
+    if not (folder / "adapter_config.json").is_file():
+        raise MissingResourceError(
+            f"{folder} holds neither config.json (a model) nor adapter_config.json (a peft adapter), and is no run "
+            "folder with an export"
+        )
+    if settings is not None and settings.backbone is not None:
+        base = settings.backbone
+    else:
+        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not name:
+            raise MissingResourceError(
+                f"{folder}/adapter_config.json does not name its base model: load that and give adapter={str(folder)!r}"
+            )
+        base = BackboneConfig(name=folder.name, path=name)
+    found = Pretrained(base, _paper_prompt(), adapter=folder)
+    return found if settings is None else _with(found, settings)
+
+
+def _with(found: Pretrained, settings: _Settings) -> Pretrained:
+    backbone = replace(found.backbone, pooling=settings.pooling, template_kwargs=settings.template_kwargs)
+    return replace(
+        found,
+        backbone=backbone,
+        prompt=settings.prompt,
+        max_tokens=settings.max_tokens,
+        mode=settings.mode,
+        seed=settings.seed,
+    )
+
+
+def _read_settings(folder: Path) -> _Settings | None:
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return None
+    try:
+        return TypeAdapter(_Settings).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(f"{path}: {where}: {first['msg']}; export the run again") from error
+
+
+def _known_backbone(name: str, revision: str | None) -> BackboneConfig:
+    """The choice of `backbone=` with that name, or with that hub name; otherwise the hub name with the defaults.
+
+    By hub name too: Llama's template prints today's date unless the choice's variables are given.
+    """
+    choices = {path.stem: path for path in sorted((conf_dir() / "backbone").glob("*.yaml"))}
+    for choice, path in choices.items():
+        if name == choice or name == yaml.safe_load(path.read_text(encoding="utf-8")).get("path"):
+            from hydra import compose, initialize_config_dir
+            from omegaconf import OmegaConf
+
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                settings = OmegaConf.to_container(compose(f"backbone/{choice}").backbone, resolve=True)
+            found = _checked(BackboneConfig, settings)
+            return replace(found, revision=revision or found.revision)
+    return BackboneConfig(name=name.rpartition("/")[2], path=name, revision=revision)
+
+
+def _paper_prompt() -> PromptConfig:
+    record = yaml.safe_load((conf_dir() / "prompt" / "paper.yaml").read_text(encoding="utf-8"))
+    return _checked(PromptConfig, record)
+
+
+def _checked(schema: type[Schema], record: object) -> Schema:
+    """As JSON: the strict schemas take no dicts of Python for dataclasses."""
+    return TypeAdapter(schema).validate_json(json.dumps(record))

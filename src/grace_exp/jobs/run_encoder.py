@@ -1,0 +1,82 @@
+"""The encoder that a configuration describes."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.encoder.cache import GIB, RationaleCache
+from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.encoder.pretrained import CACHE_FOLDER
+from grace_exp.jobs.assemble import assemble, build_engine
+from grace_exp.policy.load_backbone import Backbone
+from grace_exp.rollout.protocol import RolloutEngine
+from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
+
+
+def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
+    """Load `job.model` with its own settings, or else the configured backbone, trained where there is `job.resume`.
+
+    Raises:
+        MissingResourceError: The model or checkpoint is not there.
+        ConfigError: The checkpoint is of another model.
+    """
+    cache = encoder_cache(config) if config.job.encode.cache_gib else None
+    if config.job.model is not None:
+        if config.hardware.threads is not None:
+            torch.set_num_threads(config.hardware.threads)
+        return GraceEncoder.from_pretrained(
+            config.job.model,
+            engine=partial(_engine, config),
+            device=device,
+            cache=cache or False,
+            max_tokens=_budget(config),
+            hardware=config.hardware,
+        )
+    budget = _budget(config) or config.rollout.max_tokens
+    assembled = assemble(_sized(config, config.prompt.max_tokens, budget), lambda step, rows: None)
+    module = assembled.module
+    if config.job.resume is not None:
+        checkpoint = load_checkpoint(find_checkpoint(config.job.resume))
+        check_same_model(checkpoint["grace"]["config"], config)
+        module.load_state_dict(checkpoint["state_dict"])
+    module.to(device)
+    return GraceEncoder(
+        assembled.backbone,
+        policy=module.policy,
+        engine=module.engine,
+        prompt=config.prompt,
+        max_tokens=budget,
+        mode="prompt_only" if config.method.prompt_only else "rationale",
+        template_kwargs=config.backbone.template_kwargs,
+        cache=cache,
+        name=config.job.resume or config.backbone.name,
+    )
+
+
+def _budget(config: GraceConfig) -> int | None:
+    """The configured rationale budget, tokens; None: the model's own, or that of training."""
+    evaluation = config.evaluation.max_tokens if config.job.name == "evaluate" else None
+    return config.job.encode.max_tokens or evaluation
+
+
+def _engine(config: GraceConfig, backbone: Backbone, prompt_tokens: int, max_tokens: int) -> RolloutEngine:
+    """The configured engine, for a model with settings of its own."""
+    return build_engine(_sized(config, prompt_tokens, max_tokens), backbone)
+
+
+def _sized(config: GraceConfig, prompt_tokens: int, max_tokens: int) -> GraceConfig:
+    """The configuration for sequences of these lengths: engines are made for the longest there may be."""
+    batch_tokens = max(config.rollout.batch_tokens, prompt_tokens + max_tokens)
+    return replace(
+        config,
+        prompt=replace(config.prompt, max_tokens=prompt_tokens),
+        rollout=replace(config.rollout, max_tokens=max_tokens, batch_tokens=batch_tokens),
+    )
+
+
+def encoder_cache(config: GraceConfig) -> RationaleCache:
+    """The cache under `cache_dir`, with the configured size limit."""
+    return RationaleCache(Path(config.cache_dir) / CACHE_FOLDER, size_limit=int(config.job.encode.cache_gib * GIB))

@@ -1,0 +1,121 @@
+"""A vLLM engine from the settings of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.errors import ConfigError
+from grace_exp.rollout.vllm.in_process import VllmEngine
+from grace_exp.rollout.vllm.llm import local_rank
+from grace_exp.rollout.vllm.memory import (
+    GIB,
+    MemoryPlan,
+    available_bytes,
+    model_shape,
+    plan_memory,
+    policy_bytes,
+    weight_copies,
+)
+from grace_exp.rollout.vllm.server import VllmServerEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_vllm(config: GraceConfig, model: "PreTrainedModel", end_token_ids: Sequence[int]) -> VllmEngine:
+    """The engine in process, for `rollout=vllm`.
+
+    Raises:
+        ConfigError: It does not fit into the device's memory, or the model reads shorter sequences than are asked for.
+        GraceError: It cannot start.
+    """
+    device = _device(config)
+    return VllmEngine(
+        model,
+        config.rollout.vllm,
+        _memory(config, model, device),
+        end_token_ids=end_token_ids,
+        max_model_len=longest_sequence(config, model),
+        dtype=_dtype(config),
+        device=device,
+        processes=config.hardware.devices * config.hardware.nodes,
+    )
+
+
+def build_vllm_server(
+    config: GraceConfig, model: "PreTrainedModel", end_token_ids: Sequence[int], *, first: bool
+) -> VllmServerEngine:
+    """The engine over HTTP, for `rollout=vllm_server`.
+
+    Args:
+        config: The run.
+        model: The policy.
+        end_token_ids: Tokens that end a rationale.
+        first: Whether this is the process that starts a server.
+
+    Raises:
+        ConfigError: The model reads shorter sequences than are asked for, or the port is taken.
+        GraceError: There is no server, or none that one can train with.
+    """
+    device, vllm = _device(config), config.rollout.vllm
+    kv_cache = None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB)
+    if kv_cache is None and device == "cpu" and vllm.server.url is None:
+        kv_cache = _memory(config, model, device).kv_cache  # vLLM's default is all the memory there is
+    return VllmServerEngine(
+        model,
+        vllm,
+        end_token_ids=end_token_ids,
+        max_model_len=longest_sequence(config, model),
+        kv_cache=kv_cache,
+        dtype=_dtype(config),
+        device=device,
+        log=Path(config.run_dir) / "vllm_server.log",
+        first=first,
+    )
+
+
+def longest_sequence(config: GraceConfig, model: "PreTrainedModel") -> int:
+    """Longest prompt plus longest rationale that the run can ask for, tokens.
+
+    Raises:
+        ConfigError: The model reads shorter ones only.
+    """
+    tokens = max(config.rollout.max_tokens, config.evaluation.max_tokens or 0, config.job.encode.max_tokens or 0)
+    longest = config.prompt.max_tokens + tokens
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"prompt.max_tokens={config.prompt.max_tokens} + {tokens} rationale tokens (rollout.max_tokens, "
+            f"evaluation.max_tokens, job.encode.max_tokens) = {longest}, but {config.backbone.name} reads {limit}"
+        )
+    return longest
+
+
+def _device(config: GraceConfig) -> Literal["cpu", "cuda"]:
+    return "cuda" if config.hardware.accelerator == "gpu" else "cpu"
+
+
+def _dtype(config: GraceConfig) -> torch.dtype:
+    wanted = config.rollout.vllm.dtype
+    if wanted == "auto":
+        wanted = "bfloat16" if config.hardware.precision.startswith("bf16") else "float32"
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu", "cuda"]) -> MemoryPlan:
+    vllm, shape = config.rollout.vllm, model_shape(model)
+    return plan_memory(
+        shape,
+        value_bytes=_dtype(config).itemsize,
+        max_model_len=longest_sequence(config, model),
+        max_sequences=vllm.max_sequences,
+        available=available_bytes(torch.device(device, local_rank() if device == "cuda" else 0)),
+        policy=policy_bytes(shape, device),
+        tensor_parallel=vllm.tensor_parallel,
+        copies=weight_copies(device),
+        kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),
+        kept_free=0.5,  # the policy's forwards need room while the engine is awake, on CPUs other programs too
+    )

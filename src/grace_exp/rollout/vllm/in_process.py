@@ -1,0 +1,261 @@
+"""vLLM in the policy's own process: one engine a process, or one for several of them that share its weights."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from grace_exp.config.vllm import VllmConfig
+from grace_exp.config.vllm_package import vllm_problem
+from grace_exp.errors import GraceError, MissingResourceError
+from grace_exp.rollout.protocol import Completion, Request
+from grace_exp.rollout.vllm.agreement import probe
+from grace_exp.rollout.vllm.isolation import TimedThread, undisturbed
+from grace_exp.rollout.vllm.llm import end_llm, local_rank, make_llm
+from grace_exp.rollout.vllm.memory import MemoryPlan
+from grace_exp.rollout.vllm.requests import check_lengths, completions, sampling_settings
+from grace_exp.rollout.vllm.weights import checkpoint_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Result = TypeVar("Result")
+
+
+class VllmEngine:
+    """Writes rationales with vLLM; its weights are those of the last `sync`."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        settings: VllmConfig,
+        memory: MemoryPlan,
+        *,
+        end_token_ids: Sequence[int],
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: str,
+        processes: int = 1,
+    ) -> None:
+        """Start an engine; its first weights are those that `model` has at the first call.
+
+        In a run of several processes it starts at its first use, when they have found each other.
+
+        Args:
+            model: A causal language model, with or without peft adapters.
+            settings: How to run.
+            memory: What it may take.
+            end_token_ids: Tokens that end a rationale.
+            max_model_len: Longest prompt plus longest rationale, tokens.
+            dtype: Of its weights and cache.
+            device: `cpu` or `cuda`.
+            processes: Of the run.
+
+        Raises:
+            MissingResourceError: vLLM is not there, or not a supported version.
+            GraceError: It cannot start.
+        """
+        if problem := vllm_problem("cpu" if device == "cpu" else "gpu"):
+            raise MissingResourceError(f"rollout=vllm: {problem}")
+        self._model: nn.Module = model
+        self._settings = settings
+        self._memory = memory
+        self._end_token_ids = tuple(end_token_ids)
+        self._max_model_len = max_model_len
+        self._dtype = dtype
+        self._device = device
+        self._adapters = settings.lora == "adapter"
+        self._scratch = tempfile.TemporaryDirectory(prefix="grace-exp-vllm-")
+        self._thread = TimedThread("vllm")
+        self._llm: Any = None
+        self._synced = False
+        self._asleep = False
+        self._lora: Any = None
+        self._lora_count = 0
+        if processes == 1:
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
+
+    # ---- the protocol ---------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        """Answer every request, in order.
+
+        Raises:
+            GraceError: vLLM failed, took longer than `generate_timeout`, or a sequence would be too long for it.
+        """
+        check_lengths(requests, self._max_model_len)
+        if not self._synced or self._asleep:
+            self.sync(self._model)
+        return self._call(
+            lambda: self._write(requests),
+            self._settings.generate_timeout,
+            "writing rationales",
+            "raise rollout.vllm.generate_timeout if it was at work, or lower rollout.max_tokens; a GPU that hangs "
+            "shows in nvidia-smi",
+        )
+
+    def sync(self, model: nn.Module) -> None:
+        """Take over the model's present weights and forget what the prefix cache has of older ones.
+
+        Raises:
+            GraceError: vLLM failed, took longer than `sync_timeout`, or its log-probs disagree with the model's
+                (`rollout.vllm.probe`).
+        """
+        if self._llm is None:
+            self._start()
+        self._model = model
+        self._call(
+            lambda: self._take_over(model),
+            self._settings.sync_timeout,
+            "taking over new weights",
+            "raise rollout.vllm.sync_timeout if the model is large; with several processes, look for one that stopped",
+        )
+        self._synced = True
+        if self._settings.probe:
+            causal_lm: Any = model
+            probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self._dtype)
+
+    def sleep(self) -> None:
+        """Give the device's memory back until the next `sync` (CUDA; nothing to do elsewhere)."""
+        if self._device == "cpu" or not self._settings.sleep or self._llm is None or self._asleep:
+            return
+        # Weights that the next sync replaces are dropped; those that it leaves alone are kept in the host's memory.
+        level = 1 if self._adapters else 2
+        self._call(
+            lambda: self._llm.sleep(level=level),
+            self._settings.sync_timeout,
+            "giving memory back",
+            "set rollout.vllm.sleep=false",
+        )
+        self._asleep = True
+
+    def close(self) -> None:
+        """End the engine and give its memory back."""
+        if self._llm is not None and not self._thread.stuck:
+            self._call(self._end, self._settings.sync_timeout, "its end", "the process can be ended")
+        self._thread.close()
+        self._scratch.cleanup()
+
+    # ---- on the engine's thread -----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        folder = Path(self._scratch.name) / "model"
+        self._llm = self._call(
+            lambda: make_llm(
+                self._model,
+                self._settings,
+                self._memory,
+                folder=folder,
+                max_model_len=self._max_model_len,
+                dtype=self._dtype,
+                device=self._device,
+            ),
+            self._settings.start_timeout,
+            "its start",
+            "raise rollout.vllm.start_timeout if the machine is slow, or look into what VLLM_LOGGING_LEVEL=INFO tells",
+        )
+
+    def _end(self) -> None:
+        llm, self._llm = self._llm, None
+        end_llm(llm)
+
+    def _take_over(self, model: nn.Module) -> None:
+        llm = self._llm
+        if self._asleep:
+            llm.wake_up(tags=["weights"])
+        if self._adapters:
+            self._load_adapter(model)
+        else:
+            llm.start_weight_update()
+            weights = checkpoint_weights(model)
+            llm.update_weights({"update_info": {"weights": weights}})
+            llm.finish_weight_update()
+        if not llm.reset_prefix_cache():
+            raise GraceError("vLLM could not reset its prefix cache: requests were still under way during a sync")
+        if self._asleep:
+            llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+
+    def _load_adapter(self, model: Any) -> None:
+        from vllm.lora.request import LoRARequest
+
+        # A name and number of its own each time: vLLM keeps what it knows under an old one.
+        self._lora_count += 1
+        folder = Path(self._scratch.name) / f"adapter-{self._lora_count}"
+        model.save_pretrained(str(folder))
+        adapter = LoRARequest(folder.name, self._lora_count, str(folder))
+        if self._lora is not None:
+            self._llm.llm_engine.remove_lora(self._lora.lora_int_id)
+            shutil.rmtree(self._lora.lora_path)
+        self._llm.llm_engine.add_lora(adapter)
+        self._lora = adapter
+
+    def _write(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        asked, mine = self._shared(requests)
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in asked],
+            [SamplingParams(**sampling_settings(request, self._end_token_ids)) for request in asked],
+            lora_request=self._lora,
+            use_tqdm=False,
+        )
+        return [
+            completions(request, [_tokens(written) for written in output.outputs], self._end_token_ids)
+            for request, output in zip(requests, outputs[mine], strict=True)
+        ]
+
+    def _shared(self, requests: Sequence[Request]) -> tuple[Sequence[Request], slice]:
+        """All requests of the processes that share the engine, and the place of this process's among them.
+
+        Each must ask for the same in the same order.
+        """
+        if self._settings.tensor_parallel == 1:
+            return requests, slice(None)
+        from vllm.distributed.parallel_state import get_tp_group
+
+        group = get_tp_group()
+        parts: list[Any] = [None] * group.world_size
+        torch.distributed.all_gather_object(parts, list(requests), group=group.cpu_group)
+        start = sum(len(part) for part in parts[: group.rank_in_group])
+        return [request for part in parts for request in part], slice(start, start + len(requests))
+
+    def _call(self, function: Callable[[], Result], seconds: float, what: str, hint: str) -> Result:
+        def run() -> Result:
+            if self._device == "cuda":
+                torch.cuda.set_device(local_rank())
+                torch.cuda.synchronize()  # what the policy's thread has started is done
+            with torch.no_grad():
+                return function()
+
+        try:
+            with undisturbed():
+                return self._thread.call(run, seconds=seconds, what=what, hint=hint)
+        except GraceError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise GraceError(
+                f"vLLM ran out of device memory in {what}: lower rollout.vllm.kv_cache_gib or "
+                f"rollout.vllm.max_sequences (planned: {self._memory})"
+            ) from error
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+            raise GraceError(f"vLLM failed in {what}: {reason}") from error
+
+
+def _tokens(output: Any) -> tuple[list[int], list[float]]:
+    """Token ids and log-probs of one of vLLM's completions."""
+    token_ids = list(output.token_ids)
+    if not token_ids:
+        raise GraceError(f"vLLM gave a request up (finish reason {output.finish_reason!r}): see its log")
+    pairs = zip(output.logprobs, token_ids, strict=True)
+    return token_ids, [position[token].logprob for position, token in pairs]

@@ -1,0 +1,112 @@
+"""What runs inside vLLM's workers: a weight-transfer back end for weights that are near.
+
+vLLM's own back ends need CUDA, and two processes (a CUDA IPC handle cannot be opened where it was made). This one takes
+weights from the same process, or from a file that trainer and server both see, on any device. It plugs into vLLM's
+weight-transfer interface: https://docs.vllm.ai/en/latest/training/weight_transfer/
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.platforms import current_platform
+
+from grace_exp.rollout.vllm.weights import load_into
+
+BACKEND = "grace_exp"
+
+
+@dataclass
+class NearbyInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Nothing to agree on."""
+
+
+@dataclass
+class NearbyUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One of the two.
+
+    Attributes:
+        weights: Names and values, in process.
+        path: A safetensors file.
+    """
+
+    weights: Iterable[tuple[str, Tensor]] | None = None
+    path: str | None = None
+
+
+class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # type: ignore[misc]
+    """Loads weights in checkpoint format into the running model."""
+
+    init_info_cls = NearbyInitInfo
+    update_info_cls = NearbyUpdateInfo
+
+    def init_transfer_engine(self, init_info: NearbyInitInfo) -> None:
+        """Nothing to connect."""
+
+    def start_weight_update(self) -> None:
+        """Let kernels that keep weights in a layout of their own take the new ones in layer by layer."""
+        if self.device.type != "cpu":
+            from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+            initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: NearbyUpdateInfo) -> None:
+        """Load them all."""
+        load_into(self.model, _weights(update_info))
+
+    def finish_weight_update(self) -> None:
+        """The counterpart of `start_weight_update`."""
+        if self.device.type == "cpu":
+            from grace_exp.rollout.vllm.cpu import pack
+
+            pack(self.model)
+        else:
+            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+            finalize_layerwise_reload(self.model, self.model_config)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Receive, and wait for the device if there is one."""
+        if self.device.type == "cpu":
+            self.receive_weights(self.parse_update_info(update_info))
+        else:
+            super().update_weights(update_info)
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+
+class WorkerExtension:
+    """Named to vLLM as `worker_extension_cls`, so that its workers import this module."""
+
+
+def prepare() -> None:
+    """Make the back end known to vLLM in this process, before the engine is made."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, NearbyWeights)
+    if current_platform.is_cpu():
+        from grace_exp.rollout.vllm import cpu
+
+        cpu.prepare()
+
+
+def _weights(update_info: NearbyUpdateInfo) -> Iterator[tuple[str, Tensor]]:
+    if update_info.weights is not None:
+        yield from update_info.weights
+        return
+    from safetensors import safe_open
+
+    assert update_info.path is not None
+    with safe_open(update_info.path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            yield name, file.get_tensor(name)
+
+
+prepare()

@@ -1,0 +1,174 @@
+"""Held-out figures before the first step, during training and after the last step."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.data.batch import Role
+from grace_exp.encoder.embedding import Embedded, embed_texts
+from grace_exp.evaluation.heldout import PROMPT_ONLY, Example, SetResult, evaluate_minilm, evaluate_sets
+from grace_exp.evaluation.scores import ItemScores, score
+from grace_exp.tracking.summary import write_json_atomic
+from grace_exp.training.module import StepModule, step_module
+
+Moment = Literal["before", "after"]
+
+
+class HeldoutEvaluation(Callback):
+    """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`; during it, the figures.
+
+    Every process takes its share of the texts. A resumed run reads the figures from before its first step back. Stands
+    before `StepCheckpoints` among the callbacks, which may watch a figure.
+    """
+
+    def __init__(self, config: GraceConfig, decode: Callable[..., str], announce: Callable[[str], None]) -> None:
+        """Prepare to evaluate.
+
+        Args:
+            config: The whole run.
+            decode: Token ids to text.
+            announce: Told what is going on, for the terminal.
+        """
+        self._config = config
+        self._decode = decode
+        self._announce = announce
+        self.results: dict[Moment, dict[str, SetResult]] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate before the first step."""
+        if self._config.evaluation.before:
+            self._run("before", trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Evaluate after every n steps; after the last one that is the evaluation after training."""
+        module, every = step_module(pl_module), self._config.evaluation.every_n_steps
+        if every is None or module.completed_steps % every:
+            return
+        if module.completed_steps == self._config.job.steps and self._config.evaluation.after:
+            self._run("after", trainer, pl_module)
+            figures = self._metrics(self.results["after"])
+        else:
+            with module.timer("evaluation_during"), trainer.precision_plugin.forward_context():
+                figures = self._metrics(heldout_results(self._config, module, self._decode))
+            self._log(trainer, module, figures)
+        module.history[-1] |= figures
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate after the last step, not after an interruption."""
+        module = step_module(pl_module)
+        if (
+            self._config.evaluation.after
+            and module.completed_steps == self._config.job.steps
+            and "after" not in self.results
+        ):
+            self._run("after", trainer, pl_module)
+
+    def minilm(self) -> dict[str, ItemScores]:
+        """All-MiniLM's items on the configured sets; empty where not asked for."""
+        if not (self._config.evaluation.minilm and self._config.evaluation.sets):
+            return {}
+        self._announce("evaluating all-MiniLM-L6-v2 on the same sets")
+        return evaluate_minilm(self._config.evaluation)
+
+    def _run(self, moment: Moment, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._config.evaluation.sets:
+            return
+        path = Path(self._config.run_dir) / "evaluation" / f"{moment}.json"
+        module = step_module(pl_module)
+        if module.completed_steps and moment == "before":
+            # Under other settings the figures from before would not compare with those after.
+            if path.is_file() and _settings_in(path) == _settings(self._config):
+                self.results[moment] = read_results(path)
+            return
+        self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
+        with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
+            self.results[moment] = heldout_results(self._config, module, self._decode)
+        if trainer.is_global_zero:
+            write_results(path, self.results[moment], self._config)
+        self._log(trainer, module, self._metrics(self.results[moment]))
+
+    def _log(self, trainer: Trainer, module: StepModule, figures: dict[str, float]) -> None:
+        """In the row of the step that the weights come from; those from before the first step in the first."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, step=max(0, module.completed_steps - 1))
+
+    def _metrics(self, results: dict[str, SetResult]) -> dict[str, float]:
+        return {
+            f"val/{name}/{row}": score(items, 0).value
+            for name, result in results.items()
+            for row, items in (("rationale", result.rationale), ("prompt_only", result.prompt_only))
+        }
+
+
+def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:
+    """Score the configured sets with the module's policy and engine as they stand."""
+    region = config.backbone.pooling.region
+
+    def embed(texts: list[str], role: Role) -> Embedded:
+        return embed_texts(
+            texts,
+            role,
+            policy=module.policy,
+            engine=module.engine,
+            prompts=module.prompts,
+            max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,
+            temperature=config.evaluation.temperature,
+            seed=config.seed,
+            regions=tuple(dict.fromkeys((region, PROMPT_ONLY))),
+        )
+
+    return evaluate_sets(config.evaluation, embed, decode, region)
+
+
+def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig) -> None:
+    """Keep results with every item's score, so that differences can be resampled later.
+
+    Args:
+        path: The file.
+        results: By set.
+        config: That gave them; what a set's figures depend on beside the weights is kept with it.
+    """
+    settings = _settings(config)
+    write_json_atomic(
+        path,
+        {
+            name: {
+                "rationale": result.rationale.as_dict(),
+                "prompt_only": result.prompt_only.as_dict(),
+                "rationale_tokens": result.rationale_tokens,
+                "examples": [asdict(example) for example in result.examples],
+                "settings": settings[name],
+            }
+            for name, result in results.items()
+        },
+    )
+
+
+def _settings(config: GraceConfig) -> dict[str, Any]:
+    """By set, what its figures depend on beside the weights and what a resumed run may not change."""
+    evaluation = config.evaluation
+    sampling = {"max_tokens": evaluation.max_tokens, "temperature": evaluation.temperature}
+    return {name: asdict(chosen) | sampling for name, chosen in evaluation.sets.items()}
+
+
+def _settings_in(path: Path) -> dict[str, Any]:
+    return {name: record.get("settings") for name, record in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def read_results(path: Path) -> dict[str, SetResult]:
+    """The inverse of `write_results`."""
+    return {
+        name: SetResult(
+            ItemScores.from_dict(record["rationale"]),
+            ItemScores.from_dict(record["prompt_only"]),
+            [Example(**example) for example in record["examples"]],
+            record["rationale_tokens"],
+        )
+        for name, record in json.loads(path.read_text(encoding="utf-8")).items()
+    }

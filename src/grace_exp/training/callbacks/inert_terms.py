@@ -1,0 +1,44 @@
+"""Says of reward terms that they train nothing, once each, on the terminal and in the log."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.reward import InertTerms
+from grace_exp.training.module import step_module
+from grace_exp.training.step.rollouts import SIDES, TRAINED_ROLES
+
+_LOG = logging.getLogger(__name__)
+
+
+class InertTermsWarning(Callback):
+    """Watches the shares that terms have in the advantages; see `reward.inert`."""
+
+    def __init__(self, config: GraceConfig, announce: Callable[[str], None]) -> None:
+        """Start watching.
+
+        Args:
+            config: The whole run.
+            announce: Told what was found, for the terminal.
+        """
+        roles = TRAINED_ROLES[config.rollout.policy_role]
+        # Of several sides each has figures of its own, behind its name (`training.step.trained_role.role_metrics`).
+        self._watched = [
+            (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role])) for role in roles
+        ]
+        self._announce = announce
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Take in the step."""
+        row = step_module(pl_module).history[-1]
+        if not trainer.is_global_zero or "reward/zero_spread_share" not in row:  # a step without reward
+            return
+        for side, terms in self._watched:
+            own = {name.removeprefix(side): value for name, value in row.items() if name.startswith(side)}
+            for text in terms.observe(own):
+                message = f"{side.rstrip('/')}: {text}" if side else text
+                self._announce(message)
+                _LOG.info(message)

@@ -1,0 +1,164 @@
+"""What a run says at its end: summary.json, and a page on the terminal."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.evaluation.scores import ItemScores, Score, rise, score
+from grace_exp.tracking.summary import peak_memory_gib, write_json_atomic
+from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation
+from grace_exp.training.module import StepModule
+
+SUMMARY_FILE = "summary.json"
+
+_KINDS = {"sts": "Spearman x 100", "retrieval": "nDCG@10 x 100"}
+
+
+def write_summary(
+    config: GraceConfig,
+    module: StepModule,
+    heldout: HeldoutEvaluation,
+    minilm: Mapping[str, ItemScores],
+    data: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write `<run_dir>/summary.json` and return it.
+
+    Keys: `reward_per_step` (empty without a reward), `loss_per_step`, `heldout` (per set: before, after, rise,
+    prompt_only_before, prompt_only_after, minilm, each with a 95 % interval), `seconds` per phase, `peak_memory_gib`,
+    `table` (the same figures as text), and what identifies the run.
+    """
+    sets = {name: _figures(name, config, heldout, minilm) for name in config.evaluation.sets}
+    seconds = module.timer.totals()
+    summary = {
+        "name": config.name,
+        "seed": config.seed,
+        "steps": module.completed_steps,
+        "skipped_updates": module.skipped_updates,
+        "data": dict(data),
+        "reward_per_step": [row["reward/total/mean"] for row in module.history if "reward/total/mean" in row],
+        "loss_per_step": [row["train/loss"] for row in module.history],
+        "in_batch_accuracy_per_step": [row.get("embed/in_batch_accuracy") for row in module.history],
+        "heldout": {name: {k: v.as_dict() for k, v in figures.items()} for name, figures in sets.items()},
+        "table": {name: {k: str(v) for k, v in figures.items()} for name, figures in sets.items()},
+        "seconds": seconds,
+        "peak_memory_gib": peak_memory_gib(),
+    }
+    write_json_atomic(Path(config.run_dir) / SUMMARY_FILE, summary)
+    return summary
+
+
+def _figures(
+    name: str, config: GraceConfig, heldout: HeldoutEvaluation, minilm: Mapping[str, ItemScores]
+) -> dict[str, Score]:
+    resamples = config.evaluation.bootstrap
+    figures: dict[str, Score] = {}
+    for moment, results in heldout.results.items():
+        figures[moment] = score(results[name].rationale, resamples)
+        figures[f"prompt_only_{moment}"] = score(results[name].prompt_only, resamples)
+    if {"before", "after"} <= heldout.results.keys():
+        before, after = heldout.results["before"][name], heldout.results["after"][name]
+        figures["rise"] = rise(before.rationale, after.rationale, resamples)
+    if name in minilm:
+        figures["minilm"] = score(minilm[name], resamples)
+    return figures
+
+
+def final_figures(module: StepModule, heldout: HeldoutEvaluation) -> dict[str, float]:
+    """The last step's metrics and the held-out figures, by metric name: what a sweep may optimise."""
+    figures = dict(module.history[-1])
+    for name, result in heldout.results.get("after", {}).items():
+        figures[f"val/{name}/rationale"] = result.rationale.figure()
+    return figures
+
+
+def print_report(
+    console: Console,
+    config: GraceConfig,
+    summary: Mapping[str, Any],
+    heldout: HeldoutEvaluation,
+    folders: Sequence[Path],
+) -> None:
+    """What improved, two texts with their rationales before and after, where things are, what to run next."""
+    console.rule(f"{config.name}: {summary['steps']} steps, seed {config.seed}")
+    if summary["table"]:
+        console.print(heldout_table(config, summary["table"]))
+    name, figures = "Reward", summary["reward_per_step"]
+    if not figures:
+        name, figures = "Loss", summary["loss_per_step"]
+    part = max(1, len(figures) // 5)
+    first, last = _mean(figures[:part]), _mean(figures[-part:])
+    console.print(f"{name}, mean of the first and last {part} steps: {first:+.2f} -> {last:+.2f}", highlight=False)
+    _print_examples(console, heldout)
+    seconds = summary["seconds"]
+    phases = ", ".join(f"{phase} {seconds[phase]:.0f} s" for phase in seconds if phase != "step")
+    memory = ", ".join(f"{where} {gib:.1f} GiB" for where, gib in summary["peak_memory_gib"].items())
+    console.print(f"Time: steps {seconds.get('step', 0):.0f} s ({phases}). Peak memory: {memory}.", highlight=False)
+    console.print(f"Run folder: {config.run_dir}", highlight=False, soft_wrap=True)
+    for folder in folders:
+        console.print(f"Model: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"Next: [bold]{escape(_next_command(config))}[/bold]", highlight=False, soft_wrap=True)
+
+
+def heldout_table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) -> Table:
+    """Figures by set (columns) and kind of embedding (rows).
+
+    Args:
+        config: Names the sets and what was trained on.
+        rows: Per set, the text of each figure.
+    """
+    table = Table(title="Held-out, 95 % bootstrap intervals", title_justify="left")
+    names = {
+        "rationale": "rationale",
+        "prompt_only": "prompt only",
+        "before": "rationale, before",
+        "after": "rationale, after",
+        "rise": "rise",
+        "prompt_only_before": "prompt only, before",
+        "prompt_only_after": "prompt only, after",
+        "minilm": "all-MiniLM-L6-v2",
+    }
+    present = [key for key in names if any(key in row for row in rows.values())]
+    table.add_column("embedding")
+    for name in rows:
+        chosen = config.evaluation.sets[name]
+        trained_on = any(source.path == f"builtin:{chosen.source}" for source in config.data.sources.values())
+        domain = "in-domain" if trained_on else "out of domain"
+        table.add_column(f"{chosen.source} {chosen.split}\n{_KINDS[chosen.kind]}\n{domain}", justify="right")
+    for key in present:
+        table.add_row(names[key], *(row.get(key, "") for row in rows.values()), style="bold" if key == "rise" else None)
+    return table
+
+
+def _print_examples(console: Console, heldout: HeldoutEvaluation) -> None:
+    before, after = heldout.results.get("before", {}), heldout.results.get("after", {})
+    name = next(iter(after), None)
+    if name is None or name not in before:
+        return
+    for old, new in zip(before[name].examples, after[name].examples, strict=True):
+        console.print(f"\n[bold]Text[/bold]    {escape(old.text)}", highlight=False)
+        console.print(f"  before  {escape(_one_line(old.rationale))}", highlight=False)
+        console.print(f"  after   {escape(_one_line(new.rationale))}", highlight=False)
+    console.print()
+
+
+def _next_command(config: GraceConfig) -> str:
+    python = Path(sys.executable)
+    command = f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} -m grace_exp"
+    if config.hardware.accelerator == "cpu":
+        vary = "seed=0,1,2" if config.method.is_infonce else "reward.terms.consistency.weight=0,0.2,1"
+        return f"{command} -m +experiment={config.name} {vary}"
+    return f"{command} <the settings of this run> job=evaluate job.resume={config.run_dir}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,218 @@
+"""One call to the engine for a whole step, and where each answer belongs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from grace_exp.config.rollout import RolloutConfig
+from grace_exp.data.batch import Instance, Role, TextBatch
+from grace_exp.data.prompts import Prompt, PromptBuilder
+from grace_exp.policy.packing import TextSequence
+from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
+
+TRAINED_ROLES = {"positive": (Role.POSITIVE,), "query": (Role.QUERY,), "both": (Role.POSITIVE, Role.QUERY)}
+"""The texts whose rationales are trained, by `RolloutConfig.policy_role`."""
+SIDES: dict[Role, Literal["positive", "query"]] = {Role.POSITIVE: "positive", Role.QUERY: "query"}
+"""Their names where rewards are concerned."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """A rationale with its origin. Two rollouts are equal only if they are one object, whatever their tokens."""
+
+    instance: Instance
+    role: Role
+    text: str
+    prompt: Prompt
+    completion: Completion
+    temperature: float
+
+    def sequence(self) -> TextSequence:
+        """What the policy scores."""
+        return TextSequence(self.prompt, self.completion.token_ids, self.temperature)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InstanceRollouts:
+    """Everything that was written to one instance.
+
+    Attributes:
+        instance: The instance.
+        samples: By role: K rationales of a trained text, one of an anchor, one for each negative.
+        greedy: By trained role: the greedy rationale, where the objective's baseline asks for it.
+        behaviour: Of a stored instance, for each trained rollout: log-probs of its tokens under the policy that wrote
+            it, as the trainer scored them then. None: written in this step.
+    """
+
+    instance: Instance
+    samples: Mapping[Role, Sequence[Rollout]]
+    greedy: Mapping[Role, Rollout]
+    behaviour: Sequence[Tensor] | None = None
+
+    @property
+    def stored(self) -> bool:
+        """Whether an earlier step wrote it."""
+        return self.behaviour is not None
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The rationales of a step on this process; groups are carried by position.
+
+    Attributes:
+        instances: The instances in their order.
+        roles: The texts whose rationales are trained.
+        group_size: K.
+    """
+
+    instances: list[InstanceRollouts]
+    roles: tuple[Role, ...]
+    group_size: int
+
+    @property
+    def per_instance(self) -> int:
+        """Trained rationales of an instance: K for each trained text."""
+        return len(self.roles) * self.group_size
+
+    @property
+    def group(self) -> list[Rollout]:
+        """The trained rationales: instance by instance, its trained texts in the order of `roles`, K each."""
+        return [rollout for written in self.instances for role in self.roles for rollout in written.samples[role]]
+
+    def for_role(self, role: Role) -> list[Rollout]:
+        """The rationales of one text of every instance, instance by instance."""
+        return [rollout for written in self.instances for rollout in written.samples[role]]
+
+    def greedy(self, role: Role) -> list[Rollout]:
+        """The greedy rationale of one trained text of every instance."""
+        return [written.greedy[role] for written in self.instances]
+
+    def others(self) -> list[Rollout]:
+        """All that is not trained: anchors, negatives, greedy rationales."""
+        roles = [role for role in (Role.QUERY, Role.POSITIVE, Role.NEGATIVE) if role not in self.roles]
+        greedy = [rollout for written in self.instances for rollout in written.greedy.values()]
+        return [*(rollout for role in roles for rollout in self.for_role(role)), *greedy]
+
+    def only(self, instances: Sequence[InstanceRollouts]) -> "Rollouts":
+        """The same with other instances."""
+        return replace(self, instances=list(instances))
+
+    def prompts_cut(self) -> int:
+        """Number of this process's texts that were too long for their prompt."""
+        everything = (*self.group, *self.others())
+        return len({(r.instance.index, r.role, r.text) for r in everything if r.prompt.text_tokens_cut})
+
+
+def write_rollouts(
+    batch: TextBatch,
+    engine: RolloutEngine,
+    prompts: PromptBuilder,
+    config: RolloutConfig,
+    seed: int,
+    *,
+    greedy: bool = False,
+) -> Rollouts:
+    """Ask the engine for every rationale of the batch in one call.
+
+    Seeds derive from (run seed, step, role, instance), not from the process or the place in the batch.
+
+    Args:
+        batch: The instances.
+        engine: Writes.
+        prompts: Builds the prompts.
+        config: Whose rationales are trained, and the sampling.
+        seed: Of the run.
+        greedy: Also write one greedy rationale to every trained text.
+    """
+    roles = TRAINED_ROLES[config.policy_role]
+    if not batch.instances:
+        return Rollouts([], roles, config.group_size)
+    anchors = tuple(role for role in (Role.QUERY, Role.POSITIVE) if role not in roles)
+    wanted: list[tuple[Instance, Role, str, int, bool]] = []
+    for role in (*roles, *anchors):
+        wanted += [(instance, role, text_of(instance, role), 0, False) for instance in batch.instances]
+    for instance in batch.instances:
+        wanted += [(instance, Role.NEGATIVE, text, number, False) for number, text in enumerate(instance.negatives)]
+    if greedy:
+        wanted += [(instance, role, text_of(instance, role), 0, True) for role in roles for instance in batch.instances]
+
+    texts = prompts.many((role, text) for _, role, text, _, _ in wanted)
+    requests = []
+    for (instance, role, _, number, best), prompt in zip(wanted, texts, strict=True):
+        sampled = role in roles and not best
+        temperature = config.temperature if sampled else 0.0 if best else config.anchor_temperature
+        requests.append(
+            Request(
+                prompt_ids=prompt.token_ids,
+                n=config.group_size if sampled else 1,
+                max_tokens=config.max_tokens,
+                temperature=temperature,
+                seed=derive_seed(seed, batch.step, role, instance.index, number),
+            )
+        )
+    samples: dict[int, dict[Role, list[Rollout]]] = {
+        instance.index: {role: [] for role in Role} for instance in batch.instances
+    }
+    best_of: dict[int, dict[Role, Rollout]] = {instance.index: {} for instance in batch.instances}
+    for (instance, role, text, _, best), prompt, request, completions in zip(
+        wanted, texts, requests, engine.generate(requests), strict=True
+    ):
+        written = [Rollout(instance, role, text, prompt, answer, request.temperature) for answer in completions]
+        if best:
+            best_of[instance.index][role] = written[0]
+        else:
+            samples[instance.index][role] += written
+    return Rollouts(
+        [InstanceRollouts(instance, samples[instance.index], best_of[instance.index]) for instance in batch.instances],
+        roles,
+        config.group_size,
+    )
+
+
+def text_of(instance: Instance, role: Role) -> str:
+    """The query or the positive of an instance."""
+    return instance.query if role is Role.QUERY else instance.positive
+
+
+def sample_rows(
+    rollouts: Rollouts,
+    figures: Mapping[Role, Mapping[str, Tensor]],
+    decode: Callable[[Sequence[int]], str],
+    limit: int,
+) -> list[dict[str, object]]:
+    """Rows of the samples table: whole groups first, then what else was written to the same instances.
+
+    The role of greedy rationales, and of those an earlier step wrote, says so.
+
+    Args:
+        rollouts: This process's rollouts.
+        figures: Per trained role, of its rollouts, each [instances, K].
+        decode: Token ids to text, for reading only.
+        limit: At most this many group rollouts, but one instance's at least.
+    """
+    chosen = rollouts.only(rollouts.instances[: max(1, limit // rollouts.per_instance)])
+    stored = {
+        one for written in chosen.instances if written.stored for many in written.samples.values() for one in many
+    }
+    greedy = {one for written in chosen.instances for one in written.greedy.values()}
+    flat = {role: {name: values.flatten().tolist() for name, values in of.items()} for role, of in figures.items()}
+    places = {one: place for role in chosen.roles for place, one in enumerate(chosen.for_role(role))}
+    rows = []
+    for rollout in (*chosen.group, *chosen.others()):
+        note = " (stored)" if rollout in stored else " (greedy)" if rollout in greedy else ""
+        row: dict[str, object] = {
+            "instance": rollout.instance.index,
+            "source": rollout.instance.source,
+            "role": rollout.role.value + note,
+            "text": rollout.text,
+            "prompt_tokens": len(rollout.prompt.token_ids),
+            "rationale": decode(rollout.completion.token_ids),
+            "rationale_tokens": len(rollout.completion.token_ids),
+            "finish_reason": rollout.completion.finish_reason,
+        }
+        if rollout in places:
+            row |= {name: values[places[rollout]] for name, values in flat[rollout.role].items()}
+        rows.append(row)
+    return rows

@@ -1,0 +1,133 @@
+"""What the forwards of a step say of its rationales: embeddings for the reward, log-probs for the update."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from grace_exp.config.hardware import HardwareConfig
+from grace_exp.policy.packing import Region, TextSequence
+from grace_exp.policy.policy import ForwardPass, Policy, Scored, collect
+from grace_exp.policy.reference import Reference
+from grace_exp.training.step.rollouts import Rollout
+
+
+class RewardEncoder(Protocol):
+    """Whose embeddings are rewarded."""
+
+    def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
+        """Embeddings per region, float32 [n, hidden]."""
+        ...
+
+
+class StepScores:
+    """Each rollout's embeddings and log-probs; what was added once is not computed again.
+
+    Where the policy is the reward's encoder, one forward gives a trained rollout both. Otherwise the policy reads the
+    trained rollouts, for their log-probs, and the encoder all of them.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        hardware: HardwareConfig,
+        regions: Sequence[Region],
+        *,
+        encoder: RewardEncoder | None,
+        reference: Reference | None,
+        entropy: bool,
+    ) -> None:
+        """Start with nothing.
+
+        Args:
+            policy: The policy before the step's first update.
+            hardware: `keep_forward`, and its token budget.
+            regions: What is pooled.
+            encoder: Of the reward; None: the policy.
+            reference: Gives its log-probs of the trained rollouts, for a KL penalty in the reward; None: not needed.
+            entropy: Whether forwards kept for the update hold it.
+        """
+        self._policy = policy
+        self._hardware = hardware
+        self._regions = tuple(regions)
+        self._encoder = encoder
+        self._reference = reference
+        self._entropy = entropy
+        self._embeddings: dict[Region, dict[Rollout, Tensor]] = {region: {} for region in regions}
+        self._logprobs: dict[Rollout, Tensor] = {}
+        self._reference_logprobs: dict[Rollout, Tensor] = {}
+        self.passes: list[ForwardPass] = []
+        """Forwards of the trained rollouts with gradients, kept for the update where `keep_forward` is set."""
+
+    def add(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> None:
+        """Compute rollouts that are new to this step.
+
+        Args:
+            trained: Those that an update may be made from; with `keep_forward` all of them in one call.
+            others: Those of which only the embedding counts.
+        """
+        encoder = self._encoder or self._policy
+        left = [*trained, *others]  # without embedding
+        if trained:
+            covered, scored = self._score(trained, others)
+            self._logprobs |= _rows(trained, scored)
+            if encoder is self._policy:
+                self._keep(covered, scored)
+                left = left[len(covered) :]
+        if trained and self._reference is not None:
+            scored = self._reference.score(_sequences(trained), self._regions)
+            self._reference_logprobs |= _rows(trained, scored)
+            if encoder is self._reference:
+                self._keep(trained, scored)
+                left = left[len(trained) :]
+        if left:
+            for region, rows in encoder.embed(_sequences(left), self._regions).items():
+                self._embeddings[region].update(zip(left, rows, strict=True))
+
+    def _score(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> tuple[Sequence[Rollout], Scored]:
+        """The policy's forward of `trained`, and of `others` too where they can share it; which ones it covered."""
+        own = self._encoder is None
+        if not self._hardware.keep_forward:
+            covered = [*trained, *others] if own else trained
+            return covered, self._policy.score(_sequences(covered), self._regions)
+        # With one update a step the weights that score are those that are updated.
+        self._policy.model.train()
+        sequences = _sequences(trained)
+        regions = self._regions if own else ()
+        passes = self._policy.passes(sequences, self._hardware.train_tokens, regions, entropy=self._entropy)
+        self.passes = list(passes)
+        return trained, collect(sequences, self.passes)
+
+    def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
+        """[n, hidden] float32 in the order of `rollouts`."""
+        found = self._embeddings[region]
+        return torch.stack([found[rollout] for rollout in rollouts])
+
+    def rows(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """Log-probs of each rollout's tokens under the policy before the step's first update, [tokens] nats."""
+        return [self._logprobs[rollout] for rollout in rollouts]
+
+    def logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """The same as one tensor, [n, longest], 0 behind the end."""
+        return pad_sequence(self.rows(rollouts), batch_first=True)
+
+    def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """Under the reference, [n, longest] nats, 0 behind the end."""
+        return pad_sequence([self._reference_logprobs[rollout] for rollout in rollouts], batch_first=True)
+
+    def _keep(self, rollouts: Sequence[Rollout], scored: Scored) -> None:
+        for region, rows in scored.embeddings.items():
+            self._embeddings[region].update(zip(rollouts, rows, strict=True))
+
+
+def _sequences(rollouts: Sequence[Rollout]) -> list[TextSequence]:
+    return [rollout.sequence() for rollout in rollouts]
+
+
+def _rows(first: Sequence[Rollout], scored: Scored) -> dict[Rollout, Tensor]:
+    """The log-probs of the first of the scored rollouts."""
+    return {
+        rollout: row[: len(rollout.completion.token_ids)] for rollout, row in zip(first, scored.logprobs, strict=False)
+    }

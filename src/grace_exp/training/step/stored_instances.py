@@ -1,0 +1,68 @@
+"""What a step takes out of the replay buffer and puts into it, on any number of processes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.rollout.protocol import derive_seed
+from grace_exp.training.module import StepModule
+from grace_exp.training.step.replay import ReplayBuffer
+from grace_exp.training.step.rollouts import InstanceRollouts, Rollouts
+from grace_exp.training.step.step_scores import StepScores
+
+
+class StoredInstances:
+    """The replay buffer, the same in every process.
+
+    A stored instance joins a step as if it had just been written: it is scored and rewarded by the present weights and
+    among the present instances. Only its behaviour log-probs are of the step that wrote it.
+    """
+
+    def __init__(self, config: GraceConfig) -> None:
+        """Start empty."""
+        assert config.objective.replay is not None
+        self._buffer = ReplayBuffer(config.objective.replay.capacity)
+        self._seed = config.seed
+        self._updates = config.job.batch_size // config.objective.mini_batch_size
+        self._per_update = round(config.objective.replay.share * config.objective.mini_batch_size)
+
+    def joined(self, rollouts: Rollouts, module: StepModule, step: int) -> Rollouts:
+        """The step's rollouts with this process's share of stored ones: as many in every update."""
+        written, world = rollouts.instances, module.trainer.world_size
+        fresh = module.gather(torch.tensor([one.instance.index for one in written], device=module.device))
+        drawn = self._buffer.draw(
+            self._per_update * self._updates, derive_seed(self._seed, step, "replay"), without=set(fresh.tolist())
+        )
+        share, own = len(drawn) // (self._updates * world), len(written) // self._updates
+        together: list[InstanceRollouts] = []
+        for update in range(self._updates):
+            first = (update * world + module.global_rank) * share
+            together += [*written[update * own : (update + 1) * own], *drawn[first : first + share]]
+        return rollouts.only(together)
+
+    def add(self, rollouts: Rollouts, scores: StepScores) -> None:
+        """Keep what was written in this step, with the log-probs it had."""
+        new = [_with_behaviour(one, rollouts, scores) for one in rollouts.instances if not one.stored]
+        if dist.is_initialized():
+            parts: list[list[InstanceRollouts]] = [[]] * dist.get_world_size()
+            dist.all_gather_object(parts, new)
+            new = [one for part in parts for one in part]
+        self._buffer.add(sorted(new, key=lambda one: one.instance.index))
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """For a checkpoint."""
+        return self._buffer.state_dict()
+
+    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+        """Take over what `state_dict` gave."""
+        self._buffer.load_state_dict(state)
+
+
+def _with_behaviour(written: InstanceRollouts, rollouts: Rollouts, scores: StepScores) -> InstanceRollouts:
+    # Copies: rows of a step's tensor would keep all of it.
+    rows = scores.rows(rollouts.only([written]).group)
+    return replace(written, behaviour=[row.cpu().clone() for row in rows])

@@ -1,0 +1,114 @@
+"""The trained roles of a step: what their rationales got, the figures about it, and what an update is made from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from grace_exp.data.batch import Role
+from grace_exp.reward import Reward, RewardInputs, embedding_metrics
+from grace_exp.training.step.mismatch import engine_logprobs
+from grace_exp.training.step.rollouts import Rollouts
+from grace_exp.training.step.step_scores import StepScores
+from grace_exp.training.step.update import MiniBatch
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRole:
+    """The groups of one trained text, over all processes.
+
+    Attributes:
+        role: Which text.
+        inputs: What the reward is computed from.
+        reward: Of every rationale.
+        shaped: The final reward with the objective's punishments and penalties, [groups, K].
+        advantages: [groups, K].
+        reference_kl: Of a penalty in the reward: estimated KL of each rationale, [groups, K] nats.
+    """
+
+    role: Role
+    inputs: RewardInputs
+    reward: Reward
+    shaped: Tensor
+    advantages: Tensor
+    reference_kl: Tensor | None = None
+
+    def figures(self) -> dict[str, Tensor]:
+        """What the samples table shows of a rationale, each [groups, K]."""
+        return dict(self.reward.terms) | {
+            "total": self.reward.total,
+            "final": self.reward.final,
+            "advantage": self.advantages,
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """`reward/*`, `embed/*`, and what was written, `rollout/*`."""
+        lengths = self.inputs.lengths.double()
+        penalty = {}
+        if self.reference_kl is not None:
+            penalty["train/kl_reference"] = (self.reference_kl.sum() / lengths.sum()).item()
+        return {
+            **self.reward.metrics(),
+            **embedding_metrics(self.inputs),
+            "rollout/tokens_mean": lengths.mean().item(),
+            "rollout/tokens_max": lengths.max().item(),
+            "rollout/truncated_share": self.inputs.truncated.double().mean().item(),
+            "train/advantage_abs": self.advantages.abs().mean().item(),
+            **penalty,
+        }
+
+
+def role_metrics(trained_roles: Sequence[TrainedRole]) -> dict[str, float]:
+    """The figures of all trained roles.
+
+    Of one trained role, its own. Of two, under each name the mean of both (the largest, of a largest), so that a figure
+    means the same whatever is trained, and each role's own behind its name: `positive/reward/total/mean`.
+    """
+    parts = {trained_role.role.value: trained_role.metrics() for trained_role in trained_roles}
+    names = list(dict.fromkeys(name for part in parts.values() for name in part))
+    if len(parts) == 1:
+        (only,) = parts.values()
+        return only
+    metrics: dict[str, float] = {}
+    for name in names:
+        values = [part[name] for part in parts.values()]
+        metrics[name] = max(values) if name.endswith("_max") else sum(values) / len(values)
+    return metrics | {f"{role}/{name}": value for role, part in parts.items() for name, value in part.items()}
+
+
+def trained_batch(
+    rollouts: Rollouts, scores: StepScores, trained_roles: Sequence[TrainedRole], own: Callable[[Tensor], Tensor]
+) -> MiniBatch:
+    """What this process's updates are made from: the groups in the order of `rollouts.group`.
+
+    Args:
+        rollouts: Of this process.
+        scores: Of the step.
+        trained_roles: In the order of `rollouts.roles`, of all processes.
+        own: This process's rows of a tensor of all.
+    """
+
+    def groups(values: Callable[[TrainedRole], Tensor]) -> Tensor:
+        """[instances x trained roles, K]."""
+        return torch.stack([own(values(trained_role)) for trained_role in trained_roles], dim=1).flatten(0, 1)
+
+    group = rollouts.group
+    device = groups(lambda trained_role: trained_role.advantages).device
+    rows = scores.rows(group)
+    for place, written in enumerate(rollouts.instances):
+        if written.behaviour is not None:
+            first = place * rollouts.per_instance
+            rows[first : first + rollouts.per_instance] = [row.to(device) for row in written.behaviour]
+    old = pad_sequence(rows, batch_first=True)
+    return MiniBatch(
+        sequences=[rollout.sequence() for rollout in group],
+        advantages=groups(lambda trained_role: trained_role.advantages),
+        old_logprobs=old,
+        rewards=groups(lambda trained_role: trained_role.shaped),
+        kept=groups(lambda trained_role: trained_role.reward.kept),
+        engine_logprobs=engine_logprobs([rollout.completion for rollout in group], old),
+        rollouts=group,
+        forwards=scores.passes,
+    )

@@ -1,0 +1,160 @@
+"""One optimizer update from scored rollouts."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.objective import ObjectiveConfig
+from grace_exp.objective.aggregate import counts
+from grace_exp.objective.loss_inputs import LossInputs, counted_tokens
+from grace_exp.objective.registry import ALGORITHMS
+from grace_exp.policy.packing import TextSequence
+from grace_exp.policy.policy import ForwardPass, Policy, collect
+from grace_exp.policy.reference import Reference
+from grace_exp.training.step.rollouts import Rollout
+
+
+@dataclass(frozen=True, eq=False)
+class MiniBatch:
+    """Groups of rationales on this process: what an update is made from, or all updates of a step.
+
+    Attributes:
+        sequences: The rationales, group by group, n = groups x K.
+        advantages: [groups, K].
+        old_logprobs: Under the policy before this step's first update (stored rationales: that wrote them),
+            [n, longest or more].
+        rewards: After shaping, [groups, K]; for algorithms that refresh their advantages, and for replay.
+        kept: False for rationales that are left out, [groups, K] bool; None: none is.
+        engine_logprobs: As the engine reported them, of the shape of `old_logprobs`; None: no token is left out.
+        rollouts: Where the sequences come from, to be saved if the update is bad.
+        forwards: Passes over the sequences that were made with gradients already; empty: they are made for the update.
+    """
+
+    sequences: Sequence[TextSequence]
+    advantages: Tensor
+    old_logprobs: Tensor
+    rewards: Tensor | None = None
+    kept: Tensor | None = None
+    engine_logprobs: Tensor | None = None
+    rollouts: Sequence[Rollout] = ()
+    forwards: Sequence[ForwardPass] = ()
+
+    def part(self, start: int, groups: int) -> "MiniBatch":
+        """Groups `start` to `start + groups - 1`."""
+        k = self.advantages.shape[1]
+        rows, chosen = slice(start * k, (start + groups) * k), slice(start, start + groups)
+        return replace(
+            self,
+            sequences=self.sequences[rows],
+            advantages=self.advantages[chosen],
+            old_logprobs=self.old_logprobs[rows],
+            rewards=self.rewards[chosen] if self.rewards is not None else None,
+            kept=self.kept[chosen] if self.kept is not None else None,
+            engine_logprobs=self.engine_logprobs[rows] if self.engine_logprobs is not None else None,
+            rollouts=self.rollouts[rows],
+        )
+
+    def counted(self) -> Tensor:
+        """Tokens that the loss and its denominator are made of, bool of the shape of `old_logprobs`."""
+        device = self.old_logprobs.device
+        lengths = torch.tensor([len(sequence.completion_ids) for sequence in self.sequences], device=device)
+        mask = torch.arange(self.old_logprobs.shape[1], device=device) < lengths[:, None]
+        return counted_tokens(mask, self.kept.flatten() if self.kept is not None else None, self.engine_logprobs)
+
+    def counts(self) -> Tensor:
+        """Counted tokens, and rationales with any, float32 [2]: to be summed over processes."""
+        return counts(self.counted())
+
+
+def accumulate_gradients(
+    policy: Policy,
+    reference: Reference | None,
+    mini_batch: MiniBatch,
+    config: ObjectiveConfig,
+    *,
+    token_budget: int,
+    divisor: float,
+    backward: Callable[[Tensor, bool], None],
+) -> dict[str, Tensor]:
+    """Forward and backward over the mini-batch, a micro-batch at a time.
+
+    Args:
+        policy: In training mode.
+        reference: For the KL penalty; None without one.
+        mini_batch: This process's share.
+        config: The objective.
+        token_budget: Of a micro-batch.
+        divisor: What the summed loss is divided by: `aggregate.denominator` over all processes, divided by their
+            number, since gradients are averaged over processes.
+        backward: Called with each micro-batch's loss and whether it is the last.
+
+    Returns:
+        The objective's metrics as sums over this process's counted tokens, and `loss`, all detached.
+    """
+    algorithm = ALGORITHMS[config.algorithm]
+    advantages, totals = mini_batch.advantages.flatten(), dict[str, Tensor]()
+    if algorithm.refresh is not None:
+        assert mini_batch.rewards is not None
+        log_ratios = _log_ratios(policy, reference, mini_batch, config).view(mini_batch.rewards.shape)
+        kept = mini_batch.kept if mini_batch.kept is not None else torch.ones_like(log_ratios, dtype=torch.bool)
+        advantages = algorithm.refresh(mini_batch.rewards, log_ratios, kept, config).flatten()
+        totals["kl_reference"] = log_ratios.sum()
+    penalised = reference if config.kl.coefficient > 0 and config.kl.placement == "loss" else None
+    passes, count = _passes(policy, mini_batch, config, token_budget)
+    for number, forward in enumerate(passes, start=1):
+        batch = forward.batch
+        logprobs, mask = batch.ragged(forward.logprobs)
+        width = logprobs.shape[1]
+        rows = torch.tensor(batch.indices, device=logprobs.device)
+        inputs = LossInputs(
+            logprobs=logprobs,
+            old_logprobs=mini_batch.old_logprobs[rows, :width],
+            advantages=advantages[rows],
+            mask=mask,
+            reference_logprobs=batch.ragged(penalised(batch))[0] if penalised is not None else None,
+            engine_logprobs=_rows(mini_batch.engine_logprobs, rows, width),
+            entropy=batch.ragged(forward.entropy)[0] if forward.entropy is not None else None,
+            kept=mini_batch.kept.flatten()[rows] if mini_batch.kept is not None else None,
+        )
+        summed, metrics = algorithm.loss(inputs, config)
+        backward(summed / divisor, number == count)
+        for name, value in (("loss", summed.detach()), *metrics.items()):
+            totals[name] = totals.get(name, torch.zeros_like(value)) + value
+    return totals
+
+
+def first_nonfinite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """Name of the first tensor that holds nan or inf."""
+    return next((name for name, value in named if value is not None and not bool(torch.isfinite(value).all())), None)
+
+
+def _passes(
+    policy: Policy, mini_batch: MiniBatch, config: ObjectiveConfig, token_budget: int
+) -> tuple[Iterable[ForwardPass] | Iterator[ForwardPass], int]:
+    if mini_batch.forwards:
+        return mini_batch.forwards, len(mini_batch.forwards)
+    plan = policy.plan(mini_batch.sequences, token_budget)
+    entropy = config.entropy_coefficient > 0
+    return policy.planned_passes(mini_batch.sequences, plan, entropy=entropy), len(plan)
+
+
+def _log_ratios(policy: Policy, reference: Reference | None, mini_batch: MiniBatch, config: ObjectiveConfig) -> Tensor:
+    """Log of present to anchor probability of each rationale's counted tokens, [n]; zeros without a penalty."""
+    old = mini_batch.old_logprobs
+    if config.kl.coefficient == 0:
+        return old.new_zeros(len(old))
+    sequences, forwards = mini_batch.sequences, mini_batch.forwards
+    present = collect(sequences, forwards).logprobs if forwards else policy.score(sequences).logprobs
+    anchor = old
+    if config.kl.anchor == "reference":
+        assert reference is not None
+        anchor = reference.score(sequences).logprobs
+    width = max(len(sequence.completion_ids) for sequence in sequences)
+    difference = present[:, :width] - anchor[:, :width]
+    return torch.where(mini_batch.counted()[:, :width], difference, 0.0).sum(dim=1)
+
+
+def _rows(values: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
+    return values[rows, :width] if values is not None else None

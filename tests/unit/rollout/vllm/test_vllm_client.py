@@ -1,0 +1,88 @@
+"""Against a small server of the test's own."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from grace_exp.errors import GraceError
+from grace_exp.rollout.vllm.client import RefusedByServer, ServerGone, VllmClient
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    together = threading.Barrier(8, timeout=20)
+
+    def do_GET(self) -> None:
+        self._answer(200, {"authorization": self.headers.get("Authorization"), "path": self.path})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/slow":
+            time.sleep(1)
+        if self.path == "/no":
+            self._answer(400, {"error": "not that"})
+            return
+        if self.path == "/die":
+            self.close_connection = True
+            return
+        if self.path == "/together":
+            self.together.wait()
+        self._answer(200, body)
+
+    def _answer(self, status: int, body: object) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 64
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_answers_come_in_the_order_of_the_requests_which_are_under_way_together(url: str) -> None:
+    bodies = [{"number": number} for number in range(8)]
+    assert VllmClient(url).post_all("/together", bodies, seconds=20) == bodies
+
+
+def test_the_password_is_sent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    found = VllmClient(url + "/").get("/x", seconds=20, params={"a": "b"})
+    assert found == {"authorization": "Bearer secret", "path": "/x?a=b"}
+
+
+def test_a_refusal_carries_what_the_server_said(url: str) -> None:
+    with pytest.raises(RefusedByServer, match=r"refused /no: 400 .*not that") as caught:
+        VllmClient(url).post("/no", {}, seconds=20)
+    assert caught.value.status == 400
+
+
+def test_a_slow_answer_fails_in_time(url: str) -> None:
+    with pytest.raises(GraceError, match=r"not answered /slow within 0.1 s"):
+        VllmClient(url).post("/slow", {}, seconds=0.1)
+
+
+def test_a_broken_connection_and_a_closed_port_are_told_apart_from_a_refusal(url: str) -> None:
+    with pytest.raises(ServerGone):
+        VllmClient(url).post("/die", {}, seconds=20)
+    nobody = VllmClient("http://127.0.0.1:9")
+    with pytest.raises(ServerGone, match=r"no vLLM server answers at http://127\.0\.0\.1:9"):
+        nobody.get("/x", seconds=20)
+    assert not nobody.healthy()
+    assert VllmClient(url).healthy()
