@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from grace_exp.config.compose import compose_config, conf_dir, to_dict
+from grace_exp.config.experiments import BACKBONES, ROWS, paired_experiments
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
 
 CONF = conf_dir()
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+PAIRED = sorted(paired_experiments())
 PRESETS = sorted(path.stem for path in (CONF / "debug").glob("*.yaml"))
 ADDED = ("experiment", "sweep", "debug", "hydra")  # with a plus; Hydra's own
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ADDED)
@@ -72,10 +75,10 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
         assert getattr(config, group).name == recipe[group]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_and_is_named_after_its_file(experiment: str) -> None:
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, *PAIRED])
+def test_every_experiment_composes_and_is_named_after_itself(experiment: str) -> None:
     config = composed(f"+experiment={experiment}")
-    assert config.name == experiment
+    assert config.name == (f"{config.backbone.name}_{experiment}" if experiment in ROWS else experiment)
     assert (config.job.small_experiment is None) == (config.hardware.accelerator == "cpu")
     if config.job.small_experiment is not None:
         small = composed(f"+experiment={config.job.small_experiment}")
@@ -87,6 +90,19 @@ def test_every_experiment_says_what_it_asks_costs_and_expects(experiment: str) -
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text().split("defaults:")[0]
     assert header.startswith("# @package _global_\n# ")
     assert ("Question:" in header or "Paper row:" in header) and "Cost:" in header and "Expected" in header
+
+
+@pytest.mark.parametrize("experiment", PAIRED)
+def test_the_name_of_a_pair_composes_to_row_and_backbone(experiment: str) -> None:
+    row, backbone = paired_experiments()[experiment]
+    pair = composed(f"+experiment={row}", f"backbone={backbone}")
+    assert replace(pair, name=experiment) == composed(f"+experiment={experiment}")
+    assert pair.name == f"{backbone}_{row}" and pair.backbone.name == backbone
+
+
+def test_backbones_and_rows_of_pairs_are_choices() -> None:
+    assert set(BACKBONES.values()) <= set(CHOICES["backbone"])
+    assert set(ROWS) <= set(EXPERIMENTS) and not set(PAIRED) & set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
