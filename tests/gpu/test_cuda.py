@@ -10,6 +10,7 @@ from grace_exp.config.compose import compose_config
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.data.prompts import Prompt
 from grace_exp.jobs.train import train
+from grace_exp.policy.output_head import Float32Head
 from grace_exp.policy.packing import TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.policy.tiny import tiny_model
@@ -47,6 +48,23 @@ def test_scores_on_cuda_are_those_of_the_cpu(dtype: torch.dtype, tolerance: floa
         found.embeddings[REGION].cpu(), expected.embeddings[REGION], atol=tolerance, rtol=tolerance
     )
     torch.testing.assert_close(found.logprobs.cpu(), expected.logprobs, atol=tolerance, rtol=tolerance)
+
+
+def test_bf16_logits_on_cuda_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    head, hidden = Float32Head(64, 500, bias=False), torch.randn(40, 64)
+    torch.nn.init.normal_(head.weight)
+    found = []
+    for device in ("cpu", "cuda"):
+        states = hidden.to(device).requires_grad_()
+        moved = head.to(device)
+        with torch.autocast(device, torch.bfloat16):
+            logits = moved(states)
+        logits.logsumexp(-1).sum().backward()
+        assert states.grad is not None
+        found.append((logits.detach().cpu(), states.grad.cpu()))
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], atol=1e-2, rtol=1e-2)
 
 
 def test_the_engine_reports_the_policys_log_probs() -> None:

@@ -13,6 +13,7 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
+from grace_exp.policy.output_head import use_float32_head
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, pack
 from grace_exp.policy.pooling import pool
 
@@ -68,6 +69,7 @@ class Policy(LightningModule):
         """
         super().__init__()
         self.model = model
+        use_float32_head(self.causal_lm)
         self.pooling = pooling
         self.hardware = hardware
         self.pad_token_id = pad_token_id

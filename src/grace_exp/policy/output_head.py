@@ -1,0 +1,76 @@
+"""An output head whose logits are float32 in every precision.
+
+Under bf16 autocast, or with bf16 weights, a linear layer rounds its result to bf16. Of logits between 16 and 32 that
+leaves steps of 0.125, which moves a token's log-prob by 0.02 nats in the mean. Here the operands are rounded as autocast
+rounds them, and their product, which the hardware sums in float32 anyway, is not.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+class Float32Head(nn.Linear):
+    """A linear layer that returns float32 [..., vocabulary] for hidden states in any precision (float64 in float64)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits of hidden states [..., hidden]."""
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        if dtype not in _LOW:
+            return functional.linear(input, self.weight, self.bias)
+        rows: Any = _Product.apply(input.flatten(0, -2), self.weight, dtype)  # type: ignore[no-untyped-call]
+        logits: Tensor = rows.unflatten(0, input.shape[:-1])
+        return logits if self.bias is None else logits + self.bias.float()
+
+
+def use_float32_head(model: "PreTrainedModel") -> None:
+    """Give a language model such a head, in place; the weight, its name and its hooks stay what they are.
+
+    A head that is no plain linear layer is left alone. Of one with adapters the layer below them is changed.
+    """
+    head: Any = model.get_output_embeddings()
+    head = getattr(head, "base_layer", head)
+    if type(head) is nn.Linear:
+        head.__class__ = Float32Head
+
+
+class _Product(torch.autograd.Function):
+    """hidden [tokens, hidden] x weight [vocabulary, hidden]: low-precision operands, float32 result.
+
+    Gradients are products of low-precision operands too. The weight's leaves in the weight's own precision, so that
+    micro-batches and chunks add up in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        low = hidden.to(dtype)
+        ctx.save_for_backward(low, weight)  # the weight's copy is made again: it is as large as all of a chunk's states
+        ctx.hidden_dtype = hidden.dtype
+        return _product(low, weight.to(dtype).t())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        low, weight = ctx.saved_tensors
+        gradient = gradients[0].to(low.dtype)
+        of_hidden = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_hidden = _product(gradient, weight.to(low.dtype)).to(ctx.hidden_dtype)
+        if ctx.needs_input_grad[1]:
+            of_weight = _product(gradient.t(), low).to(weight.dtype)
+        return of_hidden, of_weight, None
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product of two low-precision matrices, float32."""
+    with torch.autocast(left.device.type, enabled=False):
+        if left.device.type == "cuda":
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return left.float() @ right.float()  # exact products, summed in float32: what the CUDA kernel does
