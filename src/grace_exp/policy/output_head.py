@@ -1,8 +1,8 @@
 """An output head whose logits are float32 in every precision.
 
 Under bf16 autocast, or with bf16 weights, a linear layer rounds its result to bf16. Of logits between 16 and 32 that
-leaves steps of 0.125, which moves a token's log-prob by 0.02 nats in the mean. Here the operands are rounded as autocast
-rounds them, and their product, which the hardware sums in float32 anyway, is not.
+leaves steps of 0.125, which moves a token's log-prob by 0.02 nats in the mean. Here the operands are rounded as
+autocast rounds them, and their product, which the hardware sums in float32 anyway, is not.
 """
 
 from typing import TYPE_CHECKING, Any
