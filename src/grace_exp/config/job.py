@@ -43,7 +43,7 @@ class EncodeConfig:
 class JobConfig:
     """The job and its size."""
 
-    name: Literal["train", "evaluate", "prepare_data", "embed", "clear_cache"] = "train"
+    name: Literal["train", "evaluate", "prepare_data", "embed", "explain", "clear_cache"] = "train"
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -63,6 +63,12 @@ class JobConfig:
     """embed: what the texts are: the instruction they get, and the side in one-sided modes."""
     output: Annotated[str, Field(pattern=r"\.(npy|parquet)$")] | None = None
     """embed: .npy (float32 [texts, hidden]) or .parquet (with text and rationales); rationales also as JSONL beside."""
+    text_a: Annotated[str, Field(min_length=1)] | None = None
+    """explain: the first text, in the role query."""
+    text_b: Annotated[str, Field(min_length=1)] | None = None
+    """explain: the second text, in the role document."""
+    pairs: Annotated[str, Field(pattern=r"\.(jsonl|csv|tsv|parquet)$")] | None = None
+    """explain: a file of pairs, with the columns text_a and text_b, instead of these two texts."""
     encode: EncodeConfig = Field(default_factory=EncodeConfig)
 
     @model_validator(mode="after")
@@ -71,6 +77,9 @@ class JobConfig:
             missing = [f"job.{key}" for key in ("input", "output") if getattr(self, key) is None]
             if missing:
                 raise ValueError(f"job=embed needs {' and '.join(missing)}")
+        both = self.text_a is not None and self.text_b is not None
+        if self.name == "explain" and both == (self.pairs is not None):
+            raise ValueError("job=explain needs job.text_a and job.text_b, or a file of such pairs: job.pairs")
         if self.model is not None and self.resume is not None:
             raise ValueError(f"model={self.model!r} with resume={self.resume!r}: name the weights once")
         return self

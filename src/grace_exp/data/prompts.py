@@ -99,6 +99,11 @@ class PromptBuilder:
             for (role, _), ids in zip(pairs, self._encode([t for _, t in pairs]), strict=True)
         ]
 
+    def text_span(self, role: Role, prompt: Prompt) -> tuple[int, int]:
+        """First token of the user's text in a prompt of this builder, and the first token behind it."""
+        frame = self._frames[role]
+        return len(frame.head), len(prompt.token_ids) - len(frame.tail)
+
     def _join(self, frame: _Frame, text_ids: list[int]) -> Prompt:
         room = self._max_tokens - len(frame.head) - len(frame.tail)
         kept = text_ids[:room]

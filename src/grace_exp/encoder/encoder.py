@@ -16,6 +16,7 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.data.batch import Role
+from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.cache import RationaleCache
 from grace_exp.encoder.corpus import embed_corpus
 from grace_exp.encoder.engines import EngineMaker, engine_maker
@@ -31,6 +32,7 @@ from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
 
 if TYPE_CHECKING:
+    from grace_exp.encoder.explanation import Explanation
     from grace_exp.policy.load_backbone import Backbone
 
 _log = logging.getLogger(__name__)
@@ -273,9 +275,33 @@ class GraceEncoder:
         return [text.strip() for text in texts]
 
     @property
+    def rationale_ids(self) -> list[list[int]]:
+        """Their token ids, end token included, in the same order."""
+        return [ids.tolist() for ids in self._rationale_ids]
+
+    @property
     def rationale_tokens(self) -> list[int]:
         """Their lengths in tokens, end token included, in the same order."""
         return [len(ids) for ids in self._rationale_ids]
+
+    def explain(self, a: str, b: str, **settings: Any) -> "Explanation":
+        """Which words of two texts and their rationales make up the cosine of their embeddings.
+
+        Args:
+            a: The first text, in the role `query`.
+            b: The second text, in the role `document`.
+            settings: `role_a`, `role_b`, `mode`, `max_tokens`, `temperature`, `seed`: as in `encode`.
+
+        Returns:
+            The cosine, the contribution of every word, the strongest pairs of words, and the cosines with other
+            rationales (`encoder.explanation.explain_pair`).
+
+        Raises:
+            ConfigError: The pooling is not a mean.
+        """
+        from grace_exp.encoder.explanation import explain_pair
+
+        return explain_pair(self, a, b, **settings)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosine of every pair: [n, hidden] and [m, hidden] to [n, m]; single embeddings count as n = 1."""
@@ -284,6 +310,10 @@ class GraceEncoder:
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Cosine of corresponding embeddings: [n, hidden] twice to [n]."""
         return cosine_pairs(embeddings1, embeddings2)
+
+    def prompt_builder(self, role: Role) -> PromptBuilder:
+        """Builds the prompts of texts in a role, with the role's instruction."""
+        return self._instructions.builder(None, None, role)
 
     @property
     def device(self) -> torch.device:

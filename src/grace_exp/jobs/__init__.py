@@ -35,6 +35,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.embed import embed
 
             return embed(config)
+        case "explain":
+            from grace_exp.jobs.explain import explain
+
+            return explain(config)
         case "clear_cache":
             from grace_exp.jobs.clear_cache import clear_cache
 

@@ -205,6 +205,23 @@ class Policy(LightningModule):
                     found.setdefault(region, {}).update(zip(batch.indices, embeddings, strict=True))
         return {region: torch.stack([rows[i] for i in range(len(sequences))]) for region, rows in found.items()}
 
+    @torch.no_grad()
+    def token_states(self, sequence: TextSequence, region: Region | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden states whose mean is a sequence's embedding, for one sequence.
+
+        Args:
+            sequence: Prompt and rationale.
+            region: The pooled region; None: the configured one.
+
+        Returns:
+            Hidden states float32 [tokens, hidden], and their positions in prompt + rationale [tokens].
+        """
+        with self._evaluating():
+            batch = self.collate([sequence], [0])
+            _, hidden = self._hidden_states(batch, self.pooling.layer)
+        member = batch.membership(region or self.pooling.region)[0]
+        return hidden[0][member].float(), batch.position_ids[0][member]
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """No dropout, no gradient checkpointing."""
