@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import grace_exp.openmp  # noqa: F401 - before torch
 from grace_exp.config.compose import conf_dir, validate
-from grace_exp.config.explain import unknown_key
+from grace_exp.config.error_messages import unknown_key
 from grace_exp.config.preflight import check_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import GraceError

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from grace_exp.config.error_messages import explain
 from grace_exp.config.experiments import register_experiments
-from grace_exp.config.explain import explain
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
 

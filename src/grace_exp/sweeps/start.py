@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from grace_exp.config.compose import validate
-from grace_exp.config.explain import unknown_key
+from grace_exp.config.error_messages import unknown_key
 from grace_exp.config.preflight import check_machine
 from grace_exp.errors import ConfigError, GraceError
 from grace_exp.sweeps.folders import quoted, swept_values
