@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.metrics import check_listed
 
 TIMED_PREFIXES = ("time/", "perf/")
 """Columns that may differ between two runs of one seed: durations, speeds and memory. All others are equal."""
@@ -78,6 +79,7 @@ class MetricsCsv(Logger):
             raise ValueError("metrics.csv has one row a step: call log_metrics(metrics, step=...)")
         if self._last and step < int(self._last[_STEP]):
             raise ValueError(f"log_metrics(step={step}) after step {self._last[_STEP]}: steps of metrics.csv only rise")
+        check_listed(metrics)
         row = {_STEP: str(step)} | {name: _cell(value) for name, value in metrics.items()}
         joins = self._last.get(_STEP) == row[_STEP]
         if joins:

@@ -15,6 +15,7 @@ from grace_exp.config.logger import WandbConfig
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.metrics import check_listed
 
 if TYPE_CHECKING:
     import wandb
@@ -52,6 +53,7 @@ class StepWandbLogger(WandbLogger):
         """
         if step is None:
             raise ValueError("W&B rows are keyed by the step: call log_metrics(metrics, step=...)")
+        check_listed(metrics)
         if step >= self.experiment.starting_step:
             self.experiment.log(dict(metrics), step=step)
 

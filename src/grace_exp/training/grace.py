@@ -40,6 +40,7 @@ from grace_exp.training.step.step_scores import StepScores
 from grace_exp.training.step.stored_instances import StoredInstances
 from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
 from grace_exp.training.step.update import MiniBatch, accumulate_gradients
+from grace_exp.training.step.variety import most_common_share, rationale_key
 
 SampleSink = Callable[[int, list[dict[str, object]]], None]
 
@@ -92,6 +93,7 @@ class GraceModule(StepModule):
             metrics |= role_metrics(trained_roles) | self._mismatch(rollouts, scores)
             metrics["rollout/tokens"] = float(sum(trained.inputs.lengths.sum().item() for trained in trained_roles))
             metrics["rollout/prompts_cut"] = self._total(rollouts.prompts_cut())
+            metrics |= self._written(rollouts, scores)
         if self.stored is not None:
             self.stored.add(rollouts, scores)
         with self.timer("update"):
@@ -143,6 +145,18 @@ class GraceModule(StepModule):
             rewards.add(rollouts, new)
         with self.timer("reward"):
             return rewards.trained_roles(rollouts)
+
+    def _written(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
+        """How varied what was written is: `rollout/entropy`, and with several instances `rollout/most_common_share`."""
+        group = rollouts.group
+        nll, count = -scores.logprobs(group).sum(), sum(len(one.completion.token_ids) for one in group)
+        total, tokens = self.sum(torch.stack([nll.double(), nll.new_tensor(count).double()])).tolist()
+        metrics = {"rollout/entropy": total / max(tokens, 1.0)}
+        keys = torch.tensor([rationale_key(one.completion.token_ids) for one in group], device=self.device)
+        by_instance = self.gather(keys.view(len(rollouts.instances), -1))
+        if len(by_instance) > 1:
+            metrics["rollout/most_common_share"] = most_common_share(by_instance)
+        return metrics
 
     def _mismatch(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
         """How far the engine is from the policy, of what it wrote in this step."""

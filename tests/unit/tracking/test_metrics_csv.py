@@ -9,6 +9,8 @@ import torch
 
 from grace_exp.tracking.metrics_csv import MetricsCsv
 
+pytestmark = pytest.mark.filterwarnings("ignore:metric names that are not listed")
+
 
 def test_floats_read_back_as_the_same_floats(tmp_path: Path) -> None:
     values = [0.1, 1 / 3, 1e-300, -2.5e17, float("inf")]

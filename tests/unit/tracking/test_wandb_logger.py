@@ -168,7 +168,7 @@ def test_other_ranks_have_no_run(tmp_path: Path, started: dict[str, Any], monkey
     monkeypatch.setattr(wandb_logger.rank_zero_only, "rank", 1)
     logger = build_wandb_logger(config(tmp_path / "run"))
     with finishing([logger]):
-        logger.log_metrics({"a": 1.0}, 1)
+        logger.log_metrics({"train/loss": 1.0}, 1)
     assert not started
     assert not (tmp_path / "run").exists()
 
@@ -202,7 +202,7 @@ def test_steps_that_the_server_has_are_not_sent_again() -> None:
     run.starting_step = 12
     logger = wandb_logger.StepWandbLogger(experiment=run)
     for step in (10, 11, 12):
-        logger.log_metrics({"a": float(step)}, step)
-    assert run.rows == [(12, {"a": 12.0})]
+        logger.log_metrics({"train/loss": float(step)}, step)
+    assert run.rows == [(12, {"train/loss": 12.0})]
     with pytest.raises(ValueError, match="step"):
-        logger.log_metrics({"a": 1.0})
+        logger.log_metrics({"train/loss": 1.0})
