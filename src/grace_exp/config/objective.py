@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.require import requirements
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -96,34 +97,30 @@ class ObjectiveConfig:
     @model_validator(mode="after")
     def _settings_fit_the_algorithm(self) -> Self:
         copg = self.algorithm == "copg"
-        rules = [
-            (
-                self.length_normalizer is not None and self.aggregation != "constant",
+        with requirements() as require:
+            require(
+                self.length_normalizer is None or self.aggregation == "constant",
                 f"length_normalizer={self.length_normalizer} with aggregation={self.aggregation!r}: only "
                 "aggregation='constant' divides by a length; set length_normalizer=null",
-            ),
-            (
-                self.replay is not None and not copg,
+            )
+            require(
+                self.replay is None or copg,
                 f"replay is set with algorithm={self.algorithm!r}: only 'copg' is right for stored rationales; set "
                 "replay=null",
-            ),
-            (
-                self.kl.anchor == "behaviour" and not copg,
+            )
+            require(
+                self.kl.anchor == "reference" or copg,
                 f"kl.anchor='behaviour' with algorithm={self.algorithm!r}: only 'copg' holds to the behaviour policy; "
                 "set kl.anchor=reference",
-            ),
-            (
-                copg and (self.kl.estimator, self.kl.placement) != ("k1", "reward"),
+            )
+            require(
+                not copg or (self.kl.estimator, self.kl.placement) == ("k1", "reward"),
                 f"kl.estimator={self.kl.estimator!r}, kl.placement={self.kl.placement!r} with algorithm='copg': its "
                 "penalty is the log-ratio itself; set kl.estimator=k1 kl.placement=reward",
-            ),
-            (
-                copg and self.importance.mode != "none",
+            )
+            require(
+                not copg or self.importance.mode == "none",
                 f"importance.mode={self.importance.mode!r} with algorithm='copg': it needs no importance weights; set "
                 "importance.mode=none",
-            ),
-        ]
-        problems = [message for broken, message in rules if broken]
-        if problems:
-            raise ValueError("\n".join(problems))
+            )
         return self

@@ -1,0 +1,58 @@
+"""All groups of settings together, before any rule between them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from grace_exp.config.backbone import BackboneConfig
+from grace_exp.config.base import STRICT
+from grace_exp.config.callbacks import CallbacksConfig
+from grace_exp.config.data import DataConfig
+from grace_exp.config.evaluation import EvaluationConfig
+from grace_exp.config.hardware import HardwareConfig
+from grace_exp.config.job import JobConfig
+from grace_exp.config.logger import LoggerConfig
+from grace_exp.config.method import MethodConfig
+from grace_exp.config.objective import ObjectiveConfig
+from grace_exp.config.optim import OptimConfig
+from grace_exp.config.prompt import PromptConfig
+from grace_exp.config.reward import RewardConfig
+from grace_exp.config.rollout import RolloutConfig
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).expanduser()))]
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class Groups:
+    """The settings of a run. `GraceConfig` adds the rules of config/rules/."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    """Of the run; part of its folder's name."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Every random draw derives from it."""
+    run_dir: Folder
+    """Where everything the run writes goes."""
+    cache_dir: Folder
+    """Converted models and prepared data, shared by runs."""
+    optimized_metric: Annotated[str, Field(min_length=1)] | None = None
+    """The figure that a sweep marks the best of and Optuna optimises, by metric name; null: none."""
+    job: JobConfig
+    backbone: BackboneConfig
+    data: DataConfig
+    prompt: PromptConfig
+    method: MethodConfig
+    rollout: RolloutConfig
+    reward: RewardConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    hardware: HardwareConfig
+    logger: LoggerConfig
+    evaluation: EvaluationConfig
+    callbacks: CallbacksConfig
+
+    @property
+    def processes(self) -> int:
+        """Training processes on all nodes together."""
+        return self.hardware.devices * self.hardware.nodes

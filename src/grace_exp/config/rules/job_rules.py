@@ -1,0 +1,49 @@
+"""The job, and the parts that it needs."""
+
+from grace_exp.config.groups import Groups
+from grace_exp.config.require import Require
+
+
+def job_rules(config: Groups, require: Require) -> None:
+    """A job has what it trains, exports or measures."""
+    require(
+        "adapter" not in config.callbacks.export or config.backbone.lora is not None,
+        "callbacks.export contains 'adapter', but backbone.lora is null: there is no adapter to export",
+    )
+    if config.job.name == "train" and not config.method.is_infonce:
+        _training_rules(config, require)
+    if config.job.name == "evaluate":
+        _evaluation_rules(config, require)
+
+
+def _training_rules(config: Groups, require: Require) -> None:
+    require(
+        config.backbone.pooling.region != "text",
+        "backbone.pooling.region='text' gives all rationales of a group the same embedding, so that no reward "
+        "differs within it: train with 'text_and_rationale' or 'rationale'",
+    )
+    require(
+        config.rollout.group_size > 1 or config.objective.algorithm in ("remax", "reinforce_pp"),
+        "rollout.group_size=1: an advantage compares the rationales of a group; train with 2 or more, or with "
+        "objective=remax or reinforce_pp",
+    )
+
+
+def _evaluation_rules(config: Groups, require: Require) -> None:
+    evaluation, model = config.evaluation, config.job.model
+    require(
+        bool(evaluation.sets) or evaluation.benchmark is not None or evaluation.general is not None,
+        f"job=evaluate, but evaluation={evaluation.name} has no sets: choose evaluation=demo or heldout, "
+        "a benchmark, as evaluation=offline_small, or evaluation=general",
+    )
+    require(
+        evaluation.general is None or model is None,
+        f"job.model={model} with evaluation={evaluation.name}: general ability is measured "
+        "beside the base model's, with the backbone's settings and job.resume; job.model is for benchmarks, as "
+        "evaluation=offline_small",
+    )
+    require(
+        not evaluation.sets or model is None,
+        f"job.model={model} with evaluation={evaluation.name}: held-out sets are measured with "
+        "job.resume; job.model is for benchmarks, as evaluation=offline_small",
+    )

@@ -1,0 +1,60 @@
+"""What a training method asks of the other groups."""
+
+from grace_exp.config.groups import Groups
+from grace_exp.config.require import Require
+
+
+def method_rules(config: Groups, require: Require) -> None:
+    """The method's positives and negatives exist, and its views of a text differ."""
+    method, mode, lora = config.method, config.data.mode, config.backbone.lora
+    if method.name == "simcse":
+        require(
+            mode == "unsupervised",
+            f"method=simcse with data.mode={mode!r}: its positive is the text itself. Choose unsupervised data "
+            "(data=wiki1m, stsb_unsup, wordnet_unsup, texts), or method=contrastive",
+        )
+        require(
+            method.dropout != 0 or (lora is not None and lora.dropout > 0),
+            "method=simcse with method.dropout=0 and no backbone.lora.dropout: both views of a text would be equal",
+        )
+    if method.name == "contrastive":
+        require(
+            mode == "supervised",
+            f"method=contrastive with data.mode={mode!r}: its positives are other texts. Choose supervised data "
+            "(data=e5, stsb, wordnet, triplets), or method=simcse",
+        )
+    if method.name == "contrastive_on_rationales":
+        require(
+            mode == "supervised" or config.rollout.anchor_temperature > 0,
+            f"method=contrastive_on_rationales with data.mode={mode!r} and rollout.anchor_temperature=0: both "
+            "rationales of a text would be equal; sample them",
+        )
+        require(
+            config.backbone.pooling.region != "text",
+            "method=contrastive_on_rationales with backbone.pooling.region='text' leaves the rationales out: choose "
+            "'text_and_rationale', 'rationale', or method=contrastive",
+        )
+    if method.is_infonce and config.job.name == "train":
+        has_own_negatives = mode == "supervised" and 0 not in config.data.negative_counts()
+        require(
+            config.objective.mini_batch_size > 1 or has_own_negatives,
+            f"method={method.name} with objective.mini_batch_size=1: without negatives of its own a text is told apart "
+            "from the others of its update; take 2 or more",
+        )
+    if method.name == "rejection_sft":
+        _rejection_sft_rules(config, require)
+
+
+def _rejection_sft_rules(config: Groups, require: Require) -> None:
+    objective = config.objective
+    kl_in_loss = objective.kl.coefficient > 0 and (objective.kl.placement == "loss" or objective.algorithm == "copg")
+    require(
+        not kl_in_loss and objective.entropy_coefficient == 0 and objective.replay is None,
+        "method=rejection_sft knows of the objective only what shapes the reward: set objective.kl.coefficient=0 "
+        "(or kl.placement=reward), objective.entropy_coefficient=0 and objective.replay=null",
+    )
+    require(
+        not config.hardware.keep_forward,
+        "method=rejection_sft with hardware.keep_forward=true: it trains on one rationale of a group, chosen after "
+        "scoring; set hardware.keep_forward=false",
+    )
