@@ -42,12 +42,13 @@ def requirements(*extras: str) -> list[Requirement]:
 
 
 def imported_modules() -> dict[str, set[str]]:
-    """From each module of the package to those that it imports, at its top, inside a function or for types alone."""
+    """From each module of the package to those that it imports, at its top or inside a function; types aside."""
     files = {module_name(path): path for path in (SOURCES / "grace_exp").rglob("*.py")}
     found: dict[str, set[str]] = {}
     for name, path in files.items():
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for_types = {id(node) for block in ast.walk(tree) if is_type_checking(block) for node in ast.walk(block)}
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and id(node) not in for_types]
         targets = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
         targets = {target if target in files else target.rpartition(".")[0] for target in targets}
         found[name] = {target for target in targets if target in files}
@@ -56,6 +57,10 @@ def imported_modules() -> dict[str, set[str]]:
 
 def module_name(path: Path) -> str:
     return ".".join(path.relative_to(SOURCES).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def layer(module: str) -> int:
