@@ -91,6 +91,7 @@ def test_a_run_trains_on_cuda(tmp_path: Path, precision: str, lora: str) -> None
         [
             "+experiment=demo_tiny",
             "hardware=gpu",
+            "rollout=transformers",
             f"hardware.precision={precision}",
             f"backbone.lora={lora}",
             "logger=csv",

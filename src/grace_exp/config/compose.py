@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from grace_exp.config.error_messages import explain
 from grace_exp.config.experiments import register_experiments
+from grace_exp.config.machine import register_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
 
 _ADAPTER = TypeAdapter(GraceConfig)
 register_experiments()
+register_machine()
 
 
 def conf_dir() -> Path:
@@ -70,10 +73,24 @@ def compose_config(overrides: list[str], run_dir: Path) -> GraceConfig:
         ConfigError: As `validate`.
         hydra.errors.HydraException: An override names a group, choice or key that does not exist.
     """
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        settings = compose("config", overrides=overrides)
+    settings = compose_settings("config", overrides)
     settings.run_dir = str(run_dir)
     return validate(settings)
+
+
+def compose_settings(name: str, overrides: list[str]) -> DictConfig:
+    """Composes a file of `conf/`, also inside a job that Hydra's command line has started.
+
+    Raises:
+        hydra.errors.HydraException: There is no such file, or an override names what does not exist.
+    """
+    command_line = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return compose(name, overrides=overrides)
+    finally:
+        GlobalHydra.instance().hydra = command_line
 
 
 def to_dict(config: GraceConfig) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grace_exp.config.data import SourceConfig
+from grace_exp.config.engine_use import engine_of
 from grace_exp.config.hardware import HardwareConfig
+from grace_exp.config.machine import BF16_CAPABILITY
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.vllm_package import vllm_problem
 from grace_exp.errors import MissingResourceError
@@ -19,7 +21,6 @@ _MTEB = ("mteb", "pip install 'grace-exp[eval]'")
 _LM_EVAL = ("lm_eval", "pip install 'grace-exp[general]'")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_TIMEOUT = 5.0
-_BF16_CAPABILITY = (8, 0)
 
 
 def check_machine(config: GraceConfig) -> None:
@@ -52,7 +53,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     if uses_backbone and backbone.source == "hub" and backbone.path is not None:
         problem = _model_problem(backbone.path, backbone.revision)
         yield from [f"backbone.path={backbone.path}: {problem}"] if problem else []
-    if uses_model and config.rollout.engine != "transformers":
+    if uses_model and engine_of(config) != "transformers":
         problem = vllm_problem(config.hardware.accelerator)
         yield from [f"rollout={config.rollout.engine}: {problem}"] if problem else []
     if job.name == "embed" and job.input is not None:
@@ -86,7 +87,7 @@ def _gpu_problems(hardware: HardwareConfig) -> Iterator[str]:
         yield f"{wanted}: {why}"
     elif torch.cuda.device_count() < hardware.devices:
         yield f"{wanted}: there are {torch.cuda.device_count()}; set hardware.devices={torch.cuda.device_count()}"
-    elif hardware.precision.startswith("bf16") and torch.cuda.get_device_capability() < _BF16_CAPABILITY:
+    elif hardware.precision.startswith("bf16") and torch.cuda.get_device_capability() < BF16_CAPABILITY:
         yield f"hardware.precision={hardware.precision}: this GPU has no bf16; set hardware.precision=32-true"
 
 

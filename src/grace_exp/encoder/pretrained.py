@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from grace_exp.config.backbone import BackboneConfig, PoolingConfig
-from grace_exp.config.compose import conf_dir
+from grace_exp.config.compose import compose_settings, conf_dir
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.encoder.modes import Mode
 from grace_exp.errors import ConfigError, MissingResourceError
@@ -193,11 +193,9 @@ def _known_backbone(name: str, revision: str | None) -> BackboneConfig:
     choices = {path.stem: path for path in sorted((conf_dir() / "backbone").glob("*.yaml"))}
     for choice, path in choices.items():
         if name == choice or name == yaml.safe_load(path.read_text(encoding="utf-8")).get("path"):
-            from hydra import compose, initialize_config_dir
             from omegaconf import OmegaConf
 
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                settings = OmegaConf.to_container(compose(f"backbone/{choice}").backbone, resolve=True)
+            settings = OmegaConf.to_container(compose_settings(f"backbone/{choice}", []).backbone, resolve=True)
             found = _checked(BackboneConfig, settings)
             return replace(found, revision=revision or found.revision)
     return BackboneConfig(name=name.rpartition("/")[2], path=name, revision=revision)

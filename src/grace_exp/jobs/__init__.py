@@ -1,5 +1,6 @@
 """The jobs, by name; each is imported only when it runs."""
 
+from grace_exp.config.machine import this_machine
 from grace_exp.config.root import GraceConfig
 
 
@@ -15,9 +16,11 @@ def run(config: GraceConfig) -> dict[str, float]:
     Raises:
         GraceError: What the user can mend, from anywhere in the job.
     """
-    from grace_exp.jobs.terminal import quiet_libraries
+    from grace_exp.jobs.terminal import our_console, quiet_libraries
 
     quiet_libraries()
+    if config.hardware.name == "auto":
+        our_console().print(this_machine().description, highlight=False, markup=False, soft_wrap=True)
     match config.job.name:
         case "train":
             from grace_exp.jobs.train import train

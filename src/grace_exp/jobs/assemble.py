@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from grace_exp.config.engine_use import engine_of
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.jobs.terminal import is_first_process
@@ -112,8 +113,8 @@ def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[Ini
 
 
 def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
-    """The engine that `rollout.engine` names."""
-    match config.rollout.engine:
+    """The engine that the job needs: see `engine_of`."""
+    match engine_of(config):
         case "transformers":
             from grace_exp.rollout.transformers_engine import TransformersEngine
 

@@ -236,3 +236,10 @@ def test_conf_is_found_in_a_checkout_and_in_an_installed_package(
         folder.mkdir(parents=True)
         (folder / "config.yaml").touch()
         assert conf_dir() == folder
+
+
+def test_settings_compose_inside_hydras_own_application_and_leave_it_as_it_was() -> None:
+    """`job.model=tiny` composes the settings of that backbone while the command line's are in use."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert compose_config(["+experiment=demo_tiny"], Path("run")).name == "demo_tiny"
+        assert compose("config", overrides=["+experiment=demo_tiny"]).name == "demo_tiny"

@@ -30,7 +30,7 @@ def _empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", _unreachable)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else object())
 
 
 def _unreachable(url: str, timeout: float) -> None:
@@ -79,13 +79,15 @@ def test_everything_missing_is_one_message_that_ends_with_the_small_command() ->
     assert lines[1].startswith("  - hardware=h100x4 wants 4 GPU(s): ")
     assert lines[2].startswith(f"  - backbone.path={HUB}: not a local folder, not in the Hugging Face cache")
     assert "no route to huggingface.co" in lines[2]
-    assert lines[3].startswith("  - data.sources.e5.path=data/e5.jsonl: no such file in ")
+    assert lines[3].startswith("  - rollout=vllm: package vllm is not installed: ")
+    assert lines[4].startswith("  - data.sources.e5.path=data/e5.jsonl: no such file in ")
     assert lines[-1] == "  python -m grace_exp +experiment=demo"
-    assert len(lines) == 6
+    assert len(lines) == 7
 
 
 def test_a_machine_that_has_everything_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _give_gpus(monkeypatch, 4)
+    monkeypatch.setattr(preflight, "vllm_problem", lambda accelerator: None)
     _cache_model(tmp_path, "config.json", "model.safetensors.index.json")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "e5.jsonl").touch()

@@ -1,0 +1,50 @@
+"""What `hardware=auto` finds on this machine; in `conf/` as `${machine:base}` and so on."""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+from omegaconf import OmegaConf
+
+from grace_exp.config.vllm_package import vllm_problem
+
+BF16_CAPABILITY = (8, 0)
+"""CUDA's compute capability from which on GPUs compute in bfloat16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The choices for a machine.
+
+    Attributes:
+        base: Choice of `hardware/base`.
+        rollout: Choice of `rollout=`.
+        precision: Of `hardware.precision`.
+        description: One line for the terminal: what was found and chosen.
+    """
+
+    base: Literal["cpu", "gpu"]
+    rollout: Literal["transformers", "vllm"]
+    precision: Literal["32-true", "bf16-mixed"]
+    description: str
+
+
+@functools.cache
+def this_machine() -> Machine:
+    """What the first GPU is good for, or why the CPU is taken."""
+    import torch
+
+    if not torch.cuda.is_available():
+        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA device"
+        return Machine("cpu", "transformers", "32-true", f"hardware=auto: the CPU ({why})")
+    precision: Literal["32-true", "bf16-mixed"]
+    precision = "bf16-mixed" if torch.cuda.get_device_capability() >= BF16_CAPABILITY else "32-true"
+    found = f"hardware=auto: {torch.cuda.get_device_name()}, {precision}"
+    if problem := vllm_problem("gpu"):
+        return Machine("gpu", "transformers", precision, f"{found}, rationales by transformers ({problem})")
+    return Machine("gpu", "vllm", precision, f"{found}, rationales by vLLM")
+
+
+def register_machine() -> None:
+    """Makes `${machine:...}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("machine", lambda what: getattr(this_machine(), what), replace=True)
