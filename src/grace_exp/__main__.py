@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -20,6 +21,7 @@ from grace_exp.errors import GraceError
 from grace_exp.jobs import run
 from grace_exp.sweeps.start import take_sweep
 from grace_exp.tracking.result import RESULT_FILE, write_result
+from grace_exp.tracking.run_folder import claimed
 
 _EXIT_CODE = 2
 
@@ -43,13 +45,18 @@ def run_job(settings: DictConfig) -> float | None:
 
 
 def _run_to_result(config: GraceConfig) -> None:
-    run_dir = Path(config.run_dir)
-    (run_dir / RESULT_FILE).unlink(missing_ok=True)
-    figures = run(config)
     from grace_exp.jobs.terminal import is_first_process
+    from grace_exp.training.resume import run_folder
 
-    if is_first_process():
-        write_result(run_dir, figures)
+    trains = config.job.name == "train"
+    resumed = config.job.resume if trains else None
+    run_dir = Path(config.run_dir) if resumed is None else run_folder(resumed)
+    with claimed(run_dir, config.job.name) if is_first_process() else nullcontext():
+        if not trains:  # training writes its result itself, as the last thing of its end
+            (run_dir / RESULT_FILE).unlink(missing_ok=True)
+        figures = run(config)
+        if not trains and is_first_process():
+            write_result(run_dir, figures)
 
 
 def main() -> None:

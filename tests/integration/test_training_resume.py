@@ -107,10 +107,10 @@ def test_steps_cannot_be_added_to_a_schedule_that_ends_with_them(train, tmp_path
         train("job.steps=2", "optim.schedule=linear", f"job.resume={tmp_path}", folder=tmp_path)
 
 
-def test_a_finished_run_has_nothing_to_resume(train, tmp_path: Path) -> None:
-    train("job.steps=1", folder=tmp_path)
+def test_fewer_steps_than_are_done_are_refused(train, tmp_path: Path) -> None:
+    train("job.steps=2", folder=tmp_path)
     with pytest.raises(
-        ConfigError, match=r"step-000001\.ckpt has 1 steps behind it and job\.steps=1; raise job\.steps"
+        ConfigError, match=r"step-000002\.ckpt has 2 steps behind it and job\.steps=1; say job\.steps=2"
     ):
         train("job.steps=1", f"job.resume={tmp_path}", folder=tmp_path)
 
@@ -154,9 +154,22 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(train, tmp_path: Path) -
             train("job.steps=2", f"job.resume={tmp_path}", folder=tmp_path)
 
 
-def test_a_folder_without_checkpoints_is_an_error(train, tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error(train, tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match="neither a checkpoint file nor a run folder"):
         train("job.steps=2", f"job.resume={tmp_path}")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(train, tmp_path: Path) -> None:
+    class Cut(Callback):
+        def on_train_batch_end(self, *_: object) -> None:
+            raise MemoryError("cut")
+
+    with pytest.raises(MemoryError):
+        train("job.steps=2", folder=tmp_path, callbacks=(Cut(),))
+    run = train("job.steps=2", f"job.resume={tmp_path}", folder=tmp_path / "not-used")
+    type(run)(tmp_path).assert_continues_as(train("job.steps=2"))
+    with pytest.raises(ConfigError, match=r"seed: 0 in the checkpoint, 3 now"):
+        train("job.steps=2", "seed=3", f"job.resume={tmp_path}")
 
 
 def test_a_checkpoint_outside_its_run_folder_is_an_error(train, tmp_path: Path) -> None:
@@ -165,6 +178,25 @@ def test_a_checkpoint_outside_its_run_folder_is_an_error(train, tmp_path: Path) 
     copied.write_bytes((run.path / "checkpoints" / run.checkpoints[0]).read_bytes())
     with pytest.raises(MissingResourceError, match="is not in the folder checkpoints/ of a run"):
         train("job.steps=2", f"job.resume={copied}")
+
+
+def test_links_lead_to_the_run_that_they_point_into(train, tmp_path: Path) -> None:
+    disk, run, elsewhere = tmp_path / "disk", tmp_path / "run", tmp_path / "elsewhere" / "checkpoints"
+    for folder in (disk / "of-run", run, elsewhere):
+        folder.mkdir(parents=True)
+    (run / "checkpoints").symlink_to(disk / "of-run")
+    train("job.steps=1", folder=run)
+    newest = run / "checkpoints" / "step-000001.ckpt"
+    link = elsewhere / "latest.ckpt"
+    link.symlink_to(newest)
+    for steps, named in enumerate((link, newest, run), start=2):
+        train(f"job.steps={steps}", "callbacks.checkpoint.keep=9", f"job.resume={named}", folder=tmp_path / "not-used")
+        assert (run / "checkpoints" / f"step-00000{steps}.ckpt").is_file()
+    assert not (tmp_path / "not-used").exists() and not list(elsewhere.parent.glob("*.csv"))
+    newest = run / "checkpoints" / "step-000009.ckpt"
+    newest.symlink_to(tmp_path / "gone")
+    with pytest.raises(MissingResourceError, match="is not a checkpoint of grace-exp, or is damaged"):
+        train("job.steps=9", f"job.resume={run}")
 
 
 def test_held_out_figures_and_rewards_of_the_first_part_are_in_the_summary(train, tmp_path: Path) -> None:

@@ -4,24 +4,30 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+from rich.markup import escape
+
+from grace_exp.config.advice import override
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.datamodule import GraceDataModule
 from grace_exp.data.recipes import load_recipe
 from grace_exp.errors import ConfigError
 from grace_exp.jobs.assemble import assemble
+from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reopen
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.provenance import write_provenance
+from grace_exp.tracking.result import read_result
 from grace_exp.tracking.samples import SamplesTable
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
-from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation
+from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation, stored_results
 from grace_exp.training.callbacks.inert_terms import InertTermsWarning
 from grace_exp.training.callbacks.progress import ProgressDisplay
 from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
-from grace_exp.training.export import export
+from grace_exp.training.export import export_folder
 from grace_exp.training.resume import continued
-from grace_exp.training.run_summary import final_figures, print_report, write_summary
+from grace_exp.training.run_summary import final_figures, print_report
 from grace_exp.training.trainer import build_trainer
 
 
@@ -29,7 +35,8 @@ def train(config: GraceConfig) -> dict[str, float]:
     """Train, evaluate around it, export, and sum up.
 
     Args:
-        config: The checked configuration. With `job.resume` the run goes on in its own folder.
+        config: The checked configuration. With `job.resume` the run goes on in its own folder; one whose steps are
+            done is ended, and of one that has ended the report is shown.
 
     Returns:
         The figures a sweep may optimise: final reward and held-out figures.
@@ -42,12 +49,16 @@ def train(config: GraceConfig) -> dict[str, float]:
     if config.job.resume is not None:
         config, checkpoint_file, completed = continued(config)
     run_dir = Path(config.run_dir)
+    if completed == config.job.steps and is_ended(config):
+        return _show(config, console)
     run_dir.mkdir(parents=True, exist_ok=True)
     if checkpoint_file is None and (left := newest_checkpoint(run_dir)) is not None:
         raise ConfigError(
-            f"run_dir={run_dir} holds a run already ({left.name}): continue it with job.resume={run_dir}, or choose "
-            "another folder"
+            f"run_dir={run_dir} holds a run already ({left.name}): continue it with the same command and "
+            f"{override('job.resume', run_dir)}, or choose another folder"
         )
+    if completed < config.job.steps and is_first_process():
+        reopen(run_dir)
     recipe = load_recipe(
         config.data,
         seed=config.seed,
@@ -55,8 +66,10 @@ def train(config: GraceConfig) -> dict[str, float]:
         rejects_path=run_dir / "rejects.jsonl" if is_first_process() else None,
     )
     record = write_provenance(run_dir, to_dict(config), recipe.describe())
-    console.print(f"[bold]{config.name}[/bold]  run folder {run_dir}", highlight=False, soft_wrap=True)
-    if checkpoint_file is not None:
+    console.print(f"[bold]{config.name}[/bold]  run folder {escape(str(run_dir))}", highlight=False, soft_wrap=True)
+    if completed == config.job.steps:
+        console.print(f"all {completed} steps are done: doing what is left to do after them", highlight=False)
+    elif config.job.resume is not None:
         console.print(f"continuing after step {completed} of {config.job.steps}", highlight=False)
 
     csv, samples = MetricsCsv(run_dir / "metrics.csv"), SamplesTable(run_dir / "samples")
@@ -98,8 +111,19 @@ def train(config: GraceConfig) -> dict[str, float]:
             trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_file, weights_only=True)
         if trainer.is_global_zero:
             stop.raise_if_interrupted()
-            minilm = heldout.minilm()
-            summary = write_summary(config, module, heldout, minilm, recipe.describe())
-            folders = export(assembled.backbone, config, summary)
-            print_report(console, config, summary, heldout, folders)
-        return final_figures(module, heldout)
+            finish(Trained(config, assembled.backbone, module, heldout, recipe.describe()))
+            _report(config, console)
+        return final_figures(module, heldout.results)
+
+
+def _show(config: GraceConfig, console: Console) -> dict[str, float]:
+    """The report and the figures of a run that has ended."""
+    console.print(f"{escape(config.run_dir)}: this run has ended; its report again", highlight=False, soft_wrap=True)
+    _report(config, console)
+    figures = read_result(Path(config.run_dir)) or {}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _report(config: GraceConfig, console: Console) -> None:
+    folders = [export_folder(config, kind) for kind in sorted(config.callbacks.export)]
+    print_report(console, config, read_summary(Path(config.run_dir)), stored_results(config), folders)

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 # Where a job writes and which figure the table marks change nothing in what it does.
@@ -69,11 +68,6 @@ def short_value(value: str) -> str:
         return f"{float(value):.4g}" if re.search(r"\.\d{4}", value) else value
     except ValueError:
         return value
-
-
-def quoted(text: str) -> str:
-    """Text as Hydra's override grammar takes it, whatever is in it."""
-    return text if re.fullmatch(r"/[\w./-]+", text) else QuotedString(text, Quote.single).with_quotes()
 
 
 OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)

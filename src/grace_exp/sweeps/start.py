@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from grace_exp.config.advice import hydra_quoted
 from grace_exp.config.compose import validate
 from grace_exp.config.error_messages import unknown_key
 from grace_exp.config.preflight import check_machine
 from grace_exp.errors import ConfigError, GraceError
-from grace_exp.sweeps.folders import quoted, swept_values
+from grace_exp.sweeps.folders import swept_values
 from grace_exp.sweeps.stop import stop_handler
 from grace_exp.sweeps.sweep_job import check_sweepable
 from grace_exp.tracking.result import read_result
@@ -139,10 +140,10 @@ def _tell_jobs(config: DictConfig, *, folder: Path, started: str, swept: Sequenc
     """Hydra composes each job's settings from the overrides of the command: what jobs must know is added to those."""
     callback = "hydra.callbacks.sweep"
     told = [
-        f"hydra.sweep.dir={quoted(str(folder))}",
+        f"hydra.sweep.dir={hydra_quoted(str(folder))}",
         f"{callback}.started='{started}'",
         f"{callback}.process={os.getpid()}",
-        f"{callback}.swept=[{','.join(map(quoted, swept))}]",
+        f"{callback}.swept=[{','.join(map(hydra_quoted, swept))}]",
     ]
     with read_write(config), open_dict(config):
         config.hydra.overrides.hydra.extend(told)

@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 
+from grace_exp.config.advice import hydra_quoted
 from grace_exp.config.compose import validate
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, GraceError
 from grace_exp.sweeps.child import OUTPUT_FILE, ChildProcess, exit_text
-from grace_exp.sweeps.folders import quoted, short_names, short_value, swept_values
+from grace_exp.sweeps.folders import short_names, short_value, swept_values
 from grace_exp.sweeps.record import JobRecord, alone_in, read_record
 from grace_exp.tracking.result import read_result
 
@@ -104,16 +105,16 @@ def _take_part(settings: DictConfig, hydra: Any, folder: Path) -> None:
 
 
 def _checkpoint_to_resume(config: GraceConfig, folder: Path) -> Path | None:
-    """The newest checkpoint of an interrupted training run before its last step; makes room where there is none.
+    """The newest checkpoint of an interrupted training run; makes room where there is none.
 
-    A run that was killed between its last step and its result does that step again, for its figures and exports.
+    A run that was killed between its last step and its result does what is left of its end.
     """
     if config.job.name != "train":
         return None
     found = [
         path
         for path in (folder / "checkpoints").glob("step-*.ckpt")
-        if int(path.stem.removeprefix("step-")) < config.job.steps
+        if int(path.stem.removeprefix("step-")) <= config.job.steps
     ]
     if not found:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -128,9 +129,9 @@ def _command(hydra: Any, config: GraceConfig, folder: Path, swept: dict[str, str
     overrides = [
         *(override for override in hydra.overrides.hydra if not _OF_THE_SWEEP.match(override)),
         *hydra.overrides.task,
-        f"hydra.run.dir={quoted(str(folder))}",
+        f"hydra.run.dir={hydra_quoted(str(folder))}",
         *_wandb_overrides(config, folder.parent.name, swept),
-        *([f"job.resume={quoted(str(resume))}"] if resume else []),
+        *([f"job.resume={hydra_quoted(str(resume))}"] if resume else []),
     ]
     return [sys.executable, "-m", "grace_exp", *config_dirs, *names, *overrides]
 
@@ -143,8 +144,8 @@ def _wandb_overrides(config: GraceConfig, group: str, swept: dict[str, str]) -> 
     names = short_names(swept)
     tags = [*wandb.tags, *(f"{names[key]}={value}"[:_LONGEST_TAG] for key, value in swept.items())]
     return [
-        *([f"logger.wandb.group={quoted(group)}"] if wandb.group is None else []),
-        f"logger.wandb.tags=[{','.join(map(quoted, tags))}]",
+        *([f"logger.wandb.group={hydra_quoted(group)}"] if wandb.group is None else []),
+        f"logger.wandb.tags=[{','.join(map(hydra_quoted, tags))}]",
     ]
 
 

@@ -7,42 +7,46 @@ from typing import Any
 
 from peft import PeftModel
 
+from grace_exp.config.callbacks import Export
 from grace_exp.config.root import GraceConfig
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 from grace_exp.policy.load_backbone import Backbone
-from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.atomic import atomic_folder, write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
 
 FOLDER = "export"
 
 
-def export(backbone: Backbone, config: GraceConfig, results: dict[str, Any]) -> list[Path]:
-    """Write the configured formats under `<run_dir>/export/`.
+def export_folder(config: GraceConfig, kind: str) -> Path:
+    """Where a format goes."""
+    return Path(config.run_dir) / FOLDER / kind
+
+
+def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[str, Any]) -> Path:
+    """Write a format under `<run_dir>/export/`: the whole folder, in the place of an earlier one, or nothing.
 
     `merged` loads with `AutoModelForCausalLM.from_pretrained`; `adapter` with peft's `AutoPeftModelForCausalLM`.
-    Merging dissolves the adapters into the weights: export comes last.
+    Merging dissolves the adapters into the weights: `merged` comes last.
 
     Args:
         backbone: The trained model.
         config: The run.
-        results: Figures for the model card, see `jobs.train`.
+        kind: `adapter` or `merged`.
+        results: Figures for the model card, see `jobs.run_end`.
 
     Returns:
-        The folders written.
+        The folder written.
     """
-    folders = []
-    for kind in sorted(config.callbacks.export):  # the adapter first: merging dissolves it
-        folder = Path(config.run_dir) / FOLDER / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        model = backbone.model
-        if kind == "merged" and isinstance(model, PeftModel):
-            model = model.merge_and_unload()
-        model.save_pretrained(str(folder))
-        backbone.tokenizer.save_pretrained(str(folder))
-        write_json_atomic(folder / SETTINGS_FILE, _settings(config))
-        write_text_atomic(folder / "README.md", model_card(config, kind, results))
-        folders.append(folder)
-    return folders
+    folder = export_folder(config, kind)
+    model = backbone.model
+    if kind == "merged" and isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    with atomic_folder(folder) as unfinished:
+        model.save_pretrained(str(unfinished))
+        backbone.tokenizer.save_pretrained(str(unfinished))
+        write_json_atomic(unfinished / SETTINGS_FILE, _settings(config))
+        write_text_atomic(unfinished / "README.md", model_card(config, kind, results))
+    return folder
 
 
 def _settings(config: GraceConfig) -> dict[str, Any]:

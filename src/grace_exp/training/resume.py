@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.tracking.run_folder import stored_config
 from grace_exp.training.checkpoints import FOLDER, newest_checkpoint
 
 # May change between a run and its continuation: they alter neither weights nor metrics of a step, or (token budgets and
@@ -53,28 +55,63 @@ def find_checkpoint(resume: str) -> Path:
     return found
 
 
-def continued(config: GraceConfig) -> tuple[GraceConfig, Path, int]:
-    """The configuration with the interrupted run's folder, the checkpoint to continue from, and its completed steps.
+def run_folder(resume: str) -> Path:
+    """The run folder that `job.resume` names: itself, or that of a checkpoint.
+
+    The checkpoint, or its folder, may be a link to another disk: the way it was named counts first, then where the
+    links lead.
 
     Raises:
-        MissingResourceError: There is no checkpoint, or it stands outside a run folder.
-        ConfigError: The settings are not those of the interrupted run, or its steps are done.
+        MissingResourceError: A checkpoint that stands outside a run folder, or there is nothing of the name.
+    """
+    named = Path(resume).expanduser()
+    if named.is_dir():
+        return named
+    for path in _behind_links(named):
+        if path.is_file() and path.parent.name == FOLDER and stored_config(path.parent.parent) is not None:
+            return path.parent.parent
+    find_checkpoint(resume)  # says so where there is nothing
+    raise MissingResourceError(
+        f"job.resume: {named} is not in the folder {FOLDER}/ of a run, so there is no run folder to go on in: name the "
+        "run folder, or the checkpoint inside it"
+    )
+
+
+def _behind_links(path: Path) -> Iterator[Path]:
+    """The path as it is named, what the links it names lead to one after the other, and where it really is."""
+    real = path.resolve()
+    while path.is_symlink():
+        yield path
+        path = path.parent / path.readlink()
+    yield from (path, real)
+
+
+def continued(config: GraceConfig) -> tuple[GraceConfig, Path | None, int]:
+    """The configuration with the interrupted run's folder, the checkpoint to continue from, and its completed steps.
+
+    Without a checkpoint (None) where the run was killed before its first one: it begins again in its folder.
+
+    Raises:
+        MissingResourceError: There is neither a checkpoint nor a run that had begun, or it stands outside a run folder.
+        ConfigError: The settings are not those of the interrupted run, or more steps than asked for are done.
     """
     assert config.job.resume is not None
+    folder = run_folder(config.job.resume)
+    resumed = replace(config, run_dir=str(folder))
+    begun = stored_config(folder)
+    if Path(config.job.resume).expanduser().is_dir() and newest_checkpoint(folder) is None and begun is not None:
+        check_same_run(begun, config)
+        return resumed, None, 0
     path = find_checkpoint(config.job.resume)
-    if path.resolve().parent.name != FOLDER:
-        raise MissingResourceError(
-            f"job.resume: {path} is not in the folder {FOLDER}/ of a run, so there is no run folder to go on in"
-        )
     state = load_checkpoint(path)["grace"]
     completed: int = state["completed_steps"]
     check_same_run(state["config"], config)
-    if completed >= config.job.steps:
+    if completed > config.job.steps:
         raise ConfigError(
-            f"job.resume: {path} has {completed} steps behind it and job.steps={config.job.steps}; raise job.steps to "
-            "train on"
+            f"job.resume: {path} has {completed} steps behind it and job.steps={config.job.steps}; say "
+            f"job.steps={completed} to end the run, or more to train on"
         )
-    return replace(config, run_dir=str(path.parent.parent)), path, completed
+    return resumed, path, completed
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -90,7 +127,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         checkpoint["grace"]["completed_steps"]
-    except (zipfile.BadZipFile, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise MissingResourceError(
             f"job.resume: {path} is not a checkpoint of grace-exp, or is damaged ({reason}). "

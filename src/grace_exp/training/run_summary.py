@@ -10,12 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from grace_exp.config.root import GraceConfig
+from grace_exp.evaluation.heldout import SetResult
 from grace_exp.evaluation.scores import ItemScores, Score, rise, score
 from grace_exp.tracking.summary import peak_memory_gib, write_json_atomic
-from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation
+from grace_exp.training.callbacks.heldout_evaluation import Moment
 from grace_exp.training.module import StepModule
 
 SUMMARY_FILE = "summary.json"
+
+Results = Mapping[Moment, Mapping[str, SetResult]]
+"""Held-out results by moment and set."""
 
 _KINDS = {"sts": "Spearman x 100", "retrieval": "nDCG@10 x 100"}
 
@@ -23,7 +27,7 @@ _KINDS = {"sts": "Spearman x 100", "retrieval": "nDCG@10 x 100"}
 def write_summary(
     config: GraceConfig,
     module: StepModule,
-    heldout: HeldoutEvaluation,
+    heldout: Results,
     minilm: Mapping[str, ItemScores],
     data: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -53,26 +57,24 @@ def write_summary(
     return summary
 
 
-def _figures(
-    name: str, config: GraceConfig, heldout: HeldoutEvaluation, minilm: Mapping[str, ItemScores]
-) -> dict[str, Score]:
+def _figures(name: str, config: GraceConfig, heldout: Results, minilm: Mapping[str, ItemScores]) -> dict[str, Score]:
     resamples = config.evaluation.bootstrap
     figures: dict[str, Score] = {}
-    for moment, results in heldout.results.items():
+    for moment, results in heldout.items():
         figures[moment] = score(results[name].rationale, resamples)
         figures[f"prompt_only_{moment}"] = score(results[name].prompt_only, resamples)
-    if {"before", "after"} <= heldout.results.keys():
-        before, after = heldout.results["before"][name], heldout.results["after"][name]
+    if {"before", "after"} <= heldout.keys():
+        before, after = heldout["before"][name], heldout["after"][name]
         figures["rise"] = rise(before.rationale, after.rationale, resamples)
     if name in minilm:
         figures["minilm"] = score(minilm[name], resamples)
     return figures
 
 
-def final_figures(module: StepModule, heldout: HeldoutEvaluation) -> dict[str, float]:
+def final_figures(module: StepModule, heldout: Results) -> dict[str, float]:
     """The last step's metrics and the held-out figures, by metric name: what a sweep may optimise."""
     figures = dict(module.history[-1])
-    for name, result in heldout.results.get("after", {}).items():
+    for name, result in heldout.get("after", {}).items():
         figures[f"val/{name}/rationale"] = result.rationale.figure()
     return figures
 
@@ -81,7 +83,7 @@ def print_report(
     console: Console,
     config: GraceConfig,
     summary: Mapping[str, Any],
-    heldout: HeldoutEvaluation,
+    heldout: Results,
     folders: Sequence[Path],
 ) -> None:
     """What improved, two texts with their rationales before and after, where things are, what to run next."""
@@ -135,8 +137,8 @@ def heldout_table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) ->
     return table
 
 
-def _print_examples(console: Console, heldout: HeldoutEvaluation) -> None:
-    before, after = heldout.results.get("before", {}), heldout.results.get("after", {})
+def _print_examples(console: Console, heldout: Results) -> None:
+    before, after = heldout.get("before", {}), heldout.get("after", {})
     name = next(iter(after), None)
     if name is None or name not in before:
         return

@@ -84,7 +84,7 @@ def test_other_settings_are_other_jobs_though_the_sweep_has_the_same_folder(invo
 def test_a_signal_ends_the_sweep_and_its_job_goes_on_later_from_its_checkpoint(invoke, children, capsys) -> None:
     def stop(job: Any) -> tuple[int, int | None]:
         (job.folder / "checkpoints").mkdir()
-        for step in (1, 3, 5):  # 5 is the last: the run was stopped before its figures
+        for step in (1, 3, 6):  # 6 is of a longer run
             (job.folder / "checkpoints" / f"step-{step:06d}.ckpt").touch()
         return 2, signal.SIGTERM
 
@@ -103,16 +103,17 @@ def test_a_signal_ends_the_sweep_and_its_job_goes_on_later_from_its_checkpoint(i
     assert [job["resumed"] for job in jobs()] == ["step-000003.ckpt", None]
 
 
-def test_a_run_whose_only_checkpoint_is_the_last_starts_anew(invoke, children) -> None:
+@pytest.mark.parametrize(("step", "goes_on"), [(5, True), (6, False)], ids=["its last", "beyond its last"])
+def test_a_run_goes_on_from_its_last_checkpoint_to_end_it(invoke, children, step: int, goes_on: bool) -> None:
     def stop(job: Any) -> tuple[int, int | None]:
-        (job.folder / "checkpoints").mkdir()
-        (job.folder / "checkpoints" / "step-000005.ckpt").touch()
+        (job.folder / "checkpoints").mkdir(exist_ok=True)
+        (job.folder / "checkpoints" / f"step-{step:06d}.ckpt").touch()
         return 1, None
 
     children.behaviour = stop
-    for _ in range(2):  # the second time the folder is made again
+    for _ in range(2):
         assert invoke("+sweep=seeds", "seed=0") == 2
-    assert "job.resume" not in children.commands[1].overrides
+    assert ("job.resume" in children.commands[1].overrides) is goes_on
 
 
 def test_runs_of_a_sweep_share_a_wandb_group_and_are_tagged_with_what_was_swept(invoke, children) -> None:

@@ -22,7 +22,8 @@ Moment = Literal["before", "after"]
 class HeldoutEvaluation(Callback):
     """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`; during it, the figures.
 
-    Every process takes its share of the texts. A resumed run reads the figures from before its first step back. Stands
+    Every process takes its share of the texts. A resumed run reads back the figures from before its first step, and
+    those from after its last one where they are there already (`jobs.run_end` removes those of fewer steps). Stands
     before `StepCheckpoints` among the callbacks, which may watch a figure.
     """
 
@@ -78,18 +79,20 @@ class HeldoutEvaluation(Callback):
     def _run(self, moment: Moment, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._config.evaluation.sets:
             return
-        path = Path(self._config.run_dir) / "evaluation" / f"{moment}.json"
+        path = result_path(Path(self._config.run_dir), moment)
         module = step_module(pl_module)
-        if module.completed_steps and moment == "before":
-            # Under other settings the figures from before would not compare with those after.
-            if path.is_file() and _settings_in(path) == _settings(self._config):
-                self.results[moment] = read_results(path)
+        # Under other settings the figures from before would not compare with those after.
+        kept = bool(module.completed_steps) and results_are_whole(self._config, moment)
+        if kept:
+            self.results[moment] = read_results(path)
+        if moment == "before" and module.completed_steps:
             return
-        self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
-        with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
-            self.results[moment] = heldout_results(self._config, module, self._decode)
-        if trainer.is_global_zero:
-            write_results(path, self.results[moment], self._config)
+        if not kept:
+            self._announce(f"evaluating {moment} training: {', '.join(self._config.evaluation.sets)}")
+            with module.timer(f"evaluation_{moment}"), trainer.precision_plugin.forward_context():
+                self.results[moment] = heldout_results(self._config, module, self._decode)
+            if trainer.is_global_zero:
+                write_results(path, self.results[moment], self._config)
         self._log(trainer, module, self._metrics(self.results[moment]))
 
     def _log(self, trainer: Trainer, module: StepModule, figures: dict[str, float]) -> None:
@@ -104,6 +107,24 @@ class HeldoutEvaluation(Callback):
             for name, result in results.items()
             for row, items in (("rationale", result.rationale), ("prompt_only", result.prompt_only))
         }
+
+
+def result_path(run_dir: Path, moment: Moment) -> Path:
+    """Where the results of a moment are."""
+    return run_dir / "evaluation" / f"{moment}.json"
+
+
+def results_are_whole(config: GraceConfig, moment: Moment) -> bool:
+    """Whether the run folder has results of that moment under the present settings; true without sets."""
+    path = result_path(Path(config.run_dir), moment)
+    return not config.evaluation.sets or (path.is_file() and _settings_in(path) == _settings(config))
+
+
+def stored_results(config: GraceConfig) -> dict[Moment, dict[str, SetResult]]:
+    """The results that a run folder has under the present settings."""
+    moments: tuple[Moment, ...] = ("before", "after")
+    kept = [moment for moment in moments if config.evaluation.sets and results_are_whole(config, moment)]
+    return {moment: read_results(result_path(Path(config.run_dir), moment)) for moment in kept}
 
 
 def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:

@@ -1,0 +1,149 @@
+"""The end of a training run: named stages, each done once, so that a run that was killed among them can be ended."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from grace_exp.config.callbacks import Export
+from grace_exp.config.root import GraceConfig
+from grace_exp.evaluation.scores import ItemScores
+from grace_exp.policy.load_backbone import Backbone
+from grace_exp.tracking.result import RESULT_FILE, write_result
+from grace_exp.tracking.summary import write_json_atomic
+from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation, result_path, results_are_whole
+from grace_exp.training.export import export, export_folder
+from grace_exp.training.module import StepModule
+from grace_exp.training.run_summary import SUMMARY_FILE, final_figures, write_summary
+
+END_FILE = "end.json"
+"""In the run folder: which stages are done, and of which run."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the stages are made from.
+
+    Attributes:
+        config: The run.
+        backbone: The trained model. Exporting `merged` dissolves its adapters.
+        module: Trained it; has the metrics of every step.
+        heldout: Has the held-out results.
+        data: What the recipe says of itself.
+    """
+
+    config: GraceConfig
+    backbone: Backbone
+    module: StepModule
+    heldout: HeldoutEvaluation
+    data: dict[str, Any]
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run_dir)
+
+    def summary(self) -> dict[str, Any]:
+        """What the stage `summary` wrote."""
+        return read_summary(self.run_dir)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing that is done after the last step.
+
+    Attributes:
+        name: In `end.json`.
+        leaves: The file or folder it leaves, whole or not at all.
+        run: Does it; done a second time it gives the same.
+    """
+
+    name: str
+    leaves: Path
+    run: Callable[[Trained], object]
+
+
+def stages(config: GraceConfig) -> list[Stage]:
+    """What this run does after its last step and evaluation, in this order; another thing to do is another entry."""
+    run_dir = Path(config.run_dir)
+    found = []
+    if config.evaluation.minilm and config.evaluation.sets:
+        found.append(Stage("minilm", _minilm_path(run_dir), _evaluate_minilm))
+    found.append(Stage("summary", run_dir / SUMMARY_FILE, _summarise))
+    for kind in sorted(config.callbacks.export):  # the adapter first: merging dissolves it
+        found.append(Stage(f"export/{kind}", export_folder(config, kind), _exporting(kind)))
+    found.append(Stage("result", run_dir / RESULT_FILE, _write_result))  # the last: it says that all is done
+    return found
+
+
+def is_ended(config: GraceConfig) -> bool:
+    """Whether a run of `job.steps` steps in `run_dir` has nothing left to do."""
+    done = _done(config)
+    evaluated = not config.evaluation.after or results_are_whole(config, "after")
+    return evaluated and all(_whole(stage, done) for stage in stages(config))
+
+
+def finish(trained: Trained) -> None:
+    """Do the stages that are not done; those behind a stage that is done now are done again, for they build on it."""
+    done = _done(trained.config)
+    for stage in stages(trained.config):
+        if _whole(stage, done):
+            continue
+        stage.run(trained)
+        done = [*done, stage.name] if stage.name not in done else done[: done.index(stage.name) + 1]
+        write_json_atomic(trained.run_dir / END_FILE, {"of": _of(trained.config), "done": done})
+
+
+def reopen(run_dir: Path) -> None:
+    """Before more steps: what the end left is no longer this run's. Exports stay until new ones take their place."""
+    for path in (run_dir / END_FILE, run_dir / RESULT_FILE, run_dir / SUMMARY_FILE, result_path(run_dir, "after")):
+        path.unlink(missing_ok=True)
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The contents of `summary.json`."""
+    summary: dict[str, Any] = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return summary
+
+
+def _done(config: GraceConfig) -> list[str]:
+    path = Path(config.run_dir) / END_FILE
+    if not path.is_file():
+        return []
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return list(record["done"]) if record["of"] == _of(config) else []
+
+
+def _of(config: GraceConfig) -> dict[str, Any]:
+    """What the end of a run depends on, beside what a resumed run may not change."""
+    return {"steps": config.job.steps, "name": config.name, "evaluation": asdict(config.evaluation)}
+
+
+def _whole(stage: Stage, done: list[str]) -> bool:
+    return stage.name in done and stage.leaves.exists()
+
+
+def _minilm_path(run_dir: Path) -> Path:
+    return run_dir / "evaluation" / "minilm.json"
+
+
+def _evaluate_minilm(trained: Trained) -> None:
+    items = trained.heldout.minilm()
+    write_json_atomic(_minilm_path(trained.run_dir), {name: scores.as_dict() for name, scores in items.items()})
+
+
+def _summarise(trained: Trained) -> None:
+    minilm = {}
+    if trained.config.evaluation.minilm and trained.config.evaluation.sets:
+        record = json.loads(_minilm_path(trained.run_dir).read_text(encoding="utf-8"))
+        minilm = {name: ItemScores.from_dict(scores) for name, scores in record.items()}
+    write_summary(trained.config, trained.module, trained.heldout.results, minilm, trained.data)
+
+
+def _write_result(trained: Trained) -> None:
+    write_result(trained.run_dir, final_figures(trained.module, trained.heldout.results))
+
+
+def _exporting(kind: Export) -> Callable[[Trained], object]:
+    return lambda trained: export(trained.backbone, trained.config, kind, trained.summary())
