@@ -1,0 +1,34 @@
+"""Train once for every value of a setting, and read the figures of all runs.
+
+python examples/sweep_and_report.py runs/sweep_example
+
+Started again in the same folder, it runs only what is missing. Each run is a process of its own.
+"""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+FIGURE = "reward/total/mean"
+
+
+def main(folder: Path, *overrides: str) -> dict[str, float]:
+    """Runs the sweep; returns the figure by the value of the swept setting."""
+    command = [
+        *(sys.executable, "-m", "grace_exp", "-m"),
+        "+experiment=demo_tiny",  # a made-up model; `demo` trains SmolLM2
+        "reward.terms.consistency.weight=0,1",
+        f"optimized_metric={FIGURE}",
+        f"hydra.sweep.dir={folder}",
+        *overrides,
+    ]
+    subprocess.run(command, check=True)
+    with (folder / "sweep.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return {row["reward.terms.consistency.weight"]: float(row[FIGURE]) for row in rows}
+
+
+if __name__ == "__main__":
+    for weight, value in main(Path(sys.argv[1]).resolve(), *sys.argv[2:]).items():
+        print(f"consistency.weight={weight}: {FIGURE} {value:+.3f}")
