@@ -58,6 +58,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
             )
         )
         seconds = time.monotonic() - start
+        encoder.engine.sleep()
         if is_first_process():
             _write(output, rationales, texts, vectors, encoder.rationales)
         console.print(f"Embeddings: {output} {list(vectors.shape)}", highlight=False, soft_wrap=True)

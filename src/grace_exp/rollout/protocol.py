@@ -56,11 +56,11 @@ class RolloutEngine(Protocol):
         ...
 
     def sync(self, model: "nn.Module") -> None:
-        """Take over the model's present weights; later rationales come from them."""
+        """Take over the model's present weights; later rationales come from them. This wakes no engine that sleeps."""
         ...
 
     def sleep(self) -> None:
-        """Give the device's memory to others until the next `sync`; an engine that holds none of its own does nothing.
+        """Give the device's memory to others until the next `generate`; an engine that holds none does nothing.
 
         `generate` wakes an engine that sleeps, with the weights that its model has then.
         """

@@ -115,6 +115,8 @@ class GraceModule(StepModule):
         )
         rewards = StepRewards(config, scores, self, partial(self.decode, skip_special_tokens=True), batch.step)
         rollouts = self._write(batch)
+        if objective.dynamic_sampling is None:
+            self.engine.sleep()  # scoring and updates have its memory
         metrics: dict[str, float] = {}
         if self.stored is not None:
             rollouts = self.stored.joined(rollouts, self, batch.step)
@@ -131,6 +133,7 @@ class GraceModule(StepModule):
             new = self._write(TextBatch(batch.step, mine))
             rollouts = resampler.made(rollouts, new)
             trained_roles = self._judge(rewards, rollouts, new)
+        self.engine.sleep()
         return rollouts, scores, trained_roles, metrics | resampler.metrics(rollouts, trained_roles)
 
     def _write(self, batch: TextBatch) -> Rollouts:

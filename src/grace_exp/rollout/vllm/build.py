@@ -1,19 +1,23 @@
 """A vLLM engine from the settings of a run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from grace_exp.config.engine_use import sequences_at_once
 from grace_exp.config.root import GraceConfig
+from grace_exp.config.vllm import VllmConfig
 from grace_exp.errors import ConfigError
 from grace_exp.rollout.vllm.in_process import VllmEngine
-from grace_exp.rollout.vllm.llm import local_rank
+from grace_exp.rollout.vllm.llm import local_rank, runs_eagerly
 from grace_exp.rollout.vllm.memory import (
     GIB,
     MemoryPlan,
     available_bytes,
+    device_overhead,
     model_shape,
     plan_memory,
     policy_bytes,
@@ -35,13 +39,13 @@ def build_vllm(config: GraceConfig, model: "PreTrainedModel", end_token_ids: Seq
     device = _device(config)
     return VllmEngine(
         model,
-        config.rollout.vllm,
+        _settings(config),
         _memory(config, model, device),
         end_token_ids=end_token_ids,
         max_model_len=longest_sequence(config, model),
         dtype=_dtype(config),
         device=device,
-        processes=config.hardware.devices * config.hardware.nodes,
+        processes=config.processes,
     )
 
 
@@ -60,7 +64,7 @@ def build_vllm_server(
         ConfigError: The model reads shorter sequences than are asked for, or the port is taken.
         GraceError: There is no server, or none that one can train with.
     """
-    device, vllm = _device(config), config.rollout.vllm
+    device, vllm = _device(config), _settings(config)
     kv_cache = None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB)
     if kv_cache is None and device == "cpu" and vllm.server.url is None:
         kv_cache = _memory(config, model, device).kv_cache  # vLLM's default is all the memory there is
@@ -98,6 +102,11 @@ def _device(config: GraceConfig) -> Literal["cpu", "cuda"]:
     return "cuda" if config.hardware.accelerator == "gpu" else "cpu"
 
 
+def _settings(config: GraceConfig) -> VllmConfig:
+    """Room for as many sequences as are asked for, and no more: each has its share of cache and sampling memory."""
+    return replace(config.rollout.vllm, max_sequences=sequences_at_once(config))
+
+
 def _dtype(config: GraceConfig) -> torch.dtype:
     wanted = config.rollout.vllm.dtype
     if wanted == "auto":
@@ -106,14 +115,16 @@ def _dtype(config: GraceConfig) -> torch.dtype:
 
 
 def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu", "cuda"]) -> MemoryPlan:
-    vllm, shape = config.rollout.vllm, model_shape(model)
+    vllm = _settings(config)
+    place = torch.device(device, local_rank(config.processes) if device == "cuda" else 0)
     return plan_memory(
-        shape,
+        model_shape(model),
         value_bytes=_dtype(config).itemsize,
         max_model_len=longest_sequence(config, model),
         max_sequences=vllm.max_sequences,
-        available=available_bytes(torch.device(device, local_rank() if device == "cuda" else 0)),
-        policy=policy_bytes(shape, device),
+        available=available_bytes(place),
+        policy=policy_bytes(model, device, trains=config.job.name == "train"),
+        overhead=device_overhead(device, processes=config.processes, eager=runs_eagerly(vllm, device)),
         tensor_parallel=vllm.tensor_parallel,
         copies=weight_copies(device),
         kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),

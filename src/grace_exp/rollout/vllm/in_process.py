@@ -15,7 +15,7 @@ from grace_exp.errors import GraceError, MissingResourceError
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.vllm.agreement import probe
 from grace_exp.rollout.vllm.isolation import TimedThread, undisturbed
-from grace_exp.rollout.vllm.llm import end_llm, local_rank, make_llm
+from grace_exp.rollout.vllm.llm import end_llm, make_llm
 from grace_exp.rollout.vllm.memory import MemoryPlan
 from grace_exp.rollout.vllm.requests import check_lengths, completions, sampling_settings
 from grace_exp.rollout.vllm.weights import checkpoint_weights
@@ -93,7 +93,7 @@ class VllmEngine:
         """
         check_lengths(requests, self._max_model_len)
         if not self._synced or self._asleep:
-            self.sync(self._model)
+            self._load()
         return self._call(
             lambda: self._write(requests),
             self._settings.generate_timeout,
@@ -105,29 +105,37 @@ class VllmEngine:
     def sync(self, model: nn.Module) -> None:
         """Take over the model's present weights and forget what the prefix cache has of older ones.
 
+        An engine that sleeps goes on sleeping: it takes them over when the next rationales are asked for.
+
         Raises:
             GraceError: vLLM failed, took longer than `sync_timeout`, or its log-probs disagree with the model's
                 (`rollout.vllm.probe`).
         """
+        self._model = model
+        if self._asleep:
+            self._synced = False
+        else:
+            self._load()
+
+    def _load(self) -> None:
         if self._llm is None:
             self._start()
-        self._model = model
         self._call(
-            lambda: self._take_over(model),
+            lambda: self._take_over(self._model),
             self._settings.sync_timeout,
             "taking over new weights",
             "raise rollout.vllm.sync_timeout if the model is large; with several processes, look for one that stopped",
         )
         self._synced = True
         if self._settings.probe:
-            causal_lm: Any = model
+            causal_lm: Any = self._model
             probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self._dtype)
 
     def sleep(self) -> None:
-        """Give the device's memory back until the next `sync` (CUDA; nothing to do elsewhere)."""
+        """Give the device's memory back until the next `generate` (CUDA; nothing to do elsewhere)."""
         if self._device == "cpu" or not self._settings.sleep or self._llm is None or self._asleep:
             return
-        # Weights that the next sync replaces are dropped; those that it leaves alone are kept in the host's memory.
+        # Weights that waking up replaces are dropped; those that it leaves alone are kept in the host's memory.
         level = 1 if self._adapters else 2
         self._call(
             lambda: self._llm.sleep(level=level),
@@ -230,9 +238,11 @@ class VllmEngine:
         return [request for part in parts for request in part], slice(start, start + len(requests))
 
     def _call(self, function: Callable[[], Result], seconds: float, what: str, hint: str) -> Result:
+        device = torch.cuda.current_device() if self._device == "cuda" else None  # a thread has a device of its own
+
         def run() -> Result:
-            if self._device == "cuda":
-                torch.cuda.set_device(local_rank())
+            if device is not None:
+                torch.cuda.set_device(device)
                 torch.cuda.synchronize()  # what the policy's thread has started is done
             with torch.no_grad():
                 return function()

@@ -124,15 +124,23 @@ def runs_eagerly(settings: VllmConfig, device: str) -> bool:
     return device == "cpu" if settings.eager is None else settings.eager
 
 
-def local_rank() -> int:
-    """Which of the machine's GPUs is this process's."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+def local_rank(processes: int) -> int:
+    """Which of the machine's GPUs is, or will be, this process's; known before Lightning sets the device.
+
+    torchrun and Lightning's own launcher say it in LOCAL_RANK, Slurm in SLURM_LOCALID.
+
+    Args:
+        processes: Of the run; one alone takes the first GPU, wherever it was started.
+    """
+    if processes == 1:
+        return 0
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0")
 
 
 def _device_arguments(settings: VllmConfig, memory: MemoryPlan, device: str) -> dict[str, Any]:
     if device == "cpu":
         return {"ir_op_priority": CPU_NORM_PRIORITY}
-    _, total = torch.cuda.mem_get_info(local_rank())
+    _, total = torch.cuda.mem_get_info()  # of this thread's device
     return {
         # Asked of what is free at the start; the cache has its size by `kv_cache_memory_bytes`.
         "gpu_memory_utilization": memory.engine / total,
@@ -148,7 +156,7 @@ def _placement(settings: VllmConfig) -> dict[str, Any]:
     # vLLM joins the process group that is there, as it does under torchrun, whose variables it reads.
     rank, world = group.get_rank(), group.get_world_size()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
-    os.environ.setdefault("LOCAL_RANK", str(rank))
+    os.environ["LOCAL_RANK"] = str(local_rank(world))
     return {
         "distributed_executor_backend": "external_launcher",
         "tensor_parallel_size": settings.tensor_parallel,

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 BATCHED_TOKENS = 8192
 """Tokens of one forward of the engine: prompts are read in pieces of at most this many."""
+CUDA_GRAPHS = 1 * GIB
+"""Of an engine that captures them."""
+CONTEXT = 1 * GIB
+"""Of CUDA and its libraries, for each process."""
+COMMUNICATION = 1 * GIB
+"""NCCL's buffers, where there are several processes."""
 _FLOAT32 = 4
 
 
@@ -69,8 +75,8 @@ class MemoryPlan:
             max_model_len / tensor_parallel.
         kv_cache: Key-value cache of the engine.
         activations: Of the engine's largest forward, logits included.
-        policy: What the policy beside it takes: on GPUs float32 weights, gradients and two optimizer moments; on CPUs
-            its weights are there already.
+        policy: What the policy beside it is still to take: see `policy_bytes`.
+        overhead: CUDA graphs, context and communication: see `device_overhead`.
         available: What the device has left before either is there.
     """
 
@@ -80,10 +86,11 @@ class MemoryPlan:
     activations: int
     policy: int
     available: int
+    overhead: int = 0
 
     @property
     def engine(self) -> int:
-        """All that is the engine's."""
+        """All that is the engine's by its size."""
         return self.weights + self.kv_cache + self.activations
 
     def __str__(self) -> str:
@@ -93,9 +100,10 @@ class MemoryPlan:
             "key-value cache": self.kv_cache,
             "engine activations": self.activations,
             "policy": self.policy,
+            "CUDA": self.overhead,
         }
         figures = " + ".join(f"{name} {value / GIB:.2f}" for name, value in parts.items() if value)
-        return f"{figures} = {(self.engine + self.policy) / GIB:.2f} of {self.available / GIB:.2f} GiB"
+        return f"{figures} = {(self.engine + self.policy + self.overhead) / GIB:.2f} of {self.available / GIB:.2f} GiB"
 
 
 def weight_copies(device: str) -> int:
@@ -111,6 +119,7 @@ def plan_memory(
     max_sequences: int,
     available: int,
     policy: int = 0,
+    overhead: int = 0,
     tensor_parallel: int = 1,
     copies: int = 1,
     kv_cache: int | None = None,
@@ -125,6 +134,7 @@ def plan_memory(
         max_sequences: Decoded at one time.
         available: Bytes the device has left.
         policy: Bytes the policy will take of them, see `policy_bytes`.
+        overhead: Bytes that go to CUDA, see `device_overhead`.
         tensor_parallel: Devices that share the engine.
         copies: Of the weights, see `weight_copies`.
         kv_cache: Bytes, where they are configured; else what `max_sequences` full sequences take, within the rest.
@@ -140,12 +150,13 @@ def plan_memory(
     # Logits, log-probs, probabilities and the noise that samples from them, float32.
     sampling = 4 * _FLOAT32 * shape.vocabulary * max_sequences
     activations = BATCHED_TOKENS * layer * value_bytes + sampling
-    rest = available - policy - weights - activations
+    rest = available - policy - overhead - weights - activations
     wanted = kv_cache if kv_cache is not None else min(max_sequences * sequence, int((1 - kept_free) * rest))
-    plan = MemoryPlan(weights, sequence, max(wanted, 0), activations, policy, available)
+    plan = MemoryPlan(weights, sequence, max(wanted, 0), activations, policy, available, overhead)
     advice = (
         "lower rollout.max_tokens, prompt.max_tokens or rollout.vllm.max_sequences, raise "
-        "rollout.vllm.tensor_parallel, train adapters (backbone.lora), or use rollout=vllm_server on other devices"
+        "rollout.vllm.tensor_parallel, train adapters ('backbone.lora={rank: 16, alpha: 32}' optim=lora), or use "
+        "rollout=vllm_server on other devices"
     )
     if plan.kv_cache < sequence:
         key = "" if kv_cache is None else f" (rollout.vllm.kv_cache_gib={kv_cache / GIB:g})"
@@ -160,9 +171,26 @@ def plan_memory(
     return plan
 
 
-def policy_bytes(shape: ModelShape, device: str) -> int:
-    """What a policy in float32 takes beside an engine: gradients and two moments, and on GPUs its weights."""
-    return _FLOAT32 * (3 * shape.trained + (0 if device == "cpu" else shape.parameters))
+def policy_bytes(model: nn.Module, device: str, *, trains: bool) -> int:
+    """What a policy is still to take of the device: weights that are not there yet, gradients and optimizer moments.
+
+    Gradients of several processes live in the buckets that are exchanged, so that they are there once.
+
+    Args:
+        model: With or without adapters; training adds gradients and two moments in float32 to what requires them.
+        device: `cpu` or `cuda`.
+        trains: Whether it is trained; an evaluation holds the weights alone.
+    """
+    weights = sum(value.numel() * value.element_size() for value in model.parameters() if value.device.type != device)
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    return weights + (3 * _FLOAT32 * trained if trains else 0)
+
+
+def device_overhead(device: str, *, processes: int, eager: bool) -> int:
+    """What a GPU gives to CUDA beside the model: figures from experience, rounded up, as vLLM measures its own late."""
+    if device == "cpu":
+        return 0
+    return CONTEXT + (COMMUNICATION if processes > 1 else 0) + (0 if eager else CUDA_GRAPHS)
 
 
 def available_bytes(device: "torch.device") -> int:

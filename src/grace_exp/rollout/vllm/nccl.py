@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from grace_exp.config.vllm import VllmConfig
 from grace_exp.rollout.vllm.client import VllmClient
 from grace_exp.rollout.vllm.isolation import TimedThread, undisturbed
-from grace_exp.rollout.vllm.weights import checkpoint_weights
+from grace_exp.rollout.vllm.weights import checkpoint_weights, weight_shapes
 
 
 class NcclTransfer:
@@ -48,6 +48,7 @@ class NcclTransfer:
             self._model = model
             if self._trainer is None:
                 self._trainer = self._connect()
+            torch.cuda.synchronize()  # the optimizer's last kernels, which the policy's thread has started, are done
             self._trainer.send_weights()
 
         with undisturbed():
@@ -68,7 +69,8 @@ class NcclTransfer:
 
         class PolicyWeights(WeightSource):  # type: ignore[misc]
             def metadata(self) -> list[Any]:
-                return [ParamMeta(name, value.dtype, tuple(value.shape)) for name, value in self]
+                assert transfer._model is not None
+                return [ParamMeta(name, transfer._dtype, shape) for name, shape in weight_shapes(transfer._model)]
 
             def __iter__(self) -> Iterator[tuple[str, Tensor]]:
                 assert transfer._model is not None

@@ -1,7 +1,7 @@
 """A policy's weights as an engine wants them: under their checkpoint names, adapters folded in or apart."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,13 @@ def checkpoint_weights(
         yield name.replace(_BASE_LAYER, "."), value if dtype is None else value.to(dtype)
 
 
+def weight_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every weight of `checkpoint_weights`, in its order, without computing any."""
+    for name, parameter in plain_model(model).named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(_BASE_LAYER, "."), tuple(parameter.shape)
+
+
 def plain_model(model: nn.Module) -> "PreTrainedModel":
     """The language model below peft's wrapper."""
     from peft import PeftModel
@@ -76,14 +83,18 @@ def write_weights(model: nn.Module, file: Path, *, adapters: bool, dtype: torch.
         raise GraceError(f"the engine's weights cannot be written to {file}: {error}") from error
 
 
-def load_into(model: Any, weights: Iterator[tuple[str, Tensor]]) -> int:
-    """Copy weights into vLLM's model and count its parameters; runs where that model is.
+def load_into(model: Any, weights: Iterator[tuple[str, Tensor]], expected: Collection[str]) -> None:
+    """Copy weights into vLLM's model; runs where that model is.
+
+    Args:
+        model: Of vLLM.
+        weights: Names and values of a checkpoint.
+        expected: Names of the model's parameters. During vLLM's layer-by-layer reload tied modules have parameters of
+            their own, so that they must be taken before.
 
     Raises:
         RuntimeError: A parameter got no value.
     """
     loaded = set(model.load_weights(weights))
-    names = {name for name, _ in model.named_parameters()}
-    if missing := names - loaded:
-        raise RuntimeError(f"the policy has no value for {len(missing)} of the engine's weights: {sorted(missing)[:3]}")
-    return len(names)
+    if missing := sorted(set(expected) - loaded):
+        raise RuntimeError(f"the policy has no value for {len(missing)} of the engine's weights: {missing[:3]}")

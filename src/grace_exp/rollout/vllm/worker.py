@@ -52,25 +52,31 @@ class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # 
 
     def start_weight_update(self) -> None:
         """Let kernels that keep weights in a layout of their own take the new ones in layer by layer."""
-        if self.device.type != "cpu":
+        self._names = {name for name, _ in self.model.named_parameters()}  # tied modules share theirs now, not later
+        if self._by_layer:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
             initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: NearbyUpdateInfo) -> None:
         """Load them all."""
-        load_into(self.model, _weights(update_info))
+        load_into(self.model, _weights(update_info), self._names)
 
     def finish_weight_update(self) -> None:
         """The counterpart of `start_weight_update`."""
+        if self._by_layer:
+            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+            finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             from grace_exp.rollout.vllm.cpu import pack
 
             pack(self.model)
-        else:
-            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
-            finalize_layerwise_reload(self.model, self.model_config)
+    @property
+    def _by_layer(self) -> bool:
+        """CPU kernels compute with what `pack` makes of the weights, so that these need no layout of their own."""
+        return bool(self.device.type != "cpu")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive, and wait for the device if there is one."""

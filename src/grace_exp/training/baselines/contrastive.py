@@ -60,6 +60,7 @@ class ContrastiveModule(StepModule):
         others = [(Role.POSITIVE, instance.positive) for instance in instances]
         others += [(Role.NEGATIVE, text) for instance in instances for text in instance.negatives]
         sequences = self.sequences([*queries, *others])
+        self.engine.sleep()  # forwards and updates have its memory
         views = self.views(sequences[: len(queries)], sequences[len(queries) :])
         self.policy.model.train()
         with self.timer("score"):

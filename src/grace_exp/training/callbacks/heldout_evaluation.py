@@ -128,7 +128,7 @@ def stored_results(config: GraceConfig) -> dict[Moment, dict[str, SetResult]]:
 
 
 def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:
-    """Score the configured sets with the module's policy and engine as they stand."""
+    """Score the configured sets with the module's policy and engine as they stand; the engine sleeps afterwards."""
     region = config.backbone.pooling.region
 
     def embed(texts: list[str], role: Role) -> Embedded:
@@ -144,7 +144,9 @@ def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..
             regions=tuple(dict.fromkeys((region, PROMPT_ONLY))),
         )
 
-    return evaluate_sets(config.evaluation, embed, decode, region)
+    results = evaluate_sets(config.evaluation, embed, decode, region)
+    module.engine.sleep()
+    return results
 
 
 def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig) -> None:

@@ -1,21 +1,36 @@
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from grace_exp.config.compose import compose_config
+from grace_exp.config.engine_use import sequences_at_once
+from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
+from grace_exp.rollout.vllm import build
 from grace_exp.rollout.vllm.memory import (
     BATCHED_TOKENS,
+    COMMUNICATION,
+    CONTEXT,
+    CUDA_GRAPHS,
     GIB,
     ModelShape,
     available_bytes,
+    device_overhead,
     model_shape,
     plan_memory,
     policy_bytes,
     weight_copies,
 )
 
+EMBED = ["job=embed", "job.input=mine.txt", "job.output=mine.npy"]
+
 # Qwen2.5-1.5B-Instruct: its config.json.
 QWEN = ModelShape(1_543_714_304, 1_543_714_304, 28, 2, 128, 1536, 8960, 151_936)
+
+TRAINING = 16 * QWEN.parameters
+"""Bytes: float32 weights, gradients and two moments."""
 
 
 def test_the_shape_is_read_off_a_model(shared_model: PreTrainedModel) -> None:
@@ -43,7 +58,7 @@ def test_qwen_beside_its_training_on_an_80_gb_gpu() -> None:
         max_model_len=3072,
         max_sequences=256,
         available=80 * GIB,
-        policy=policy_bytes(QWEN, "cuda"),
+        policy=TRAINING,
     )
     assert plan.weights == 2 * QWEN.parameters
     assert plan.sequence == 2 * 28 * 2 * 128 * 2 * 3072  # keys and values x layers x heads x width x bytes x tokens
@@ -84,7 +99,7 @@ def test_an_engine_that_does_not_fit_beside_its_policy_is_refused_with_the_sum()
             max_model_len=3072,
             max_sequences=256,
             available=24 * GIB,
-            policy=policy_bytes(QWEN, "cuda"),
+            policy=TRAINING,
         )
 
 
@@ -94,6 +109,64 @@ def test_a_configured_cache_must_hold_a_sequence_and_fit(kib: int, message: str)
         plan_memory(QWEN, value_bytes=2, max_model_len=3072, max_sequences=8, available=16 * GIB, kv_cache=kib * 1024)
 
 
-def test_on_a_cpu_the_policys_weights_are_there_already() -> None:
-    assert policy_bytes(QWEN, "cuda") - policy_bytes(QWEN, "cpu") == 4 * QWEN.parameters
+def test_a_policy_in_training_takes_gradients_and_moments_and_weights_that_are_still_to_come(
+    shared_model: PreTrainedModel,
+) -> None:
+    size = 4 * model_shape(shared_model).parameters
+    assert policy_bytes(shared_model, "cuda", trains=True) == 4 * size
+    assert policy_bytes(shared_model, "cpu", trains=True) == 3 * size  # its weights are there already
     assert available_bytes(torch.device("cpu")) > 0
+
+
+def test_an_evaluation_holds_weights_alone_in_the_type_they_have(model: PreTrainedModel) -> None:
+    size = 4 * model_shape(model).parameters
+    assert policy_bytes(model, "cuda", trains=False) == size
+    assert policy_bytes(model.bfloat16(), "cuda", trains=False) == size // 2
+    assert policy_bytes(model, "cpu", trains=False) == 0
+
+
+def test_graphs_context_and_communication_are_part_of_the_sum_on_gpus() -> None:
+    assert device_overhead("cpu", processes=4, eager=True) == 0
+    one, four = (device_overhead("cuda", processes=processes, eager=False) for processes in (1, 4))
+    assert one == CONTEXT + CUDA_GRAPHS and four == one + COMMUNICATION
+    assert device_overhead("cuda", processes=1, eager=True) == CONTEXT
+    sizes = {"value_bytes": 2, "max_model_len": 3072, "max_sequences": 256, "available": 12 * GIB}
+    without, plan = plan_memory(QWEN, **sizes), plan_memory(QWEN, **sizes, overhead=four)
+    assert without.kv_cache - plan.kv_cache == pytest.approx(0.9 * four, rel=1e-6)
+    assert "CUDA 3.00" in str(plan) and plan.available == 12 * GIB
+
+
+def composed(*overrides: str) -> GraceConfig:
+    return compose_config(list(overrides), Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sequences"),
+    [
+        (["+experiment=qwen_sup"], 64 // 4 * (8 + 1 + 1)),  # K, the query's, the negative's
+        (["+experiment=qwen_unsup"], 64 // 4 * (8 + 1)),
+        (["+experiment=qwen_sup", "rollout.vllm.tensor_parallel=2"], 256),  # 320 are asked for
+        (["+experiment=qwen_sup", "rollout.policy_role=both", "objective=remax"], 256),
+        (["+experiment=qwen_contrastive"], 256),  # held-out texts only, any number of them
+        (["+experiment=demo_tiny", "rollout=vllm"], 4 * (4 + 1 + 1)),
+        (["+experiment=demo_tiny", "rollout=vllm", "evaluation=demo"], 64),  # its held-out texts are more
+        ([*EMBED, "rollout=vllm", "job.encode.batch_size=100"], 100),
+        ([*EMBED, "rollout=vllm", "job.encode.batch_size=512"], 256),
+        (["job=evaluate", "evaluation=demo", "rollout=vllm"], 256),
+    ],
+)
+def test_an_engine_has_room_for_the_sequences_it_is_asked_for(overrides: list[str], sequences: int) -> None:
+    assert sequences_at_once(composed(*overrides)) == sequences
+
+
+def test_an_engine_for_an_evaluation_is_planned_without_gradients_and_moments(
+    shared_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "available_bytes", lambda device: 4 * GIB)
+    size = 4 * model_shape(shared_model).parameters
+    plans = [
+        build._memory(composed("+experiment=demo_tiny", "rollout=vllm", *job), shared_model, "cuda")
+        for job in ([], ["job=evaluate", "evaluation=demo"])
+    ]
+    assert [plan.policy for plan in plans] == [4 * size, size]
+    assert plans[0].kv_cache == 24 * plans[0].sequence  # what a step asks for

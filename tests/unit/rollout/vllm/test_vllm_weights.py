@@ -7,7 +7,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from grace_exp.errors import GraceError
-from grace_exp.rollout.vllm.weights import checkpoint_weights, load_into, write_model_folder, write_weights
+from grace_exp.rollout.vllm.weights import (
+    checkpoint_weights,
+    load_into,
+    weight_shapes,
+    write_model_folder,
+    write_weights,
+)
 
 
 @pytest.fixture
@@ -71,4 +77,9 @@ def test_a_weight_without_a_value_is_an_error() -> None:
             return {"weight"}
 
     with pytest.raises(RuntimeError, match=r"no value for 1 of the engine's weights: \['bias'\]"):
-        load_into(Engine(2, 2), iter(()))
+        load_into(Engine(2, 2), iter(()), {"weight", "bias"})
+
+
+def test_names_and_shapes_are_known_without_folding_adapters_in(adapted: PreTrainedModel) -> None:
+    expected = [(name, tuple(value.shape)) for name, value in checkpoint_weights(adapted)]
+    assert list(weight_shapes(adapted)) == expected
