@@ -22,6 +22,12 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="session")
+def small() -> list[str]:
+    """The settings of `train`, for runs in processes of their own."""
+    return SMALL
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """What a run left."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,7 +58,7 @@ class Command:
 
 
 @contextlib.contextmanager
-def started(place: Path, *overrides: str) -> Iterator[Command]:
+def started(place: Path, *overrides: str, program: Sequence[str] = ("-m", "grace_exp")) -> Iterator[Command]:
     """Starts a run in `place`, into its subfolder `run`; nothing of it outlives the block."""
     environment = {
         **os.environ,
@@ -69,7 +69,7 @@ def started(place: Path, *overrides: str) -> Iterator[Command]:
     }
     arguments = ["+experiment=demo_tiny", "hydra.run.dir=run", *SMALL, *overrides]
     process = subprocess.Popen(
-        [sys.executable, "-m", "grace_exp", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=place,
         env=environment,
         stdout=subprocess.PIPE,
@@ -171,6 +171,42 @@ def test_two_processes_train_as_one(train, two: SimpleNamespace) -> None:
         assert both[0]["examples"] == both[1]["examples"]
         assert both[0]["rationale"]["values"] == pytest.approx(both[1]["rationale"]["values"])
     assert set(found.samples["instance"]) < set(one.samples["instance"])  # the first process shows its own
+
+
+FAILS = """
+import os, time
+from pathlib import Path
+
+import grace_exp.__main__ as command
+from grace_exp.training.grace import GraceModule
+
+def step(module, batch):
+    Path(f"process-{module.global_rank}").write_text(str(os.getpid()))
+    while len(list(Path.cwd().glob("process-*"))) < 2:
+        time.sleep(0.1)
+    if module.global_rank == 0:
+        raise RuntimeError("of the first process")
+    time.sleep(600)  # as one that waits for the others in NCCL, which does not see that they are gone
+
+if __name__ == "__main__":
+    GraceModule.step = step
+    command.main()
+"""
+
+
+def test_when_the_first_process_fails_no_other_stays(tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    two = ["hardware.devices=2", "hardware.strategy=ddp", "objective.mini_batch_size=2", "evaluation=none"]
+    with started(tmp_path, *two, program=[str(script)]) as run:
+        end = time.monotonic() + 120
+        while len(found := list(tmp_path.glob("process-*"))) < 2 or not all(path.read_text() for path in found):
+            assert run.process.poll() is None and time.monotonic() < end, run.process.communicate()
+            time.sleep(0.1)
+        numbers = [int(path.read_text()) for path in found]
+        assert run.wait(timeout=30) == 1
+        assert "RuntimeError: of the first process" in run.err
+    assert not [number for number in numbers if Path(f"/proc/{number}").exists()]
 
 
 SIDES = [

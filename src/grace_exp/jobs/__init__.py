@@ -17,7 +17,9 @@ def run(config: GraceConfig) -> dict[str, float]:
         GraceError: What the user can mend, from anywhere in the job.
     """
     from grace_exp.jobs.terminal import our_console, quiet_libraries
+    from grace_exp.parent_death import end_with_launcher
 
+    end_with_launcher()
     quiet_libraries()
     if config.hardware.name == "auto":
         our_console().print(this_machine().description, highlight=False, markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from grace_exp.config.hardware import HardwareConfig
+from grace_exp.training.callbacks.children import end_children, wait_for_children
 
 
 @contextmanager
@@ -33,7 +34,12 @@ def processes(hardware: HardwareConfig) -> Iterator[torch.device]:
         strategy="ddp",
     )
     fabric.launch()
+    launcher = fabric.strategy.launcher
     try:
         yield fabric.device
+    except BaseException:
+        end_children(launcher)  # first: taking the group down may wait for them
+        raise
     finally:
         dist.destroy_process_group()
+    wait_for_children(launcher)

@@ -21,6 +21,7 @@ from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.result import read_result
 from grace_exp.tracking.samples import SamplesTable
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
+from grace_exp.training.callbacks.children import wait_for_children
 from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation, stored_results
 from grace_exp.training.callbacks.inert_terms import InertTermsWarning
 from grace_exp.training.callbacks.progress import ProgressDisplay
@@ -113,6 +114,7 @@ def train(config: GraceConfig) -> dict[str, float]:
             stop.raise_if_interrupted()
             finish(Trained(config, assembled.backbone, module, heldout, recipe.describe()))
             _report(config, console)
+            wait_for_children(trainer.strategy.launcher)
         return final_figures(module, heldout.results)
 
 

@@ -1,19 +1,19 @@
 """A command as a child process: its output in a file, signals passed on, nothing of it left behind."""
 
 import contextlib
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from grace_exp.parent_death import end_with_parent
+
 OUTPUT_FILE = "output.log"
 
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 _LAST_LINES = 8
 _ENOUGH_SIGNALS = 3  # one to stop after the step under way, one to stop at once, one for a process that hangs
 
@@ -43,7 +43,7 @@ class ChildProcess:
                 stderr=subprocess.STDOUT,
                 pass_fds=keep_open,
                 process_group=0,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
 
     def wait(self, starter: int) -> tuple[int, int | None]:
@@ -102,11 +102,3 @@ def exit_text(code: int | None) -> str:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     return f"exit code {code}"
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the parent dies, even by SIGKILL; runs in the child before the program."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-_LIBC = ctypes.CDLL(None)

@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.seed import seed_everything
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from grace_exp.config.root import GraceConfig
@@ -101,7 +102,7 @@ class StepModule(LightningModule):
             with optimizer.toggle_model(sync_grad=last):
                 self.manual_backward(loss)
 
-        optimizer.zero_grad()
+        self._zero_gradients()
         loss = accumulate(backward)
         parameters = self.policy.trainable_parameters()
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -114,7 +115,7 @@ class StepModule(LightningModule):
             optimizer.step()
         else:
             culprit = first_nonfinite((name, p.grad) for name, p in self.policy.named_parameters())
-            optimizer.zero_grad()
+            self._zero_gradients()
             self.skipped_updates += 1
             report_nonfinite(
                 Path(self.config.run_dir),
@@ -144,6 +145,24 @@ class StepModule(LightningModule):
             scheduler.step()
 
     # ---- several processes ----------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Under DDP, make the buckets that are exchanged the gradients' only storage from the first update on.
+
+        They become it in a backward pass that exchanges, and are laid out anew in the second of these. Gradients that
+        are accumulated before would be held beside them.
+        """
+        if self._has_buckets:
+            for _ in range(2):
+                nothing = [weight.flatten()[:0].sum() for weight in self.policy.trainable_parameters()]
+                self.manual_backward(torch.stack(nothing).sum())
+
+    @property
+    def _has_buckets(self) -> bool:
+        return isinstance(self.trainer.strategy, DDPStrategy)
+
+    def _zero_gradients(self) -> None:
+        self._optimizer().zero_grad(set_to_none=not self._has_buckets)  # none would leave the buckets
 
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate over processes along the first dimension, in rank order; no gradient."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
@@ -117,14 +118,17 @@ def continued(config: GraceConfig) -> tuple[GraceConfig, Path | None, int]:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU; data only, no code is run.
 
+    They are mapped: read where they are used. Of several processes the first reads all of it, to compare checksums.
+
     Raises:
         MissingResourceError: The file is not a checkpoint of this project.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums it writes
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        if int(getattr(rank_zero_only, "rank", 0)) == 0:
+            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums it writes
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         checkpoint["grace"]["completed_steps"]
     except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:

@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from grace_exp.config.hardware import HardwareConfig
+from grace_exp.training.callbacks.children import EndChildren
 
 
 def build_trainer(
@@ -23,19 +28,29 @@ def build_trainer(
         max_epochs=1,
         limit_train_batches=steps,
         logger=list(loggers),
-        callbacks=list(callbacks),
+        callbacks=[EndChildren(), *callbacks],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
         use_distributed_sampler=False,  # the DataModule gives each process its share
         num_sanity_val_steps=0,
+        plugins=[MappedCheckpoints()],
     )
 
 
 def _strategy(hardware: HardwareConfig) -> DDPStrategy | str:
     if hardware.strategy == "auto":
         return "auto"
-    # Gradients live in the buckets that are exchanged: without that they are held twice. The time limit is that of one
+    # Gradients live in the buckets that are exchanged (`StepModule.on_train_start`). The time limit is that of one
     # exchange; what a slow process writes between two of them must fit into it.
     return DDPStrategy(gradient_as_bucket_view=True, timeout=timedelta(hours=2))
+
+
+class MappedCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are mapped into memory: what several processes of a machine read of one, it reads once."""
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """As `load_checkpoint` of `training.resume`, which has looked at the file: on the CPU, data only."""
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return checkpoint
