@@ -71,7 +71,7 @@ def probe(overrides: Sequence[str], rewards: Sequence[str], batches: int) -> lis
     for number in range(batches):
         rollouts = write_rollouts(data.batch(number), module.engine, module.prompts, config.rollout, config.seed)
         trained = [rollout.sequence() for rollout in rollouts.group]
-        passes = list(policy.passes(trained, config.hardware.train_tokens, (config.backbone.pooling.region,)))
+        passes = list(policy.passes(trained, config.hardware.train_budget, (config.backbone.pooling.region,)))
         embeddings = collect(trained, passes).embeddings[config.backbone.pooling.region]
         others = policy.embed([rollout.sequence() for rollout in rollouts.others()])[config.backbone.pooling.region]
         inputs = _inputs(config, embeddings, others)

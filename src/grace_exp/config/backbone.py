@@ -31,6 +31,29 @@ class PoolingConfig:
     """Of the model's hidden states: -1 the last one after the final norm, -2 the one before, 0 the input embeddings."""
 
 
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class ShapeConfig:
+    """What a plan must know of a model, so that none has to be loaded: figures of its config.json."""
+
+    path: str | None = None
+    """The model that this is the shape of; where `backbone.path` names another one, it is not used."""
+    layers: Count
+    hidden: Count
+    intermediate: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocabulary: Count
+    tied: bool = True
+    """Whether the output head is the input embedding."""
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    """Whether queries and keys are normed in every head."""
+
+
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class BackboneConfig:
     """The instruct model that is the policy."""
@@ -48,6 +71,8 @@ class BackboneConfig:
     pooling: PoolingConfig = Field(default_factory=PoolingConfig)
     attention: Literal["sdpa", "eager"] = "sdpa"
     gradient_checkpointing: bool = False
+    shape: ShapeConfig | None = None
+    """For `job=plan`; null, or of another model than `path`: read from the model's config.json."""
     template_kwargs: dict[str, str | int | bool] = Field(default_factory=dict)
     """Passed to the chat template, e.g. a fixed `date_string` where the template would print today's date."""
 

@@ -7,6 +7,9 @@ from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
 
+TokenBudget = Annotated[int, Field(ge=1)] | Literal["auto"]
+_UNPLANNED = 4096
+
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class HardwareConfig:
@@ -32,11 +35,27 @@ class HardwareConfig:
     """Score the group's rationales with gradients and keep that forward for the update, which then needs none of its
     own, for the memory of the whole batch's activations. Needs one update a step.
     """
-    score_tokens: Annotated[int, Field(ge=1)] = 8192
-    """Token budget of a micro-batch without gradients (rows x longest row)."""
-    train_tokens: Annotated[int, Field(ge=1)] = 4096
-    """Token budget of a micro-batch with gradients."""
+    score_tokens: TokenBudget = 8192
+    """Token budget of a micro-batch without gradients (rows x longest row); auto: what memory has room for."""
+    train_tokens: TokenBudget = 4096
+    """Token budget of a micro-batch with gradients; auto: what memory has room for, 16384 at most."""
     max_row_tokens: Annotated[int, Field(ge=1)] = 4096
     """Longest packed row: attention in a row costs its square, so large groups are split over several rows."""
     logprob_chunk_tokens: Annotated[int, Field(ge=1)] = 512
     """Positions whose logits exist at one time (x vocabulary x 4 bytes)."""
+    memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory of one device, GiB, that the run is planned for (`job=plan`, budgets of `auto`); null: what it has."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Dense bf16 matrix products of one device, TFLOP/s, for `perf/mfu` and the plan's hours; null: by its name."""
+    memory_bandwidth: Annotated[float, Field(gt=0)] | None = None
+    """Of one device, GB/s, for the plan's hours of decoding; null: by its name."""
+
+    @property
+    def score_budget(self) -> int:
+        """`score_tokens` as a number: that of a small GPU where nothing has planned `auto` yet."""
+        return _UNPLANNED if self.score_tokens == "auto" else self.score_tokens
+
+    @property
+    def train_budget(self) -> int:
+        """`train_tokens` as a number, in the same way."""
+        return _UNPLANNED if self.train_tokens == "auto" else self.train_tokens

@@ -40,10 +40,24 @@ class EncodeConfig:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class PlanConfig:
+    """What `job=plan` assumes where nothing was measured: its hours are estimates, and say so."""
+
+    mfu: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of the device's peak that scoring and updates reach, model FLOPs only."""
+    decode_efficiency: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the memory bandwidth that decoding reaches."""
+    prompt_tokens: Annotated[int, Field(ge=1)] = 160
+    """Mean prompt, tokens; prompt.max_tokens where that is less."""
+    rationale_tokens: Annotated[int, Field(ge=1)] = 500
+    """Mean rationale, tokens; rollout.max_tokens where that is less."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class JobConfig:
     """The job and its size."""
 
-    name: Literal["train", "evaluate", "prepare_data", "embed", "explain", "clear_cache"] = "train"
+    name: Literal["train", "evaluate", "prepare_data", "embed", "explain", "clear_cache", "plan"] = "train"
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -70,6 +84,7 @@ class JobConfig:
     pairs: Annotated[str, Field(pattern=r"\.(jsonl|csv|tsv|parquet)$")] | None = None
     """explain: a file of pairs, with the columns text_a and text_b, instead of these two texts."""
     encode: EncodeConfig = Field(default_factory=EncodeConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
 
     @model_validator(mode="after")
     def _embed_has_what_it_needs(self) -> Self:

@@ -44,6 +44,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.explain import explain
 
             return explain(config)
+        case "plan":
+            from grace_exp.jobs.plan import plan
+
+            return plan(config)
         case "clear_cache":
             from grace_exp.jobs.clear_cache import clear_cache
 

@@ -19,6 +19,10 @@ from grace_exp.policy.reference import Reference
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.training.grace import GraceModule, SampleSink
 from grace_exp.training.module import StepModule
+from grace_exp.training.plan.dimensions import dimensions_of
+from grace_exp.training.plan.run_plan import RunPlan, plan_run, planned_memory, with_planned_budgets
+from grace_exp.training.plan.this_device import device_name, total_memory
+from grace_exp.training.plan.usage import Usage
 
 if TYPE_CHECKING:
     from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
@@ -30,6 +34,8 @@ class Assembled:
 
     backbone: Backbone
     module: StepModule
+    plan: RunPlan | None = None
+    """What the run will take; None: the model is of a kind that no plan knows."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text for people; nothing is computed from it."""
@@ -41,6 +47,7 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     backbone = load_backbone(config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=torch.float32)
+    config, made = _planned(config, backbone)
     policy = Policy(backbone.model, config.backbone.pooling, config.hardware, pad_token_id=backbone.pad_token_id)
     prompts = PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs)
     decode: Callable[..., str] = lambda ids, **options: str(backbone.tokenizer.decode(list(ids), **options))  # noqa: E731
@@ -59,7 +66,19 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
             log_samples=log_samples,
         )
     module.train()  # loaded models come in evaluation mode, of which Lightning would warn
-    return Assembled(backbone, module)
+    module.usage = Usage(made) if made is not None else None
+    return Assembled(backbone, module, made)
+
+
+def _planned(config: GraceConfig, backbone: Backbone) -> tuple[GraceConfig, RunPlan | None]:
+    """The configuration with token budgets for this device, and the plan that they come from."""
+    dimensions = dimensions_of(backbone.model.config, config.backbone.lora)
+    if dimensions is None:
+        return config, None
+    accelerator = config.hardware.accelerator
+    memory = planned_memory(config, total_memory(accelerator))
+    made = plan_run(config, dimensions, memory, device=device_name(accelerator))
+    return with_planned_budgets(config, made), made
 
 
 def _grace_kind(config: GraceConfig) -> type[GraceModule]:

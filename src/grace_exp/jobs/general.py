@@ -63,7 +63,7 @@ def run_general(
                     held_out_texts(name, general.probe_texts),
                     models,
                     tokenizer,
-                    batch_tokens=config.hardware.score_tokens,
+                    batch_tokens=config.hardware.score_budget,
                     chunk=config.hardware.logprob_chunk_tokens,
                 )
         figures = {}

@@ -14,6 +14,7 @@ from grace_exp.data.datamodule import GraceDataModule
 from grace_exp.data.recipes import load_recipe
 from grace_exp.errors import ConfigError
 from grace_exp.jobs.assemble import assemble
+from grace_exp.jobs.plan import verdict, write_plan
 from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reopen
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.metrics_csv import MetricsCsv
@@ -83,6 +84,9 @@ def train(config: GraceConfig) -> dict[str, float]:
             config, lambda step, rows: samples.log(step, rows, wandb_logger.experiment if wandb_logger else None)
         )
         module = assembled.module
+        if assembled.plan is not None and is_first_process():
+            write_plan(config, assembled.plan)
+            console.print(f"the plan {verdict(assembled.plan)}", highlight=False, markup=False, soft_wrap=True)
         announce = partial(console.print, highlight=False)
         stop = GracefulStop(run_dir, config.job.steps, announce)
         heldout = HeldoutEvaluation(config, assembled.decode, announce)

@@ -60,6 +60,8 @@ class MicroBatch:
         temperatures: Their sampling temperatures, [tokens].
         owners: The sequence (0 .. n-1) of each, [tokens].
         offsets: Its place within the rationale, [tokens].
+        tokens: Of all rows, without padding.
+        pairs: Of a token and one that it attends to, about.
     """
 
     indices: list[int]
@@ -76,6 +78,8 @@ class MicroBatch:
     temperatures: Tensor
     owners: Tensor
     offsets: Tensor
+    tokens: int
+    pairs: float
 
     @property
     def n(self) -> int:
@@ -224,7 +228,16 @@ def collate(
         temperatures=temperatures.to(device),
         owners=owner.to(device),
         offsets=offset.to(device),
+        tokens=sum(row.length for row in rows),
+        pairs=sum(_pairs(row, chosen) for row in rows),
     )
+
+
+def _pairs(row: _Row, sequences: Sequence[TextSequence]) -> float:
+    """Of a token and one that it attends to: half of a square for the prompt, and for each rationale."""
+    prompt = len(row.prompt.token_ids)
+    lengths = [len(sequences[member].completion_ids) for member in row.members]
+    return prompt**2 / 2 + sum(length * prompt + length**2 / 2 for length in lengths)
 
 
 def _common_head(rows: list[_Row]) -> int:

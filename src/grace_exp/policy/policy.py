@@ -16,6 +16,7 @@ from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.output_head import use_float32_head
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, pack
 from grace_exp.policy.pooling import pool
+from grace_exp.policy.work_counter import WorkCounter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,6 +74,8 @@ class Policy(LightningModule):
         self.pooling = pooling
         self.hardware = hardware
         self.pad_token_id = pad_token_id
+        self.scored, self.trained = WorkCounter(), WorkCounter()
+        """What was computed without and with gradients."""
         config = model.config.get_text_config()
         for setting in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, setting, None) not in (None, 1, 1.0):
@@ -89,6 +92,10 @@ class Policy(LightningModule):
         from peft import PeftModel
 
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def _counter(self) -> WorkCounter:
+        return self.trained if torch.is_grad_enabled() else self.scored
 
     @property
     def _checkpoints_gradients(self) -> bool:
@@ -145,6 +152,7 @@ class Policy(LightningModule):
             self.causal_lm.get_output_embeddings(),
         )
         chunk = self.hardware.logprob_chunk_tokens
+        self._counter.add(targets=len(batch.targets))
         if entropy:
             return embeddings, *token_logprobs_and_entropy(*read, chunk=chunk)
         return embeddings, token_logprobs(*read, chunk=chunk), None
@@ -154,6 +162,7 @@ class Policy(LightningModule):
 
     def _hidden_states(self, batch: MicroBatch, layer: int) -> tuple[Tensor, Tensor]:
         """Hidden states behind the last layer and behind `layer`, each [rows, width, hidden]."""
+        self._counter.add(batch.tokens, batch.pairs)
         decoder: Any = self.causal_lm.get_decoder()
         mask = batch.attention_mask()
         if mask is not None and self.model.config._attn_implementation == "eager":
@@ -190,7 +199,7 @@ class Policy(LightningModule):
         """
         with self._evaluating():
             return collect(
-                sequences, self.passes(sequences, self.hardware.score_tokens, regions or (self.pooling.region,))
+                sequences, self.passes(sequences, self.hardware.score_budget, regions or (self.pooling.region,))
             )
 
     @torch.no_grad()
@@ -198,7 +207,7 @@ class Policy(LightningModule):
         """The embeddings alone, per region float32 [n, hidden]: as `score`, without the output head."""
         found: dict[Region, dict[int, Tensor]] = {}
         with self._evaluating():
-            for indices in self.plan(sequences, self.hardware.score_tokens):
+            for indices in self.plan(sequences, self.hardware.score_budget):
                 batch = self.collate(sequences, indices)
                 _, pooled = self._hidden_states(batch, self.pooling.layer)
                 for region, embeddings in self._pool(pooled, batch, regions or (self.pooling.region,)).items():

@@ -131,6 +131,10 @@ METRICS = (
     Metric("time/evaluation_before", "cost", "s", "lower", "Held-out sets before training.", _HELDOUT),
     Metric("time/evaluation_during", "cost", "s", "lower", "Held-out sets during it.", "evaluation.every_n_steps"),
     Metric("perf/rationale_tokens_per_second", "cost", "tokens/s", "higher", "rollout/tokens / time/step."),
+    Metric("perf/memory_planned_gib", "cost", "GiB", "", "Of one device, as planned.", _BASELINE),
+    Metric("perf/memory_peak_gib", "cost", "GiB", "lower", "Taken at most since the start.", _BASELINE),
+    Metric("perf/memory_reserved_gib", "cost", "GiB", "lower", "The same, by torch's allocator.", "a GPU"),
+    Metric("perf/mfu", "cost", "share", "higher", "Model FLOPs of score and update / the device's peak.", "a GPU"),
     # ---- evaluation: by a job of its own
     Metric("mteb/<task>", "evaluation", "points", "higher", "Main score, or an average.", "job=evaluate"),
     Metric("mteb/category/<category>", "evaluation", "points", "higher", "Mean over its tasks.", "job=evaluate"),

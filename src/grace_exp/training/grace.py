@@ -230,7 +230,7 @@ class GraceModule(StepModule):
                     self.reference,
                     mini_batch,
                     objective,
-                    token_budget=self.config.hardware.train_tokens,
+                    token_budget=self.config.hardware.train_budget,
                     divisor=divisor / world,  # gradients are averaged over processes
                     backward=backward,
                 )

@@ -20,6 +20,7 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine, derive_seed
 from grace_exp.tracking.summary import PhaseTimer
+from grace_exp.training.plan.usage import Usage
 from grace_exp.training.step.nonfinite import report_nonfinite
 from grace_exp.training.step.update import first_nonfinite
 
@@ -49,6 +50,8 @@ class StepModule(LightningModule):
         self.timer = PhaseTimer()
         self.completed_steps = 0
         self.skipped_updates = 0
+        self.usage: Usage | None = None
+        """Logs what a step used; None: nothing is planned."""
         self.history: list[dict[str, float]] = []
         """Metrics of every step of this run, for the summary."""
 
@@ -191,6 +194,8 @@ class StepModule(LightningModule):
 
     def _log_metrics(self, step: int, metrics: dict[str, float]) -> None:
         metrics |= self.timer.step_metrics()
+        if self.usage is not None:
+            metrics |= self.usage.step_metrics(self.policy, metrics)
         if "rollout/tokens" in metrics:
             metrics["perf/rationale_tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/step"]
         for logger in self.loggers:

@@ -28,7 +28,9 @@ _FREE = (
     "job.resume",
     "job.steps",
     "job.small_experiment",
+    "job.plan",
     "backbone.gradient_checkpointing",
+    "backbone.shape",
     "rollout.batch_tokens",
     "hardware.threads",
     "hardware.packing",
@@ -36,6 +38,9 @@ _FREE = (
     "hardware.train_tokens",
     "hardware.max_row_tokens",
     "hardware.logprob_chunk_tokens",
+    "hardware.memory_gib",
+    "hardware.peak_tflops",
+    "hardware.memory_bandwidth",
 )
 # Must agree for weights to be loaded at all.
 _ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")

@@ -36,7 +36,7 @@ class RejectionSftModule(GraceModule):
 
         def accumulate(backward: Backward) -> Tensor:
             nonlocal summed
-            plan = self.policy.plan(sequences, self.config.hardware.train_tokens)
+            plan = self.policy.plan(sequences, self.config.hardware.train_budget)
             for number, forward in enumerate(self.policy.planned_passes(sequences, plan), start=1):
                 owners = torch.tensor(forward.batch.indices, device=weights.device)[forward.batch.owners]
                 loss = -(forward.logprobs * weights[owners]).sum()

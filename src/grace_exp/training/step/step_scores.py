@@ -96,7 +96,7 @@ class StepScores:
         self._policy.model.train()
         sequences = _sequences(trained)
         regions = self._regions if own else ()
-        passes = self._policy.passes(sequences, self._hardware.train_tokens, regions, entropy=self._entropy)
+        passes = self._policy.passes(sequences, self._hardware.train_budget, regions, entropy=self._entropy)
         self.passes = list(passes)
         return trained, collect(sequences, self.passes)
 

@@ -1,0 +1,121 @@
+"""Will the run fit, and how long will it take? Answered from shapes alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.jobs.terminal import our_console
+from grace_exp.rollout.vllm.memory import GIB
+from grace_exp.tracking.summary import write_json_atomic
+from grace_exp.training.plan.dimensions import planned_dimensions
+from grace_exp.training.plan.run_plan import RunPlan, plan_run, planned_memory
+from grace_exp.training.plan.this_device import device_name, total_memory
+
+PLAN_FILE = "plan.json"
+"""The plan, in the run folder."""
+
+
+def plan(config: GraceConfig) -> dict[str, float]:
+    """Print the plan of the configured run, and write it to `<run_dir>/plan.json`; loads no model and no data.
+
+    Returns:
+        `plan/fits` (1 or 0), `plan/memory_gib` (of the phase that takes most), and `plan/hours` where there is an
+        estimate.
+
+    Raises:
+        ConfigError: `hardware.memory_gib` is null, and there is no GPU to ask.
+        MissingResourceError: The model's shape is unknown.
+    """
+    config = replace(config, job=replace(config.job, name="train"))  # what is planned
+    accelerator = config.hardware.accelerator
+    memory = planned_memory(config, total_memory(accelerator))
+    made = plan_run(config, planned_dimensions(config.backbone), memory, device=device_name(accelerator))
+    path = write_plan(config, made)
+    _print(our_console(), config, made)
+    our_console().print(f"Written to {path}", highlight=False, soft_wrap=True)
+    figures = {"plan/fits": float(made.memory.fits), "plan/memory_gib": made.memory.largest / GIB}
+    return figures | ({"plan/hours": made.hours} if made.hours is not None else {})
+
+
+def write_plan(config: GraceConfig, made: RunPlan) -> Path:
+    """Keep the plan with the run."""
+    path = Path(config.run_dir) / PLAN_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, made.as_dict())
+    return path
+
+
+def verdict(made: RunPlan) -> str:
+    """One line: whether the run fits."""
+    memory = made.memory
+    room = f"{memory.largest / GIB:.1f} of {memory.usable / GIB:.1f} GiB (95 % of {memory.memory / GIB:.1f})"
+    if memory.problem is not None:
+        return f"does not fit: {memory.problem}"
+    return f"fits: {room}" if memory.fits else f"does not fit: {room}"
+
+
+def _print(console: Console, config: GraceConfig, made: RunPlan) -> None:
+    settings = made.settings
+    training = "all weights" if settings.dimensions.lora is None else f"LoRA of rank {settings.dimensions.lora.rank}"
+    console.print(
+        f"[bold]{escape(config.name)}[/bold]: {escape(config.backbone.name)} "
+        f"({settings.dimensions.parameters / 1e9:.2f} B parameters), {training}, {settings.processes} x "
+        f"{settings.memory / GIB:.0f} GiB, {settings.strategy}, gradient checkpointing {settings.checkpointing}",
+        highlight=False,
+    )
+    console.print(_memory_table(made))
+    console.print(verdict(made), highlight=False, style="green" if made.memory.fits else "red", markup=False)
+    for overrides in made.advice:
+        console.print(f"  fits with: {overrides}", highlight=False, markup=False, soft_wrap=True)
+    if not made.memory.fits and not made.advice:
+        console.print("  none of the usual changes is enough: take larger GPUs, or more with fsdp2", highlight=False)
+    if made.memory.cached_sequences is not None:
+        console.print(f"cache: {made.memory.cached_sequences} sequences of {settings.longest} tokens", highlight=False)
+    console.print(
+        f"micro-batches: {made.memory.train_tokens} tokens with gradients, {made.memory.score_tokens} without",
+        highlight=False,
+    )
+    console.print(_work_table(made))
+    if made.speed is None:
+        console.print(
+            "hours: unknown, for the speed of this device is (hardware.peak_tflops, hardware.memory_bandwidth)",
+            highlight=False,
+        )
+    if made.hours is None or made.speed is None:
+        return
+    assumed = config.job.plan
+    console.print(
+        f"estimate, nothing was measured: {made.hours:.1f} h for {made.steps} steps on {made.speed.name} (MFU "
+        f"{assumed.mfu:.0%}, decoding at {assumed.decode_efficiency:.0%} of the bandwidth, prompts of "
+        f"{assumed.prompt_tokens} and rationales of {assumed.rationale_tokens} tokens: job.plan.*), "
+        "without evaluations",
+        highlight=False,
+    )
+
+
+def _memory_table(made: RunPlan) -> Table:
+    memory = made.memory
+    table = Table(title="memory of one device, GiB", title_justify="left")
+    table.add_column("part")
+    for phase in memory.phases:
+        table.add_column(phase, justify="right")
+    for name in dict.fromkeys(name for parts in memory.phases.values() for name in parts):
+        sizes = [parts.get(name) for parts in memory.phases.values()]
+        table.add_row(name, *("" if size is None else f"{size / GIB:.2f}" for size in sizes))
+    table.add_section()
+    table.add_row("sum", *(f"{memory.total(phase) / GIB:.2f}" for phase in memory.phases))
+    return table
+
+
+def _work_table(made: RunPlan) -> Table:
+    table = Table(title="one step, all processes", title_justify="left")
+    for column in ("phase", "sequences", "tokens", "PFLOP", "seconds (estimate)"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for phase, work in made.work.items():
+        seconds = f"{made.seconds[phase]:.1f}" if phase in made.seconds else "?"
+        table.add_row(phase, f"{work.sequences}", f"{work.tokens}", f"{work.flops / 1e15:.3g}", seconds)
+    return table

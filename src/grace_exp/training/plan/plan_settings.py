@@ -1,0 +1,141 @@
+"""What a plan reads of a run's settings, as plain figures that variants of the run can be made of."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from grace_exp.config.engine_use import sequences_at_once
+from grace_exp.config.root import GraceConfig
+from grace_exp.config.vllm import VllmConfig
+from grace_exp.objective.registry import needs_reference
+from grace_exp.training.plan.activations import FLOAT32, Attention, Checkpointing, Forward
+from grace_exp.training.plan.dimensions import Dimensions
+
+Strategy = Literal["auto", "ddp", "fsdp2"]
+_MOST_TRAIN, _MOST_SCORE = 16384, 32768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """A run, as far as memory and time depend on it.
+
+    Attributes:
+        dimensions: Of the model and its adapters.
+        gpu: Whether devices are GPUs; on a CPU the engine's and the policy's memory is the machine's.
+        memory: Bytes of one device.
+        processes: Of the whole run.
+        strategy: ddp: every process holds the model; fsdp2: each holds a share of it.
+        value: Bytes of a matrix product's operands in training: 2 under bf16 autocast, else 4.
+        checkpointing: What the backward computes again.
+        attention: How rows attend.
+        longest_prompt: Tokens.
+        longest_rationale: Tokens; 0 for methods that train prompts alone.
+        longest_packed: Tokens of a packed row; 0: rows are not packed.
+        train_tokens: Of a micro-batch with gradients; None: what memory has room for.
+        score_tokens: Of one without; None: what memory has room for.
+        chunk: Positions whose logits exist at one time.
+        engine: Who writes rationales; None: nobody does.
+        engine_value: Bytes of the engine's weights and cache.
+        vllm: Its settings.
+        batch_tokens: Of the transformers engine.
+        copies: Weights of further copies of the model: a reference, a moving average.
+    """
+
+    dimensions: Dimensions
+    gpu: bool
+    memory: int
+    processes: int
+    strategy: Strategy
+    value: int
+    checkpointing: Checkpointing
+    attention: Attention
+    longest_prompt: int
+    longest_rationale: int
+    longest_packed: int
+    train_tokens: int | None
+    score_tokens: int | None
+    chunk: int
+    engine: Literal["transformers", "vllm", "vllm_server"] | None
+    engine_value: int
+    vllm: VllmConfig
+    batch_tokens: int
+    copies: int
+
+    @property
+    def longest(self) -> int:
+        """Prompt and rationale, tokens."""
+        return self.longest_prompt + self.longest_rationale
+
+    @property
+    def longest_row(self) -> int:
+        """Of a micro-batch; a row that is longer than a budget is a micro-batch of its own."""
+        return max(self.longest, self.longest_packed)
+
+    @property
+    def shards(self) -> int:
+        """Processes that share one copy of the model."""
+        return self.processes if self.strategy == "fsdp2" else 1
+
+    @property
+    def most_train_tokens(self) -> int:
+        """What `auto` gives at most: more fills no GPU better."""
+        return max(_MOST_TRAIN, self.longest_row)
+
+    @property
+    def most_score_tokens(self) -> int:
+        """The same without gradients."""
+        return max(_MOST_SCORE, self.longest_row)
+
+    def forward(self, tokens: int) -> Forward:
+        """A micro-batch of so many tokens, or of the longest row."""
+        width = min(max(tokens, self.longest), self.longest_row)
+        return Forward(max(tokens, self.longest_row), width, self.value, self.attention, self.checkpointing)
+
+
+def plan_settings(config: GraceConfig, dimensions: Dimensions, memory: int) -> PlanSettings:
+    """Read a run.
+
+    Args:
+        config: The run.
+        dimensions: Of its model.
+        memory: Bytes of one device.
+    """
+    hardware, rollout = config.hardware, config.rollout
+    gpu, bf16 = hardware.accelerator == "gpu", hardware.precision.startswith("bf16")
+    writes = not config.method.prompt_only
+    packed = hardware.packing and writes and rollout.group_size > 1
+    engine_dtype = rollout.vllm.dtype
+    low_engine = bf16 if engine_dtype == "auto" else engine_dtype == "bfloat16"
+    return PlanSettings(
+        dimensions=dimensions,
+        gpu=gpu,
+        memory=memory,
+        processes=config.processes,
+        strategy=hardware.strategy,
+        value=2 if bf16 else FLOAT32,
+        checkpointing=_checkpointing(config),
+        attention="mask" if packed else "causal",
+        longest_prompt=config.prompt.max_tokens,
+        longest_rationale=rollout.max_tokens if writes else 0,
+        longest_packed=hardware.max_row_tokens if packed else 0,
+        train_tokens=None if hardware.train_tokens == "auto" else hardware.train_tokens,
+        score_tokens=None if hardware.score_tokens == "auto" else hardware.score_tokens,
+        chunk=hardware.logprob_chunk_tokens,
+        engine=rollout.engine if writes else None,
+        engine_value=2 if low_engine else FLOAT32,
+        vllm=replace(rollout.vllm, max_sequences=sequences_at_once(config)),
+        batch_tokens=rollout.batch_tokens,
+        copies=_copies(config, dimensions),
+    )
+
+
+def _checkpointing(config: GraceConfig) -> Checkpointing:
+    return "full" if config.backbone.gradient_checkpointing else "off"
+
+
+def _copies(config: GraceConfig, dimensions: Dimensions) -> int:
+    kind = config.reward.encoder.kind
+    if config.method.is_infonce:
+        return 0
+    reference = needs_reference(config.objective) or kind == "frozen"
+    of_reference = dimensions.parameters if reference and dimensions.lora is None else 0
+    return of_reference + (dimensions.trained if kind == "ema" else 0)
