@@ -67,7 +67,14 @@ def test_prepare_data_describes_the_recipe_and_trains_nothing(invoke: Invoke, tm
     data = ["data=triplets", f"data.sources.file.path={file}", "job.batch_size=2", "objective.mini_batch_size=2"]
     assert invoke("+experiment=demo_tiny", "job=prepare_data", *data, "hydra.run.dir=out") == 0
     out, err = capsys.readouterr()
-    assert "rows: {'file': 4}" in out and "rejected: {'file': 0}" in out and "  query    q0\n" in out and err == ""
+    assert "4 instances" in out and "data_report.html" in out and err == ""
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())
+    assert (report["instances"], report["rejected_by_reason"]) == (4, {})
+    source = report["sources"]["file"]
+    assert (source["usable"], source["rejected"], source["kept"], source["dropped"]) == (4, 0, 4, {})
+    assert source["first_instances"][0][0] == "q0" and source["tokens"]["positive"]["texts"] == 4
+    page = (tmp_path / "out" / "data_report.html").read_text()
+    assert "4 instances for training" in page and "default-src 'none'" in page
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["data"]["rows"] == {"file": 4}
     assert not (tmp_path / "out" / "metrics.csv").exists()
 
@@ -79,7 +86,9 @@ def test_prepare_data_lists_rejected_rows(invoke: Invoke, tmp_path: Path, capsys
     for _ in range(2):  # the second time rows come from the cache
         assert invoke(*arguments) == 0
         out, _ = capsys.readouterr()
-        assert "rejected: {'file': 2}" in out and "rejected rows: " in out
+        assert "1 bad rows: broken JSON" in out and "Rejected rows: " in out
+        report = json.loads((tmp_path / "out" / "data_report.json").read_text())
+        assert sum(report["rejected_by_reason"].values()) == 2 == report["sources"]["file"]["rejected"]
         rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
         assert [(reject["file"], reject["line"]) for reject in rejects] == [(str(file), 2), (str(file), 3)]
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.filters import PRESETS, FiltersConfig
 
 FILE_FORMATS = {
     ".jsonl": "jsonl",
@@ -20,16 +21,27 @@ FILE_FORMATS = {
 }
 """What `format: auto` takes a file for, by its ending."""
 
+COMPRESSED = (".gz", ".zst")
+"""Endings behind that of the format."""
+Path_ = Annotated[str, Field(min_length=1)]
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's ending names, an ending of compression aside; None where it names none."""
+    plain = path.with_suffix("") if path.suffix in COMPRESSED else path
+    return FILE_FORMATS.get(plain.suffix)
+
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class SourceConfig:
     """One file, set of files or named data set."""
 
-    path: Annotated[str, Field(min_length=1)]
-    """A file or a glob (relative to the working directory), the URL of a file, a hub name, or `builtin:wordnet` /
-    `builtin:stsb`."""
+    path: Path_ | Annotated[tuple[Path_, ...], Field(min_length=1)]
+    """A file, a folder or a glob (relative to the working directory), the URL of a file, a hub name, or
+    `builtin:wordnet` / `builtin:stsb`; or a list of these. Files may be compressed (.gz, .zst)."""
     format: Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "builtin"] = "auto"
-    """`auto` goes by the ending (.jsonl .json .csv .tsv .parquet .txt); anything else is a hub name."""
+    """`auto` goes by the ending (.jsonl .json .csv .tsv .parquet .txt); anything else is a hub name. A .json file may
+    hold one object a line or one array."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"
@@ -50,8 +62,15 @@ class SourceConfig:
     """Take only the first rows."""
 
     @property
+    def single(self) -> "tuple[SourceConfig, ...]":
+        """The source for each of its paths."""
+        paths = (self.path,) if isinstance(self.path, str) else self.path
+        return tuple(replace(self, path=path) for path in paths)
+
+    @property
     def kind(self) -> Literal["builtin", "url", "file", "hub"]:
-        """Where the rows are."""
+        """Where the rows are, of a source with one path."""
+        assert isinstance(self.path, str)
         if self.format == "builtin" or (self.format == "auto" and self.path.startswith("builtin:")):
             return "builtin"
         if self.format == "hub":
@@ -59,7 +78,7 @@ class SourceConfig:
         if "://" in self.path:
             return "url"
         path = Path(self.path).expanduser()
-        is_file = path.suffix in FILE_FORMATS or has_magic(self.path) or self.path.startswith((".", "/", "~"))
+        is_file = format_of(path) is not None or has_magic(self.path) or self.path.startswith((".", "/", "~"))
         return "file" if self.format != "auto" or is_file or path.exists() else "hub"
 
 
@@ -79,6 +98,28 @@ class DataConfig:
     negatives: Annotated[int, Field(ge=0)] = 1
     """Negatives used per supervised instance; rows with fewer are bad rows. A source may have a number of its own, 0
     too: then the instances of a step differ in it."""
+
+    clean: Literal["none", "standard"] = "none"
+    """Preset of filters. none: only what cannot be used goes. standard: also instances whose texts are equal among
+    each other, duplicates, and positives that do not fit into the prompt."""
+    filters: FiltersConfig = Field(default_factory=FiltersConfig)
+    """Single filters in place of the preset's."""
+    leaks: Literal["report", "drop", "refuse"] = "report"
+    """Training texts that are evaluation texts, too. report: job=prepare_data counts them; drop: their instances are
+    left out; refuse: the run stops."""
+    leak_ngram: Annotated[int, Field(ge=4)] = 13
+    """Two texts overlap, too, where they share so many words in a row."""
+    max_rejected: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The share of a source's rows that may be bad (on_bad_row=reject); above it the run stops. null: any."""
+    batch_by: Literal["mixed", "source"] = "mixed"
+    """mixed: a batch has instances of all sources; source: each batch is from one source."""
+    weights: Literal["given", "proportional", "temperature"] = "given"
+    """Of the sources. given: each source's own; proportional: its number of rows; temperature: the number of rows to
+    the power of 1 / weights_temperature."""
+    weights_temperature: Annotated[float, Field(gt=0)] = 2.0
+    distinct_texts: bool = False
+    """No two instances of a batch have a text in common, as far as the data allow: they would be each other's false
+    negatives. Instances change places with later ones of the same source."""
 
     @model_validator(mode="after")
     def _has_sources(self) -> Self:
@@ -105,6 +146,12 @@ class DataConfig:
                 "and the mode of every source"
             )
         return self
+
+    @property
+    def effective_filters(self) -> FiltersConfig:
+        """The filters, with the preset's in place of null."""
+        preset = {key: value for key, value in PRESETS[self.clean].items() if getattr(self.filters, key) is None}
+        return replace(self.filters, **preset)  # type: ignore[arg-type]  # each preset has the field's type
 
     def of(self, name: str) -> "DataConfig":
         """This recipe as one of its sources sees it: that source alone, `mode` and `negatives` its own."""

@@ -60,7 +60,8 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
     if job.name in ("train", "prepare_data"):
         for name, source in config.data.sources.items():
-            yield from _source_problems(f"data.sources.{name}.path={source.path}", source)
+            for single in source.single:
+                yield from _source_problems(f"data.sources.{name}.path={single.path}", single)
     if measures and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
         yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if job.name == "evaluate" and evaluation.benchmark is not None:
@@ -100,8 +101,8 @@ def _package_problems(wanted_by: str, package: tuple[str, str]) -> Iterator[str]
 def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
     if source.path == "builtin:stsb":
         yield from _package_problems(key, _STSB)
-    path = Path(source.path).expanduser()
-    if source.kind == "file" and not path.is_file() and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    path = Path(str(source.path)).expanduser()
+    if source.kind == "file" and not path.exists() and not glob.glob(str(path), recursive=True):  # noqa: PTH207 (Path.glob takes no absolute pattern)
         yield f"{key}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}'}"
 
 

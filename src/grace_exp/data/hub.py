@@ -27,6 +27,7 @@ def load_hub(name: str, source: SourceConfig, columns: tuple[str, ...]) -> "data
     """
     import datasets
 
+    assert isinstance(source.path, str)
     what = f"{source.path!r} (subset {source.subset!r}, split {source.split!r})"
     try:
         with _offline_if_unreachable(source.path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from grace_exp.data.compressed import open_binary
 from grace_exp.errors import DataError
 
 
@@ -146,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one bad line does not hide the rest.
     """
     blank: list[tuple[int, str]] = []
-    with path.open("rb") as file:
+    with open_binary(path) as file:
         for number, binary in enumerate(file, start=1):
             line = binary.decode("utf-8-sig" if number == 1 else "utf-8", errors="surrogateescape").rstrip("\r\n")
             if line.strip():

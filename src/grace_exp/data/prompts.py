@@ -5,7 +5,7 @@ the text is tokenised alone and never as control tokens, so a text that spells `
 over-long text is cut at its own end, and the boundary between the system prompt and the rest is known exactly.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,15 @@ class PromptBuilder:
             self._join(self._frames[role], ids)
             for (role, _), ids in zip(pairs, self._encode([t for _, t in pairs]), strict=True)
         ]
+
+    def text_lengths(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text as it stands in a prompt that has room for it."""
+        return [len(ids) for ids in self._encode([text.strip() for text in texts])]
+
+    def room(self, role: Role) -> int:
+        """How many tokens of a text fit into a prompt of the role."""
+        frame = self._frames[role]
+        return self._max_tokens - len(frame.head) - len(frame.tail)
 
     def text_span(self, role: Role, prompt: Prompt) -> tuple[int, int]:
         """First token of the user's text in a prompt of this builder, and the first token behind it."""

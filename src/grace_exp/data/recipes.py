@@ -4,15 +4,20 @@ import hashlib
 import json
 import random
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from pathlib import Path
 
 from grace_exp.config.data import DataConfig
 from grace_exp.data.batch import Instance
+from grace_exp.data.cleaning import clean
+from grace_exp.data.leaks import HeldoutTexts
 from grace_exp.data.rows import RejectLog
 from grace_exp.data.schedule import Schedule, SourceShare
 from grace_exp.data.sources import LoadedSource, load_source
+from grace_exp.data.text_keys import joined, row_texts, source_keys
+from grace_exp.data.token_lengths import TokenLengths
+from grace_exp.errors import DataError
 
 VERSION = 1
 """Part of the fingerprint: raise it when the same rows and settings give other instances or another schedule."""
@@ -33,17 +38,19 @@ class Recipe:
         self._sources = sources
         self._names = list(sources)
         self._ends = list(accumulate(len(source.rows) for source in sources.values()))
-        self._shares = [
-            SourceShare(name, len(source.rows), data.sources[name].weight) for name, source in sources.items()
-        ]
-        settings = {
+        weights = {name: _weight(data, name, source) for name, source in sources.items()}
+        self._shares = [SourceShare(name, len(source.rows), weights[name]) for name, source in sources.items()]
+        self._by_source, self._distinct = data.batch_by == "source", data.distinct_texts
+        settings: dict[str, object] = {
             "version": VERSION,
             "mode": data.mode,
             "negatives": data.negatives,
-            "sources": [
-                {"rows": source.digest, "weight": data.sources[name].weight} for name, source in sources.items()
-            ],
+            "sources": [{"rows": source.digest, "weight": weights[name]} for name, source in sources.items()],
         }
+        if self._by_source:
+            settings["batch_by"] = data.batch_by
+        if self._distinct:
+            settings["distinct_texts"] = True
         self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -95,9 +102,11 @@ class Recipe:
 
     def describe(self) -> dict[str, object]:
         """Rows and rejected rows of every source, and the fingerprint; for the run's records."""
+        dropped = {name: dict(source.dropped) for name, source in self._sources.items()}
         return {
             "rows": {name: len(source.rows) for name, source in self._sources.items()},
             "rejected": {name: source.rejected for name, source in self._sources.items()},
+            **({"dropped": dropped} if any(dropped.values()) else {}),
             "fingerprint": self.fingerprint,
         }
 
@@ -107,23 +116,102 @@ class Recipe:
         Raises:
             DataError: A source has fewer rows than one step takes of it.
         """
-        return Schedule(self._shares, seed=self.seed, batch_size=batch_size, steps=steps)
+        return Schedule(
+            self._shares,
+            seed=self.seed,
+            batch_size=batch_size,
+            steps=steps,
+            by_source=self._by_source,
+            texts=joined([source_keys(source, "normalized") for source in self._sources.values()])
+            if self._distinct
+            else None,
+        )
 
 
-def load_recipe(data: DataConfig, *, seed: int, cache_dir: Path, rejects_path: Path | None) -> Recipe:
-    """Loads all sources of a recipe.
+def _weight(data: DataConfig, name: str, source: LoadedSource) -> float:
+    """The weight of a source in the mixture."""
+    match data.weights:
+        case "proportional":
+            return float(len(source.rows))
+        case "temperature":
+            return float(len(source.rows) ** (1 / data.weights_temperature))
+        case "given":
+            return data.sources[name].weight
+
+
+def load_sources(data: DataConfig, *, cache_dir: Path, rejects_path: Path | None) -> dict[str, LoadedSource]:
+    """Loads all sources of a recipe, with all rows that can be used.
 
     Args:
         data: The recipe.
-        seed: Of the run; the schedule derives from it.
         cache_dir: Holds prepared rows; shared by runs and processes.
-        rejects_path: Where rejected rows are listed; None in processes other than the first.
+        rejects_path: Where bad rows are listed; None in processes other than the first.
 
     Raises:
         ConfigError, DataError, MissingResourceError: See `load_source`.
+        DataError: More of a source's rows are bad than `data.max_rejected` allows.
     """
     rejects = RejectLog(rejects_path) if rejects_path is not None else None
     sources = {
         name: load_source(name, source, data.of(name), rejects, cache_dir) for name, source in data.sources.items()
     }
+    if data.max_rejected is not None:
+        for name, source in sources.items():
+            share = source.rejected / (source.rejected + len(source.rows))
+            if share > data.max_rejected:
+                raise DataError(
+                    f"data.sources.{name}: {source.rejected} of {source.rejected + len(source.rows)} rows are bad "
+                    f"({share:.1%}), more than data.max_rejected={data.max_rejected}"
+                    + (f"; they are listed in {rejects_path}" if rejects_path is not None else "")
+                )
+    return sources
+
+
+def load_recipe(
+    data: DataConfig,
+    *,
+    seed: int,
+    cache_dir: Path,
+    rejects_path: Path | None,
+    lengths: Callable[[LoadedSource], TokenLengths] | None = None,
+    heldout: HeldoutTexts | None = None,
+) -> Recipe:
+    """Loads all sources of a recipe and leaves out what its filters say.
+
+    Args:
+        data: The recipe.
+        seed: Of the run; the schedule derives from it.
+        cache_dir: Holds prepared rows; shared by runs and processes.
+        rejects_path: Where bad rows are listed; None in processes other than the first.
+        lengths: Gives the token lengths of a source's texts; needed where `data.effective_filters.needs_tokens`.
+        heldout: Evaluation texts; needed where `data.leaks` is `drop` or `refuse`.
+
+    Raises:
+        ConfigError, DataError, MissingResourceError: See `load_sources` and `clean`.
+        DataError: `data.leaks=refuse`, and training texts are evaluation texts.
+    """
+    sources = load_sources(data, cache_dir=cache_dir, rejects_path=rejects_path)
+    dropping = heldout if data.leaks == "drop" else None
+    cleaned = clean(sources, data.effective_filters, lengths=lengths, heldout=dropping)
+    sources = {name: found.source for name, found in cleaned.items()}
+    if data.leaks == "refuse" and heldout is not None:
+        refuse_leaks(sources, heldout)
     return Recipe(data, sources, seed=seed)
+
+
+def refuse_leaks(sources: Mapping[str, LoadedSource], heldout: HeldoutTexts) -> None:
+    """Stop where training texts are evaluation texts.
+
+    Raises:
+        DataError: How many there are, and the first.
+    """
+    for name, source in sources.items():
+        leaks = heldout.leaks(source)
+        if leaks.any():
+            row = int(leaks.argmax())
+            (texts,) = row_texts(source.rows[row : row + 1])
+            raise DataError(
+                f"data.sources.{name}: {int(leaks.sum())} of {len(source.rows)} instances hold texts of the evaluation "
+                f"({', '.join(heldout.names)}). The first, row {row + 1}: {texts[0][:100]!r}. Set data.leaks=drop to "
+                "leave them out, or data.leaks=report to train on them all the same"
+            )

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from grace_exp.data.text_keys import Keys
 from grace_exp.errors import DataError
 
 _DOMAIN = int.from_bytes(b"data")
 """Keeps these draws apart from others that derive from the same seed."""
+_LOOKAHEAD = 32
+"""Steps ahead in which an instance is looked for that may change places."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,35 @@ class Schedule:
     would be its own hard negative.
     """
 
-    def __init__(self, sources: Sequence[SourceShare], *, seed: int, batch_size: int, steps: int) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceShare],
+        *,
+        seed: int,
+        batch_size: int,
+        steps: int,
+        by_source: bool = False,
+        texts: Keys | None = None,
+    ) -> None:
         """Draws everything up front: 8 bytes an instance.
+
+        Args:
+            sources: In the recipe's order.
+            seed: Of the run.
+            batch_size: Instances a step.
+            steps: Of the run.
+            by_source: Each step has instances of one source; the steps are shared out by weight.
+            texts: Digests of every instance's texts, [instances, texts], 0 for none: then instances of a step that have
+                a text in common change places with later ones (see `_apart`). None: they stay.
 
         Raises:
             DataError: A step takes more instances of a source than it has.
         """
-        owner = _interleave([source.weight for source in sources], batch_size * steps)
-        flat = np.empty(batch_size * steps, dtype=np.int64)
+        drawn = steps if texts is None else steps + _LOOKAHEAD  # what the last steps may change places with
+        weights = [source.weight for source in sources]
+        owner = _interleave(weights, drawn if by_source else batch_size * drawn)
+        owner = np.repeat(owner, batch_size) if by_source else owner
+        flat = np.empty(batch_size * drawn, dtype=np.int64)
         offset = 0
         for number, source in enumerate(sources):
             draws = np.flatnonzero(owner == number)
@@ -51,7 +75,10 @@ class Schedule:
                 )
             flat[draws] = offset + _epochs(source.rows, draws // batch_size, (seed, number))
             offset += source.rows
-        self._steps = flat.reshape(steps, batch_size)
+        by_step = flat.reshape(drawn, batch_size)
+        if texts is not None:
+            _apart(by_step, owner.reshape(drawn, batch_size), texts, steps)
+        self._steps = by_step[:steps]
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -66,6 +93,43 @@ class Schedule:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of a schedule of {len(self)}")
         return [int(index) for index in self._steps[step]]
+
+
+def _apart(by_step: NDArray[np.int64], owner: NDArray[np.int64], texts: Keys, steps: int) -> None:
+    """Change places so that no two instances of a step have a text in common, as far as that can be had.
+
+    An instance that shares a text with an earlier one of its step changes places with the next one of its source, in
+    the following steps, such that both share none in their new steps. Where there is none it stays.
+
+    Args:
+        by_step: Instances [steps or more, batch], changed in place.
+        owner: Their sources, of the same shape.
+        texts: Digests of the instances' texts.
+        steps: How many steps to settle.
+    """
+    for step in range(steps):
+        keys = texts[by_step[step]]
+        flat = np.sort(keys[keys != 0])
+        if not (flat[1:] == flat[:-1]).any():
+            continue
+        members = [set(row) - {0} for row in keys.tolist()]
+        for place in range(1, len(members)):
+            if not any(members[place] & earlier for earlier in members[:place]):
+                continue
+            others = set().union(*members[:place], *members[place + 1 :])
+            later = slice(step + 1, step + 1 + _LOOKAHEAD)
+            rows, places = np.nonzero(owner[later] == owner[step, place])
+            for row, other in zip((rows + step + 1).tolist(), places.tolist(), strict=True):
+                candidate = _texts(texts, by_step[row, other : other + 1])
+                if not candidate & others and not members[place] & _texts(texts, np.delete(by_step[row], other)):
+                    by_step[step, place], by_step[row, other] = by_step[row, other], by_step[step, place]
+                    members[place] = candidate
+                    break
+
+
+def _texts(texts: Keys, instances: NDArray[np.int64]) -> set[int]:
+    """The digests of the texts of instances."""
+    return set(texts[instances].ravel().tolist()) - {0}
 
 
 def _interleave(weights: Sequence[float], draws: int) -> NDArray[np.int64]:

@@ -8,18 +8,22 @@ errors, hashes the generator's code and would not report rejected rows again whe
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
-from grace_exp.config.data import FILE_FORMATS, DataConfig, SourceConfig
+from grace_exp.config.data import COMPRESSED, FILE_FORMATS, DataConfig, SourceConfig, format_of
+from grace_exp.data.file_digests import file_digest
 from grace_exp.data.hub import load_hub
+from grace_exp.data.json_array import read_json
 from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
 from grace_exp.data.remote import fetch
 from grace_exp.data.rows import RejectLog, Texts, columns, reject_line, texts_of
@@ -45,12 +49,16 @@ class LoadedSource:
     Attributes:
         rows: Memory-mapped; columns query, positive, negatives (list of texts), or text.
         digest: Of the rows' contents: the same wherever and from whatever format they were read.
-        rejected: Number of rows left out.
+        rejected: Number of bad rows left out.
+        kept: Places of `rows` among the prepared rows where filters left some out, [rows]; None: all are there.
+        dropped: Number of rows that filters left out, by reason.
     """
 
     rows: "datasets.Dataset"
     digest: str
     rejected: int
+    kept: NDArray[np.int64] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def load_source(
     import datasets
 
     needed = columns(name, source, data)
-    parts = _parts(name, source, data, needed, cache_dir)
+    parts = [part for single in source.single for part in _parts(name, single, data, needed, cache_dir)]
     settings = {
         "version": VERSION,
         "parts": [(part.label, part.digest) for part in parts],
@@ -161,37 +169,51 @@ def _checked_rows(
 
 
 def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path) -> list[_Part]:
+    """The files of a source with one path."""
+    path, mode = source.path, data.mode
+    assert isinstance(path, str)
     match source.kind:
         case "builtin":
-            return [_builtin(name, source, needed, data.mode)]
+            return [_builtin(name, source, path, needed, mode, cache_dir)]
         case "hub":
             return [_hub(name, source, needed)]
         case "url":
-            return [_file(name, source, fetch(name, source.path, cache_dir), needed, data.mode, address=source.path)]
+            return [_file(name, source, fetch(name, path, cache_dir), needed, mode, cache_dir, address=path)]
         case "file":
-            return [_file(name, source, file, needed, data.mode) for file in _files(name, source.path)]
+            return [_file(name, source, file, needed, mode, cache_dir) for file in _files(name, path)]
 
 
 def _files(name: str, path: str) -> list[Path]:
     expanded = Path(path).expanduser()
     if expanded.is_file():
         return [expanded]
-    found = map(Path, glob(str(expanded), recursive=True))  # noqa: PTH207 (Path.glob would match hidden files)
+    pattern = str(expanded / "**") if expanded.is_dir() else str(expanded)
+    found = map(Path, glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob would match hidden files)
     files = sorted(file for file in found if file.is_file())
+    if expanded.is_dir():
+        files = [file for file in files if format_of(file) is not None]
     if not files:
-        hint = f"it is a folder: name the files in it, as in {path}/*.jsonl" if expanded.is_dir() else "no such file"
+        hint = f"the folder holds no file of {' '.join(FILE_FORMATS)}" if expanded.is_dir() else "no such file"
         raise DataError(f"data.sources.{name}.path={path!r}: {hint} (working directory {Path.cwd()})")
     return files
 
 
 def _file(
-    name: str, source: SourceConfig, file: Path, needed: tuple[str, ...], mode: str, *, address: str | None = None
+    name: str,
+    source: SourceConfig,
+    file: Path,
+    needed: tuple[str, ...],
+    mode: str,
+    cache_dir: Path,
+    *,
+    address: str | None = None,
 ) -> _Part:
     label = address or str(file)
-    suffix = Path(urlsplit(address).path).suffix if address else file.suffix
+    named = Path(urlsplit(address).path) if address else file
+    suffix = named.with_suffix("").suffix if named.suffix in COMPRESSED else named.suffix
     kind = FILE_FORMATS.get(suffix) if source.format == "auto" else source.format
     readers: dict[str | None, Reader] = {
-        "jsonl": read_jsonl,
+        "jsonl": read_json if suffix == ".json" else read_jsonl,
         "csv": partial(read_csv, delimiter="\t" if suffix == ".tsv" else ","),
         "parquet": read_parquet,
         "text": read_text,
@@ -207,14 +229,13 @@ def _file(
             "give JSONL, CSV or parquet, or set data.mode=unsupervised (for this source alone: data.mode=mixed and "
             f"data.sources.{name}.mode=unsupervised)"
         )
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = file_digest(file, cache_dir)
     unit = "row" if kind == "parquet" else "line"
     return _Part(label, f"{kind} {digest}", partial(readers[kind], file, needed), unit)
 
 
-def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...], mode: str) -> _Part:
-    dataset = source.path.removeprefix(_BUILTIN)
+def _builtin(name: str, source: SourceConfig, path: str, needed: tuple[str, ...], mode: str, cache_dir: Path) -> _Part:
+    dataset = path.removeprefix(_BUILTIN)
     split = _SPLITS.get(source.split)
     if dataset not in ("wordnet", "stsb") or split is None:
         raise ConfigError(
@@ -222,7 +243,7 @@ def _builtin(name: str, source: SourceConfig, needed: tuple[str, ...], mode: str
             "builtin:wordnet and builtin:stsb, each with the splits train, dev and test"
         )
     if dataset == "wordnet":
-        return _file(name, SourceConfig(path=source.path), wordnet_path(split), needed, mode)
+        return _file(name, SourceConfig(path=path), wordnet_path(split), needed, mode, cache_dir)
     triplets = stsb_triplets(split)
     digest = hashlib.sha256(json.dumps(triplets).encode()).hexdigest()
     return _Part(f"{source.path} {split}", digest, partial(_numbered, triplets), "row")

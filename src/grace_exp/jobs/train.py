@@ -11,10 +11,10 @@ from grace_exp.config.advice import override
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.datamodule import GraceDataModule
-from grace_exp.data.recipes import load_recipe
 from grace_exp.errors import ConfigError
 from grace_exp.jobs.assemble import assemble
 from grace_exp.jobs.plan import verdict, write_plan
+from grace_exp.jobs.recipe import configured_recipe
 from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reopen
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.metrics_csv import MetricsCsv
@@ -61,12 +61,7 @@ def train(config: GraceConfig) -> dict[str, float]:
         )
     if completed < config.job.steps and is_first_process():
         reopen(run_dir)
-    recipe = load_recipe(
-        config.data,
-        seed=config.seed,
-        cache_dir=Path(config.cache_dir),
-        rejects_path=run_dir / "rejects.jsonl" if is_first_process() else None,
-    )
+    recipe = configured_recipe(config, run_dir / "rejects.jsonl" if is_first_process() else None)
     record = write_provenance(run_dir, to_dict(config), recipe.describe())
     console.print(f"[bold]{config.name}[/bold]  run folder {escape(str(run_dir))}", highlight=False, soft_wrap=True)
     if completed == config.job.steps:

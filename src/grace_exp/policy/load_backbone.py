@@ -89,6 +89,30 @@ def _load(
     return model, tokenizer
 
 
+def load_tokenizer(config: BackboneConfig, cache_dir: Path) -> "PreTrainedTokenizerBase":
+    """The backbone's tokenizer alone, where no model is needed.
+
+    Raises:
+        MissingResourceError: It cannot be had here.
+    """
+    if config.source == "tiny":
+        from grace_exp.policy.tiny import tiny_tokenizer
+
+        return tiny_tokenizer()
+    from transformers import AutoTokenizer
+
+    if config.source == "embedded":
+        from grace_exp.policy.embedded import embedded_smollm2
+
+        return AutoTokenizer.from_pretrained(embedded_smollm2(cache_dir))
+    try:
+        return AutoTokenizer.from_pretrained(config.path, revision=config.revision or "main")
+    except (OSError, ValueError) as error:
+        raise MissingResourceError(
+            f"backbone.path = {config.path!r}: its tokenizer could not be loaded: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> tuple[int, ...]:
     """The tokenizer's end token and those the model's authors generate with (Llama 3 has several)."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None

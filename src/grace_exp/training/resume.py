@@ -3,7 +3,7 @@
 import pickle
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,7 @@ def check_same_run(saved: dict[str, Any], config: GraceConfig) -> None:
         ConfigError: Every setting that differs, with both values.
     """
     differing = [
-        line
-        for key, line in _differences(saved, asdict(config)).items()
-        if not any(_within(key, free) for free in _FREE)
+        line for key, line in _differences(saved, config).items() if not any(_within(key, free) for free in _FREE)
     ]
     before, now = saved["job"]["steps"], config.job.steps
     if config.optim.schedule != "constant" and before != now:
@@ -170,21 +168,35 @@ def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
         ConfigError: Every setting of the model that differs, with both values.
     """
     differing = [
-        line
-        for key, line in _differences(saved, asdict(config)).items()
-        if any(_within(key, part) for part in _ARCHITECTURE)
+        line for key, line in _differences(saved, config).items() if any(_within(key, part) for part in _ARCHITECTURE)
     ]
     if differing:
         raise ConfigError("job.resume: the checkpoint is of another model\n" + "\n".join(differing))
 
 
-def _differences(saved: dict[str, Any], config: dict[str, Any]) -> dict[str, str]:
-    before, now = _flat(saved), _flat(config)
+def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:
+    """A line for each setting that differs; a setting that is newer than the checkpoint counts as its default."""
+    now = _flat(asdict(config))
+    before = {key: _default(config, key) for key in now} | _flat(saved)
     return {
-        key: f"  {key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
+        key: f"  {key}: {before[key]!r} in the checkpoint, {now.get(key)!r} now"
+        for key in sorted(before)
+        if before[key] != now.get(key)
     }
+
+
+def _default(config: GraceConfig, key: str) -> object:
+    """What the schema has for a setting; None where it must be given."""
+    value: Any = config
+    for name in key.split("."):
+        if is_dataclass(value):
+            schema: Any = type(value)
+            declared = schema.__pydantic_fields__[name]
+            group = getattr(value, name) if is_dataclass(getattr(value, name)) else None
+            value = group if declared.is_required() else declared.get_default(call_default_factory=True)
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _within(key: str, part: str) -> bool:

@@ -99,3 +99,54 @@ def test_a_schedule_ends() -> None:
     for step in (3, -1):
         with pytest.raises(IndexError):
             schedule[step]
+
+
+def texts_in_common(batch: list[int], texts: np.ndarray) -> int:
+    """How many texts of a batch stand in more than one of its instances."""
+    counts = Counter(key for index in batch for key in set(texts[index].tolist()) - {0})
+    return sum(count > 1 for count in counts.values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedules(), st.integers(2, 40), st.integers(0, 99))
+def test_instances_with_a_text_in_common_are_kept_apart(
+    case: tuple[list[SourceShare], int, int, int], distinct: int, draw: int
+) -> None:
+    sources, seed, batch_size, steps = case
+    instances = sum(source.rows for source in sources)
+    texts = np.random.default_rng(draw).integers(1, distinct, size=(instances, 2)).astype(np.uint64)
+    plain = Schedule(sources, seed=seed, batch_size=batch_size, steps=steps)
+    apart = Schedule(sources, seed=seed, batch_size=batch_size, steps=steps, texts=texts)
+    before = sum(texts_in_common(plain[step], texts) for step in range(steps))
+    after = sum(texts_in_common(apart[step], texts) for step in range(steps))
+    assert after <= before
+    assert all(len(set(apart[step])) == batch_size for step in range(steps))
+    longer = Schedule(sources, seed=seed, batch_size=batch_size, steps=steps + 7, texts=texts)
+    assert [apart[step] for step in range(steps)] == [longer[step] for step in range(steps)]
+    for step in range(steps):  # each source gives a step as many as before
+        for number in range(len(sources)):
+            assert len(of_source(sources, number, apart[step])) == len(of_source(sources, number, plain[step]))
+
+
+def test_where_the_data_allow_no_batch_has_a_text_twice() -> None:
+    texts = np.repeat(np.arange(1, 51, dtype=np.uint64), 4)[:, None]  # every text in four instances
+    sources = [SourceShare("s", 200, 1.0)]
+    plain = Schedule(sources, seed=3, batch_size=8, steps=100)
+    apart = Schedule(sources, seed=3, batch_size=8, steps=100, texts=texts)
+    assert sum(texts_in_common(plain[step], texts) for step in range(100)) > 20
+    assert sum(texts_in_common(apart[step], texts) for step in range(100)) == 0
+
+
+def test_distinct_texts_change_nothing_where_none_repeats() -> None:
+    sources = [SourceShare("a", 30, 1.0), SourceShare("b", 20, 2.0)]
+    texts = np.arange(1, 101, dtype=np.uint64).reshape(50, 2)
+    plain = Schedule(sources, seed=1, batch_size=6, steps=20)
+    apart = Schedule(sources, seed=1, batch_size=6, steps=20, texts=texts)
+    assert [plain[step] for step in range(20)] == [apart[step] for step in range(20)]
+
+
+def test_batches_by_source_are_shared_out_by_weight() -> None:
+    sources = [SourceShare("a", 40, 1.0), SourceShare("b", 40, 3.0)]
+    schedule = Schedule(sources, seed=0, batch_size=5, steps=40, by_source=True)
+    steps = [len(of_source(sources, 0, schedule[step])) for step in range(40)]
+    assert set(steps) == {0, 5} and steps.count(5) == 10

@@ -228,11 +228,6 @@ def test_a_file_that_is_not_there_is_an_error(load: Load, path: str) -> None:
         load(path)
 
 
-def test_a_folder_is_no_file(load: Load, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="it is a folder: name the files in it"):
-        load(tmp_path)
-
-
 def test_an_unknown_ending_needs_a_format(load: Load, tmp_path: Path) -> None:
     (tmp_path / "a.data").write_text(GOOD)
     with pytest.raises(

@@ -1,0 +1,57 @@
+"""Texts that are nearly equal, by MinHash over word trigrams (Broder, 1997; package datasketch)."""
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_exp.data.text_keys import normalized
+from grace_exp.errors import MissingResourceError
+
+PERMUTATIONS = 64
+"""Of a MinHash: the estimated similarity has a standard error of at most 0.0625."""
+_GRAM = 3
+_ROWS_AT_ONCE = 1000
+
+
+def near_duplicate_rows(texts: Iterable[Sequence[str]], left: NDArray[np.bool_], threshold: float) -> NDArray[np.bool_]:
+    """Which rows are nearly an earlier row that stays.
+
+    Args:
+        texts: Of every row.
+        left: Rows that count, [rows]; the others are neither compared nor found.
+        threshold: Estimated Jaccard similarity of the rows' word trigrams from which they count as nearly equal.
+
+    Raises:
+        MissingResourceError: The package is not installed.
+    """
+    try:
+        from datasketch import MinHash, MinHashLSH
+    except ModuleNotFoundError as error:
+        raise MissingResourceError(
+            "data.filters.near_duplicates needs the package datasketch: pip install datasketch"
+        ) from error
+    index, kept = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS), dict[int, MinHash]()
+    found = np.zeros(len(left), dtype=bool)
+    chosen = ((row, some) for row, some in enumerate(texts) if left[row])
+    while rows := list(islice(chosen, _ROWS_AT_ONCE)):
+        hashes = MinHash.bulk([_trigrams(some) for _, some in rows], num_perm=PERMUTATIONS)
+        for (row, _), minhash in zip(rows, hashes, strict=True):
+            # The index answers by bands, and so gives some that are less similar.
+            if any(minhash.jaccard(kept[other]) >= threshold for other in index.query(minhash)):
+                found[row] = True
+            else:
+                index.insert(row, minhash, check_duplication=False)
+                kept[row] = minhash
+    return found
+
+
+def _trigrams(texts: Sequence[str]) -> list[bytes]:
+    """Word trigrams of the normalised texts; shorter texts are one piece."""
+    grams = []
+    for place, text in enumerate(texts):
+        words = normalized(text).split()
+        starts = range(max(1, len(words) - _GRAM + 1))
+        grams += [f"{place} {' '.join(words[start : start + _GRAM])}".encode() for start in starts]
+    return grams
