@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from grace_exp.config.error_messages import explain
 from grace_exp.config.experiments import register_experiments
+from grace_exp.config.importance_default import register_importance_mode
 from grace_exp.config.machine import register_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
@@ -19,6 +20,7 @@ from grace_exp.errors import ConfigError
 _ADAPTER = TypeAdapter(GraceConfig)
 register_experiments()
 register_machine()
+register_importance_mode()
 
 
 def conf_dir() -> Path:

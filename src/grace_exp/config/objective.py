@@ -28,9 +28,13 @@ class ImportanceConfig:
     """Truncated importance sampling for an engine whose probabilities are not exactly the trainer's."""
 
     mode: Literal["none", "token", "sequence"] = "none"
-    """The surrogate is weighted by min(cap, trainer / engine probability), of each token or of the whole rationale."""
+    """The surrogate is weighted by min(cap, trainer / engine probability), of each token or of the whole rationale.
+    conf/ sets token where the engine computes in lower precision than the trainer (`importance_mode`)."""
     cap: Annotated[float, Field(ge=1)] = 2.0
     """Largest weight."""
+    warn_below: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Warn once when `mismatch/ess_sequence`, the share of rationales that count, falls below it; 0: never. Of long
+    rationales it is small long before tokens differ much: their ratio is the product of all their tokens'."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

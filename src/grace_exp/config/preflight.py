@@ -8,7 +8,6 @@ from pathlib import Path
 
 from grace_exp.config.data import SourceConfig
 from grace_exp.config.engine_use import engine_of
-from grace_exp.config.hardware import HardwareConfig
 from grace_exp.config.machine import BF16_CAPABILITY
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.vllm_package import vllm_problem
@@ -47,7 +46,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     measures = job.name in ("train", "evaluate")
     uses_backbone = uses_model and job.model is None  # GraceEncoder.from_pretrained says what is wrong with job.model
     if uses_model and config.hardware.accelerator == "gpu":
-        yield from _gpu_problems(config.hardware)
+        yield from _gpu_problems(config)
     if uses_backbone and backbone.source == "embedded":
         yield from _package_problems("backbone.source=embedded", _SMOLLM2)
     if uses_backbone and backbone.source == "hub" and backbone.path is not None:
@@ -79,15 +78,21 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         yield f"job.resume={job.resume}: no such file or folder"
 
 
-def _gpu_problems(hardware: HardwareConfig) -> Iterator[str]:
+def _gpu_problems(config: GraceConfig) -> Iterator[str]:
     import torch
 
+    hardware, server = config.hardware, config.rollout.vllm.server
+    count = torch.cuda.device_count()
     wanted = f"hardware={hardware.name} wants {hardware.devices} GPU(s)"
     if not torch.cuda.is_available():
         why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA device"
         yield f"{wanted}: {why}"
-    elif torch.cuda.device_count() < hardware.devices:
-        yield f"{wanted}: there are {torch.cuda.device_count()}; set hardware.devices={torch.cuda.device_count()}"
+    elif count < hardware.devices:
+        mini_batch = config.objective.mini_batch_size
+        usable = max(devices for devices in range(1, count + 1) if mini_batch % devices == 0)
+        yield f"{wanted}: there are {count}; set hardware.devices={usable}"
+    elif engine_of(config) == "vllm_server" and max(server.device_numbers, default=0) >= count:
+        yield f"rollout.vllm.server.devices={server.devices}: there are {count} GPUs, numbers 0 to {count - 1}"
     elif hardware.precision.startswith("bf16") and torch.cuda.get_device_capability() < BF16_CAPABILITY:
         yield f"hardware.precision={hardware.precision}: this GPU has no bf16; set hardware.precision=32-true"
 

@@ -1,12 +1,30 @@
 """How the vLLM engines run."""
 
+import json
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
 
+
+def _as_text(devices: object) -> str | None:
+    """As CUDA_VISIBLE_DEVICES has them."""
+    if devices is None:
+        return None
+    several = devices if isinstance(devices, list) else [devices]
+    text = ",".join(map(str, several))
+    if any(isinstance(one, bool) or not isinstance(one, int | str) for one in several) or not _DEVICES.fullmatch(text):
+        raise ValueError(
+            f"devices={json.dumps(devices)}: give the number of a GPU, a list of numbers, or text as in "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return text
+
+
+_DEVICES = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]*(,[0-9A-Za-z][0-9A-Za-z-]*)*")
 Seconds = Annotated[float, Field(gt=0)]
 MAX_LORA_RANK = 512
 
@@ -22,11 +40,22 @@ class VllmServerConfig:
     loopback unless the network is trusted."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Of the run's own server; null: any free one (several processes must be told one)."""
-    devices: Annotated[str, Field(pattern=r"^[0-9A-Za-z,-]+$")] | None = None
-    """GPUs of the run's own server, as in CUDA_VISIBLE_DEVICES: 4,5. None of them may be the trainer's."""
+    devices: Annotated[str | None, BeforeValidator(_as_text)] = None
+    """GPUs of the run's own server, one for each of `tensor_parallel`: a number, a list of them, or text (numbers or
+    UUIDs with commas between). Numbers count the GPUs that the run sees; the trainer has the first of them."""
     exchange_dir: Annotated[str, Field(min_length=1)] | None = None
     """Folder that trainer and server both see, for weights that go as files (CPU) and for adapters; null: a temporary
     one, which is right where both are on one machine."""
+
+    @property
+    def device_list(self) -> tuple[str, ...]:
+        """`devices` one by one."""
+        return tuple(self.devices.split(",")) if self.devices is not None else ()
+
+    @property
+    def device_numbers(self) -> tuple[int, ...]:
+        """Those that are numbers."""
+        return tuple(int(device) for device in self.device_list if device.isdecimal())
 
     @model_validator(mode="after")
     def _port_is_of_the_runs_own_server(self) -> Self:

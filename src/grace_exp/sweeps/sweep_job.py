@@ -20,6 +20,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, GraceError
 from grace_exp.sweeps.child import OUTPUT_FILE, ChildProcess, exit_text
 from grace_exp.sweeps.folders import short_names, short_value, swept_values
+from grace_exp.sweeps.own_gpus import own_gpus, wanted_gpus
 from grace_exp.sweeps.record import JobRecord, alone_in, read_record
 from grace_exp.tracking.result import read_result
 
@@ -65,12 +66,21 @@ def run_sweep_job(settings: DictConfig) -> float | None:
             return _ended(record, folder, config)
         resume = _checkpoint_to_resume(config, folder)
         record.resumed = resume.name if resume else None
-        record.write(folder)
-        _say(record, "started" if resume is None else f"goes on from {resume.name}")
-        begin = time.monotonic()
         command = _command(hydra, config, folder, swept, resume)
-        child = ChildProcess(command, folder / OUTPUT_FILE, cwd=Path(hydra.runtime.cwd), keep_open=[lock])
-        record.exit_code, stopped_by = child.wait(sweep.process)
+        # Slurm gives every job its devices itself.
+        wanted = 0 if hydra.launcher._target_.endswith("SlurmLauncher") else wanted_gpus(config)
+        with own_gpus(wanted, lambda: _say(record, f"waits for {wanted} free GPU(s)")) as gpus:
+            record.write(folder)
+            _say(record, "started" if resume is None else f"goes on from {resume.name}")
+            begin = time.monotonic()
+            child = ChildProcess(
+                command,
+                folder / OUTPUT_FILE,
+                cwd=Path(hydra.runtime.cwd),
+                keep_open=[lock, *gpus.locks],
+                environment=gpus.environment,
+            )
+            record.exit_code, stopped_by = child.wait(sweep.process)
         record.seconds = time.monotonic() - begin
         if record.exit_code == 0:
             record.status, record.figures = "finished", read_result(folder) or {}

@@ -111,6 +111,11 @@ def test_small_experiments_name_the_packages_they_need(monkeypatch: pytest.Monke
 def test_too_few_gpus_and_gpus_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     _give_gpus(monkeypatch, 2)
     assert "wants 4 GPU(s): there are 2; set hardware.devices=2" in _message("+experiment=qwen_sup")
+    _give_gpus(monkeypatch, 3)
+    assert "there are 3; set hardware.devices=2" in _message("+experiment=qwen_sup")  # 3 do not divide an update
+    server = ["rollout=vllm_server", "hardware.devices=2", "rollout.vllm.server.port=8000"]
+    message = _message("+experiment=qwen_sup", *server, "rollout.vllm.server.devices=3")
+    assert "rollout.vllm.server.devices=3: there are 3 GPUs, numbers 0 to 2" in message
     _give_gpus(monkeypatch, 4, capability=(7, 5))
     assert "hardware.precision=bf16-mixed: this GPU has no bf16" in _message("+experiment=qwen_sup")
 

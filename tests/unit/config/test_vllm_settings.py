@@ -1,11 +1,16 @@
 import functools
+import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from grace_exp.config.compose import compose_config
+from grace_exp.config.compose import compose_config, to_dict, validate
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
+
+DEVICES = "rollout.vllm.server.devices"
+ON_GPU = ["rollout=vllm_server", "hardware=gpu"]
 
 
 @functools.cache
@@ -41,7 +46,29 @@ def test_debug_runs_compare_engine_and_policy() -> None:
             ["rollout=vllm_server", "hardware.devices=2", "hardware.strategy=ddp"],
             "with 2 processes: they find the one server by its port",
         ),
-        (["rollout=vllm_server", "hardware=gpu"], r"rollout.vllm.server.devices='1'"),
+        ([*ON_GPU], r"e.g. rollout.vllm.server.devices=1 \(or"),
+        ([*ON_GPU, "rollout.vllm.tensor_parallel=2"], r"e.g. 'rollout.vllm.server.devices=\[1,2\]' \(or"),
+        (
+            [*ON_GPU, f"{DEVICES}=0"],
+            f"{DEVICES}=0 with hardware.devices=1: the trainer has the first 1 .*; set {DEVICES}=1",
+        ),
+        (
+            [
+                *ON_GPU,
+                "hardware.devices=2",
+                "hardware.strategy=ddp",
+                "rollout.vllm.server.port=8000",
+                f"{DEVICES}=[1,2]",
+            ],
+            f"{DEVICES}=1,2 with hardware.devices=2: the trainer has the first 2 of the GPUs that the run sees; "
+            f"set {DEVICES}=2",
+        ),
+        ([*ON_GPU, f"{DEVICES}=[1,2]"], f"{DEVICES}=1,2 with rollout.vllm.tensor_parallel=1: .* set {DEVICES}=1, o"),
+        ([*ON_GPU, f"{DEVICES}=[1,1]", "rollout.vllm.tensor_parallel=2"], "takes 2 different GPU"),
+        ([*ON_GPU, f"{DEVICES}={{a: 1}}"], "give the number of a GPU, a list of numbers, or text"),
+        ([*ON_GPU, f"{DEVICES}=true"], "devices=true: give the number of a GPU"),
+        ([*ON_GPU, f"{DEVICES}=-1"], "devices=-1: give the number of a GPU"),
+        ([*ON_GPU, f"{DEVICES}=[]"], r"devices=\[\]: give the number of a GPU"),
         (["rollout=vllm", "rollout.vllm.max_sequences=2"], "max_sequences=2 is less than rollout.group_size=4"),
         (["rollout=vllm_server", "rollout.vllm.server.url=localhost"], "rollout.vllm.server.url"),
         (
@@ -57,3 +84,52 @@ def test_settings_that_cannot_work_are_refused(overrides: list[str], message: st
 
 def test_what_the_transformers_engine_does_not_read_is_not_checked() -> None:
     assert composed("rollout.vllm.lora=adapter", "rollout.vllm.tensor_parallel=2").rollout.engine == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("given", "parallel", "devices"),
+    [
+        ("1", 1, "1"),
+        ("[1]", 1, "1"),
+        ("[2,4]", 2, "2,4"),
+        ("'2,4'", 2, "2,4"),
+        ("GPU-8932f937-d72c", 1, "GPU-8932f937-d72c"),
+        ("[GPU-8932f937-d72c,3]", 2, "GPU-8932f937-d72c,3"),
+    ],
+)
+def test_the_servers_gpus_are_a_number_a_list_or_text(given: str, parallel: int, devices: str) -> None:
+    config = composed(*ON_GPU, f"{DEVICES}={given}", f"rollout.vllm.tensor_parallel={parallel}")
+    assert config.rollout.vllm.server.devices == devices
+    assert validate(OmegaConf.create(to_dict(config))) == config  # as a checkpoint keeps it
+
+
+@pytest.mark.parametrize(
+    ("parallel", "mend"), [(1, "rollout.vllm.server.devices=1"), (2, "rollout.vllm.server.devices=[1,2]")]
+)
+def test_the_advice_works_as_printed_in_a_shell(parallel: int, mend: str) -> None:
+    wanted = [*ON_GPU, f"rollout.vllm.tensor_parallel={parallel}"]
+    with pytest.raises(ConfigError) as caught:
+        composed(*wanted)
+    advised = next(word for word in shlex.split(str(caught.value)) if word.startswith(DEVICES))
+    assert advised == mend
+    assert composed(*wanted, advised).rollout.vllm.server.devices == mend.partition("=")[2].strip("[]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode"),
+    [
+        (["+experiment=qwen_sup"], "token"),
+        (["+experiment=qwen_sup", "rollout.vllm.dtype=float32"], "none"),
+        (["+experiment=qwen_sup", "hardware.precision=32-true"], "none"),
+        (["+experiment=qwen_sup", "hardware.precision=32-true", "rollout.vllm.dtype=bfloat16"], "token"),
+        (["+experiment=qwen_sup", "rollout=transformers"], "none"),
+        (["+experiment=qwen_sup", "objective=gspo"], "token"),
+        (["+experiment=qwen_sup", "objective=copg"], "none"),
+        (["+experiment=qwen_sup", "objective.importance.mode=none"], "none"),
+        (["+experiment=qwen_sup", "objective.importance.mode=sequence"], "sequence"),
+        (["+experiment=demo_tiny", "rollout=vllm"], "none"),
+        (["+experiment=demo_tiny"], "none"),
+    ],
+)
+def test_an_engine_that_computes_in_lower_precision_is_corrected_for(overrides: list[str], mode: str) -> None:
+    assert compose_config(overrides, Path("run")).objective.importance.mode == mode

@@ -1,6 +1,6 @@
 """The sweep command in this process, with its children replaced."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ class Started:
     """A command that was started in place of a child process."""
 
     arguments: list[str]
+    environment: dict[str, str]
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -59,8 +60,16 @@ class Children:
         write_result(started.folder, {"reward/total/mean": float(started.overrides.get("seed", 0)), "train/loss": 1.0})
         return 0, None
 
-    def start(self, arguments: list[str], output: Path, *, cwd: Path, keep_open: Sequence[int] = ()) -> SimpleNamespace:
-        started = Started(arguments)
+    def start(
+        self,
+        arguments: list[str],
+        output: Path,
+        *,
+        cwd: Path,
+        keep_open: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> SimpleNamespace:
+        started = Started(arguments, dict(environment or {}))
         self.commands.append(started)
         last_words = ["Traceback", "RuntimeError: no more memory"]
         return SimpleNamespace(wait=lambda starter: self.behaviour(started), last_words=lambda: last_words)

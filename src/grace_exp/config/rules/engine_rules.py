@@ -44,13 +44,32 @@ def _server_rules(config: Groups, require: Require) -> None:
         f"rollout=vllm_server with {processes} processes: they find the one server by its port; set "
         "rollout.vllm.server.port (or .url, of a server that runs already)",
     )
-    require(
-        config.hardware.accelerator != "gpu" or server.devices is not None,
-        "rollout=vllm_server on a machine with GPUs: say which are the server's and not the trainer's, e.g. "
-        f"rollout.vllm.server.devices='{processes}' (or rollout.vllm.server.url, of a running server)",
-    )
+    if config.hardware.accelerator == "gpu":
+        _server_device_rules(config, require)
     require(
         config.hardware.nodes == 1,
         f"rollout=vllm_server with hardware.nodes={config.hardware.nodes}: start the server by itself and set "
         "rollout.vllm.server.url",
+    )
+
+
+def _server_device_rules(config: Groups, require: Require) -> None:
+    server, trainer, wanted = config.rollout.vllm.server, config.hardware.devices, config.rollout.vllm.tensor_parallel
+    first_free = list(range(trainer, trainer + wanted))
+    key = "rollout.vllm.server.devices"
+    mend = f"{key}={trainer}" if wanted == 1 else f"'{key}={first_free}'".replace(" ", "")
+    require(
+        server.devices is not None,
+        "rollout=vllm_server on a machine with GPUs: say which are the server's and not the trainer's, e.g. "
+        f"{mend} (or rollout.vllm.server.url, of a running server)",
+    )
+    require(
+        all(number >= trainer for number in server.device_numbers),
+        f"{key}={server.devices} with hardware.devices={trainer}: the trainer has the first {trainer} of the GPUs that "
+        f"the run sees; set {mend}",
+    )
+    require(
+        server.devices is None or len(set(server.device_list)) == wanted == len(server.device_list),
+        f"{key}={server.devices} with rollout.vllm.tensor_parallel={wanted}: the server takes {wanted} different "
+        f"GPU(s); set {mend}, or another rollout.vllm.tensor_parallel",
     )

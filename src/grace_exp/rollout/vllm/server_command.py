@@ -1,6 +1,7 @@
 """The command that starts a server one can train with, and whether a running server is one."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -71,11 +72,25 @@ def serve_command(
         # One process less, which is half a minute at the start.
         arguments += ["--distributed-executor-backend", "uni"]
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    if settings.server.devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = settings.server.devices
+    if device == "cuda":
+        environment["CUDA_VISIBLE_DEVICES"] = _visible(settings.server.device_list)
     # `vllm serve` without its command line, which does not run in the CPU build (it asks for the version of "vllm").
     program = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(folder)]
     return [*program, *arguments], environment
+
+
+def _visible(devices: Sequence[str]) -> str:
+    """The server's CUDA_VISIBLE_DEVICES: numbers count what this process sees, which may be a part of the machine."""
+    own = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = own.split(",") if own is not None else None
+    if seen is None:
+        return ",".join(devices)
+    if beyond := [device for device in devices if device.isdecimal() and int(device) >= len(seen)]:
+        raise ConfigError(
+            f"rollout.vllm.server.devices={beyond[0]}: the run sees {len(seen)} GPU(s), CUDA_VISIBLE_DEVICES={own}; "
+            "show it more, or choose another"
+        )
+    return ",".join(seen[int(device)] if device.isdecimal() else device for device in devices)
 
 
 def check_server(
