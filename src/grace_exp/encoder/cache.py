@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -46,6 +47,10 @@ class RationaleCache:
         self.path = Path(folder).expanduser() / FILE
         self.size_limit = size_limit
         self._opened: tuple[int, sqlite3.Connection] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open file: a process that gets a copy opens it anew."""
+        return {**self.__dict__, "_opened": None}
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The values of those keys that are there.

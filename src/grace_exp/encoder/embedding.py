@@ -78,13 +78,9 @@ def embed_texts(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     distinct = everything[rank::world] or everything[:1]  # a process without a share repeats a text: all take part
     written = samples if max_tokens else 0
-    works = [
-        Work(
-            prompt,
-            Request(prompt.token_ids, written, max_tokens, temperature, derive_seed(seed, "evaluation", role, text)),
-        )
-        for prompt, text in zip(prompts.many((role, text) for text in distinct), distinct, strict=True)
-    ]
+    works = works_of(
+        distinct, role, prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, samples=samples
+    )
     share = _Share(works, policy, engine, regions, model_cache, advance or (lambda done: None)).embed(batch_size)
     parts = [share]
     if world > 1:
@@ -96,6 +92,27 @@ def embed_texts(
         {region: np.stack([parts[process].embeddings[region][row] for row, process in order]) for region in regions},
         [parts[process].completions[row * written + sample] for row, process in order for sample in range(written)],
     )
+
+
+def works_of(
+    texts: Sequence[str],
+    role: Role,
+    prompts: PromptBuilder,
+    *,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    samples: int,
+) -> list[Work]:
+    """What is to be written and embedded for each text; the arguments are those of `embed_texts`."""
+    written = samples if max_tokens else 0
+    return [
+        Work(
+            prompt,
+            Request(prompt.token_ids, written, max_tokens, temperature, derive_seed(seed, "evaluation", role, text)),
+        )
+        for prompt, text in zip(prompts.many((role, text) for text in texts), texts, strict=True)
+    ]
 
 
 class _Share:

@@ -32,6 +32,8 @@ from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from grace_exp.encoder.explanation import Explanation
     from grace_exp.policy.load_backbone import Backbone
 
@@ -247,7 +249,7 @@ class GraceEncoder:
                 seed=seed,
                 samples=samples,
                 batch_size=batch_size,
-                model_cache=self._model_cache() if inputs else None,
+                model_cache=self.model_cache(self.cache) if inputs else None,
                 advance=advance,
             )
         self._rationale_ids = corpus.rationale_ids
@@ -346,19 +348,45 @@ class GraceEncoder:
         self.engine.sync(self.policy.model)
         self.__dict__.pop("fingerprint", None)
 
+    def as_sentence_transformer(self) -> "SentenceTransformer":
+        """This encoder as a `SentenceTransformer`, for whatever takes one; it needs no `trust_remote_code`.
+
+        `encode`, `encode_query`, `encode_document`, evaluators, miners and `encode_multi_process` work; its `prompts`
+        are those of the encoder. Nothing trains: there is no gradient.
+        """
+        from sentence_transformers import SentenceTransformer
+
+        from grace_exp.encoder.sentence_module import GraceModule
+
+        prompts = {"query": "", "document": "", **self.prompts}
+        return SentenceTransformer(
+            modules=[GraceModule(self)],
+            prompts=prompts,
+            similarity_fn_name="cosine",
+            truncate_dim=self.truncate_dim,
+            device=str(self.device),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` and sentence-transformers load."""
+        from grace_exp.encoder.pretrained_folder import save_folder
+
+        save_folder(self, folder)
+
     def close(self) -> None:
         """Give back the engine and close the cache."""
         self.engine.close()
         if self.cache is not None:
             self.cache.close()
 
-    def _model_cache(self) -> ModelCache | None:
-        if self.cache is None:
+    def model_cache(self, cache: RationaleCache | None) -> ModelCache | None:
+        """The part of a cache that is this model's, with its engine and precision; None without a cache."""
+        if cache is None:
             return None
         device = self.device.type
         cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as loaded"
         model = f"{self.fingerprint} {type(self.engine).__name__} {cast}"
-        return ModelCache(self.cache, model, self.policy.pooling)
+        return ModelCache(cache, model, self.policy.pooling)
 
 
 def _cache(cache: RationaleCache | str | Path | bool) -> RationaleCache | None:

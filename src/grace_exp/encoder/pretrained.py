@@ -26,6 +26,8 @@ CACHE_FOLDER = "embeddings"
 """Under `cache_dir`: what encoders keep."""
 SETTINGS_FILE = "grace_config.json"
 """Beside exported weights: prompt, pooling, budget, and what the model was made from."""
+TOKENIZER_FOLDER = "grace_tokenizer"
+"""In an export of stock sentence-transformers modules: the tokenizer without the chat template around every text."""
 PAPER_MAX_TOKENS = 2048
 _EXPORTS = ("export/merged", "export/adapter")
 
@@ -116,6 +118,11 @@ def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "B
     config = replace(pretrained.backbone, lora=None, gradient_checkpointing=False)
     first = dtype if pretrained.adapter is None else torch.float32
     backbone = load_backbone(config, cache_dir=cache_dir, seed=pretrained.seed, dtype=first)
+    own_tokenizer = Path(config.path or "") / TOKENIZER_FOLDER
+    if config.path is not None and own_tokenizer.is_dir():
+        from transformers import AutoTokenizer
+
+        backbone = replace(backbone, tokenizer=AutoTokenizer.from_pretrained(str(own_tokenizer)))
     if pretrained.adapter is None:
         return backbone
     from peft import PeftModel

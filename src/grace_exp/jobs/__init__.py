@@ -40,6 +40,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.embed import embed
 
             return embed(config)
+        case "serve":
+            from grace_exp.jobs.serve import serve
+
+            return serve(config)
         case "explain":
             from grace_exp.jobs.explain import explain
 

@@ -9,7 +9,10 @@ from peft import PeftModel
 
 from grace_exp.config.callbacks import Export
 from grace_exp.config.root import GraceConfig
+from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.pretrained import SETTINGS_FILE
+from grace_exp.encoder.pretrained_folder import write_module
+from grace_exp.encoder.stock_modules import fits_stock_modules, save_stock
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.tracking.atomic import atomic_folder, write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
@@ -42,11 +45,23 @@ def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[
     if kind == "merged" and isinstance(model, PeftModel):
         model = model.merge_and_unload()
     with atomic_folder(folder) as unfinished:
-        model.save_pretrained(str(unfinished))
-        backbone.tokenizer.save_pretrained(str(unfinished))
+        _save_model(unfinished, kind, model, backbone, config)
         write_json_atomic(unfinished / SETTINGS_FILE, _settings(config))
         write_text_atomic(unfinished / "README.md", model_card(config, kind, results))
     return folder
+
+
+def _save_model(folder: Path, kind: str, model: Any, backbone: Backbone, config: GraceConfig) -> None:
+    """Weights, tokenizer, and what sentence-transformers reads."""
+    builder = PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs, allow_empty=True)
+    pooling, layers = config.backbone.pooling, model.config.get_text_config().num_hidden_layers
+    if kind == "merged" and config.method.prompt_only and fits_stock_modules(builder, pooling, layers):
+        save_stock(folder, model, backbone.tokenizer, builder, pooling, config.prompt.max_tokens)
+        return
+    model.save_pretrained(str(folder))
+    backbone.tokenizer.save_pretrained(str(folder))
+    instructions = config.prompt.instructions
+    write_module(folder, {"query": instructions.query, "document": instructions.positive})
 
 
 def _settings(config: GraceConfig) -> dict[str, Any]:

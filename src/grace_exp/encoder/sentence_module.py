@@ -1,0 +1,111 @@
+"""The encoder as a module of sentence-transformers: rationales are written inside `SentenceTransformer.encode`."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sentence_transformers.base.modules.input_module import InputModule
+
+import grace_exp
+from grace_exp.data.batch import Role
+from grace_exp.encoder.pretrained_folder import save_folder
+
+if TYPE_CHECKING:
+    from grace_exp import GraceEncoder
+
+
+class GraceModule(InputModule):
+    """The only module of a `SentenceTransformer`: texts in, the encoder's embeddings out.
+
+    It trains nothing: its forward has no gradient. `encode` of the `SentenceTransformer` takes the encoder's `mode`,
+    `max_tokens`, `temperature`, `seed` and `samples` too.
+
+    Attributes:
+        encoder: Writes, embeds and caches.
+    """
+
+    forward_kwargs: ClassVar[set[str]] = {"mode", "max_tokens", "temperature", "seed", "samples"}  # type: ignore[misc]
+
+    def __init__(self, encoder: "GraceEncoder") -> None:
+        """Wrap an encoder."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.encoder = encoder
+        self.model = encoder.backbone.model  # registered, so that `to` and `device` see it
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> "GraceModule":
+        """Load a folder, or a repository of a hub, that holds an export.
+
+        Args:
+            model_name_or_path: The folder or repository.
+            subfolder: Not used: the export is at the root.
+            token: Of the hub.
+            cache_folder: Of the hub's files; None: the hub's own.
+            revision: Hub commit, tag or branch.
+            local_files_only: Ask no hub.
+            model_kwargs: Arguments of `GraceEncoder.from_pretrained`, such as `engine`, `dtype`, `device`, `cache`.
+            kwargs: Not used.
+        """
+        from sentence_transformers.util import load_dir_path
+
+        folder = load_dir_path(
+            model_name_or_path,
+            subfolder="",
+            token=token,
+            cache_folder=cache_folder,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        return cls(grace_exp.GraceEncoder.from_pretrained(folder or model_name_or_path, **dict(model_kwargs or {})))
+
+    @property
+    def tokenizer(self) -> Any:  # type: ignore[override]
+        """The model's tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def max_seq_length(self) -> int:
+        """Token limit of a whole prompt."""
+        return self.encoder.max_seq_length
+
+    def get_embedding_dimension(self) -> int:
+        """Length of an embedding."""
+        return self.encoder.get_embedding_dimension()
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Keep the texts as they are: the encoder builds the prompts.
+
+        Args:
+            inputs: Texts.
+            prompt: An instruction behind the system prompt; empty: the role's own.
+            kwargs: Of these `task` is used: `document` or `query`.
+        """
+        return {"texts": list(inputs), "prompt": prompt, "task": kwargs.get("task")}
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Add `sentence_embedding`, float32 [texts, hidden]."""
+        settings = {name: value for name, value in kwargs.items() if name in self.forward_kwargs}
+        texts = features["texts"]
+        features["sentence_embedding"] = self.encoder.encode(
+            texts,
+            prompt=features["prompt"] or None,
+            role=Role.POSITIVE if features["task"] == "document" else Role.QUERY,
+            batch_size=max(1, len(texts)),
+            show_progress_bar=False,
+            convert_to_tensor=True,
+            **settings,
+        )
+        return features
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the encoder's folder, from which `load` makes the same."""
+        save_folder(self.encoder, output_path)

@@ -1,0 +1,1 @@
+"""The encoder behind OpenAI's interface for embeddings."""

@@ -1,0 +1,160 @@
+"""What a server computes for a request's texts: from the cache alone, or with the model."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_exp.config.job import EncodeConfig
+from grace_exp.data.batch import Role
+from grace_exp.encoder.cache import RationaleCache
+from grace_exp.encoder.embedding import works_of
+from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.encoder.instructions import Instructions
+from grace_exp.encoder.modes import writes
+from grace_exp.encoder.vectors import finished
+from grace_exp.policy.packing import Region
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What texts of one batch have in common.
+
+    Attributes:
+        role: Of the texts.
+        max_tokens: Rationale budget.
+    """
+
+    role: Role
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Embedded texts.
+
+    Attributes:
+        vectors: float32 [texts, hidden].
+        rationales: Per text; empty lists without rationales.
+        rationale_tokens: Per text, number of tokens of all its rationales.
+    """
+
+    vectors: NDArray[np.float32]
+    rationales: list[list[str]]
+    rationale_tokens: list[int]
+
+    def __getitem__(self, rows: slice) -> "Answer":
+        """Those of some of the texts."""
+        return Answer(self.vectors[rows], self.rationales[rows], self.rationale_tokens[rows])
+
+
+class Answers:
+    """An encoder with the settings of a job.
+
+    `compute` and `close` are for one thread, `known` and `prompt_tokens` for another one: a connection of SQLite and a
+    tokenizer each belong to one thread, so there are two of both.
+    """
+
+    def __init__(
+        self,
+        encoder: GraceEncoder,
+        settings: EncodeConfig,
+        seed: int = 0,
+        precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        """Serve an encoder.
+
+        Args:
+            encoder: The model.
+            settings: Mode, temperature, samples, batch size, normalisation and dimensions.
+            seed: Of sampling.
+            precision: Entered around the model's work, in its thread.
+        """
+        self.encoder = encoder
+        self.settings = settings
+        self._seed = seed
+        self._precision = precision
+        self._tokenizer = copy.deepcopy(encoder.tokenizer)
+        self._instructions = Instructions(self._tokenizer, encoder.prompt, encoder.template_kwargs)
+        cache = encoder.cache
+        self._cache = None if cache is None else RationaleCache(cache.path.parent, size_limit=cache.size_limit)
+
+    def compute(self, texts: Sequence[str], kind: Kind) -> Answer:
+        """Write and embed; what the cache holds is not computed again."""
+        settings = self.settings
+        with self._precision():
+            vectors = self.encoder.encode(
+                list(texts),
+                batch_size=settings.batch_size,
+                show_progress_bar=False,
+                normalize_embeddings=settings.normalize,
+                truncate_dim=settings.truncate_dim,
+                mode=settings.mode,
+                role=kind.role,
+                max_tokens=kind.max_tokens,
+                temperature=settings.temperature,
+                seed=self._seed,
+                samples=settings.samples,
+            )
+        flat, tokens = self.encoder.rationales, self.encoder.rationale_tokens
+        return _answer(np.asarray(vectors, dtype=np.float32), flat, tokens)
+
+    def known(self, texts: Sequence[str], kind: Kind) -> Answer | None:
+        """The same out of the cache; None where it lacks a text."""
+        settings, encoder = self.settings, self.encoder
+        if self._cache is None:
+            return None
+        budget = kind.max_tokens if writes(settings.mode or encoder.mode, kind.role) else 0
+        region: Region = encoder.policy.pooling.region if budget else "text"
+        with self._precision():
+            cache = encoder.model_cache(self._cache)
+        assert cache is not None
+        works = works_of(
+            texts,
+            kind.role,
+            self._instructions.builder(None, None, kind.role),
+            max_tokens=budget,
+            temperature=settings.temperature,
+            seed=self._seed,
+            samples=settings.samples,
+        )
+        written = cache.rationales(works)
+        if any(completions is None for completions in written):
+            return None
+        embedded = cache.embeddings(works, (region,))
+        found = [vectors[region] for vectors in embedded if vectors is not None]
+        if len(found) < len(works):
+            return None
+        flat = [completion for completions in written for completion in completions or ()]
+        decoded = self._tokenizer.batch_decode([list(one.token_ids) for one in flat], skip_special_tokens=True)
+        vectors = finished(np.stack(found), settings.truncate_dim or encoder.truncate_dim, settings.normalize)
+        return _answer(vectors, [text.strip() for text in decoded], [len(one.token_ids) for one in flat])
+
+    def prompt_tokens(self, texts: Sequence[str], role: Role) -> int:
+        """Tokens of the texts' prompts, chat template and system prompt included."""
+        prompts = self._instructions.builder(None, None, role).many((role, text) for text in texts)
+        return sum(len(prompt.token_ids) for prompt in prompts)
+
+    @property
+    def dimensions(self) -> int:
+        """Length of an embedding."""
+        whole = self.encoder.get_embedding_dimension()
+        return min(whole, self.settings.truncate_dim or self.encoder.truncate_dim or whole)
+
+    def shortened(self, answer: Answer, dimensions: int) -> Answer:
+        """With the first dimensions only, of length 1 again where that is the setting."""
+        return replace(answer, vectors=finished(answer.vectors, dimensions, self.settings.normalize))
+
+    def close(self) -> None:
+        """Give the engine back."""
+        self.encoder.close()
+
+
+def _answer(vectors: NDArray[np.float32], flat: list[str], tokens: list[int]) -> Answer:
+    texts = len(vectors)
+    samples = len(flat) // texts if texts else 0
+    rows = [slice(row * samples, (row + 1) * samples) for row in range(texts)]
+    return Answer(vectors, [flat[row] for row in rows], [sum(tokens[row]) for row in rows])
