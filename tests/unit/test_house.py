@@ -109,7 +109,9 @@ def test_a_file_name_occurs_once() -> None:
     assert {name for name, count in names.items() if count > 1} <= {"__init__.py"}
 
 
-@pytest.mark.parametrize("requirement", requirements("data", "embedded", "eval", "serve", "sweep", "dev"), ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "requirement", requirements("data", "embedded", "eval", "serve", "sweep", "dev"), ids=lambda r: r.name
+)
 def test_the_cpu_pins_hold_every_direct_dependency_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(pins("cpu.txt")[canonicalize_name(requirement.name)])
 
