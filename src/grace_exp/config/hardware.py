@@ -27,6 +27,14 @@ class HardwareConfig:
     """CPU threads of torch; null leaves torch's choice."""
     packing: bool = True
     """Compute a prompt once for all its rationales (one row with a block mask); false: one padded row a rationale."""
+    packed_attention: Literal["mask", "flex"] = "mask"
+    """How packed rows attend. mask: SDPA behind a dense mask, on any device; flex: FlexAttention behind a block mask,
+    which skips what is masked, on GPUs. It is compared with plain rows at its first use.
+    """
+    pad_to: Annotated[int, Field(ge=1)] = 1
+    """Rows of a micro-batch are padded to a multiple of so many tokens: GPUs prepare kernels for each new width."""
+    compile: bool = False
+    """Compile the decoder's layers for scoring and updates (torch.compile): some minutes at the start."""
     share_head: bool = False
     """Compute what all rows of a forward begin with (chat template, system prompt) once. For short texts; it takes a
     mask, which GPUs' fastest attention kernels do not have.

@@ -22,13 +22,17 @@ class Float32Head(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of hidden states [..., hidden]."""
-        device = input.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        dtype = compute_dtype(input.device.type, self.weight.dtype)
         if dtype not in _LOW:
             return functional.linear(input, self.weight, self.bias)
         rows: Any = _Product.apply(input.flatten(0, -2), self.weight, dtype)  # type: ignore[no-untyped-call]
         logits: Tensor = rows.unflatten(0, input.shape[:-1])
         return logits if self.bias is None else logits + self.bias.float()
+
+
+def compute_dtype(device: str, weights: torch.dtype) -> torch.dtype:
+    """Precision of a matrix product's operands here and now: that of autocast, or of the weights."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
 
 
 def use_float32_head(model: "PreTrainedModel") -> None:

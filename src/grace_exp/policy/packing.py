@@ -113,15 +113,15 @@ class MicroBatch:
 
 
 def pack(
-    sequences: Sequence[TextSequence], *, share_prompts: bool, token_budget: int, max_row_tokens: int
+    sequences: Sequence[TextSequence], *, share_prompts: bool, token_budget: int, max_row_tokens: int, pad_to: int = 1
 ) -> list[list[int]]:
-    """Plan micro-batches: lists of sequence indices whose rows fit `token_budget` (rows x longest row).
+    """Plan micro-batches: lists of sequence indices whose rows fit `token_budget` (rows x padded width).
 
     A sequence longer than the budget gets a micro-batch of its own.
     """
     return [
         [member for row in rows for member in row.members]
-        for rows in _micro_batches(_rows(sequences, share_prompts, max_row_tokens), token_budget)
+        for rows in _micro_batches(_rows(sequences, share_prompts, max_row_tokens), token_budget, pad_to)
     ]
 
 
@@ -147,7 +147,7 @@ def _rows(sequences: Sequence[TextSequence], share_prompts: bool, max_row_tokens
     return rows
 
 
-def _micro_batches(rows: list[_Row], token_budget: int) -> list[list[_Row]]:
+def _micro_batches(rows: list[_Row], token_budget: int, pad_to: int) -> list[list[_Row]]:
     # Rows that need the block mask stay among themselves; then by length, so that little is padding.
     ordered = sorted(rows, key=lambda row: (len(row.members) == 1, -row.length))
     batches: list[list[_Row]] = []
@@ -156,12 +156,16 @@ def _micro_batches(rows: list[_Row], token_budget: int) -> list[list[_Row]]:
         if (
             last is not None
             and (len(last[0].members) == 1) == (len(row.members) == 1)
-            and (len(last) + 1) * last[0].length <= token_budget
+            and (len(last) + 1) * _padded(last[0].length, pad_to) <= token_budget
         ):
             last.append(row)
         else:
             batches.append([row])
     return batches
+
+
+def _padded(length: int, pad_to: int) -> int:
+    return -(-length // pad_to) * pad_to
 
 
 def collate(
@@ -173,11 +177,12 @@ def collate(
     max_row_tokens: int,
     pad_token_id: int,
     device: torch.device,
+    pad_to: int = 1,
 ) -> MicroBatch:
-    """Tensors for the sequences `indices` (one entry of `pack`'s plan)."""
+    """Tensors for the sequences `indices` (one entry of `pack`'s plan); widths are multiples of `pad_to`."""
     chosen = [sequences[index] for index in indices]
     rows = _rows(chosen, share_prompts, max_row_tokens)
-    width = max(row.length for row in rows)
+    width = _padded(max(row.length for row in rows), pad_to)
     shape = (len(rows), width)
     ids = torch.full(shape, pad_token_id)
     # Counted on through the padding: transformers takes a restart for packed texts and leaves its fast causal kernels.

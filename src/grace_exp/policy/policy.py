@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
+from grace_exp.policy.compiled_layers import compile_layers
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
-from grace_exp.policy.output_head import use_float32_head
+from grace_exp.policy.output_head import compute_dtype, use_float32_head
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, pack
 from grace_exp.policy.pooling import pool
 from grace_exp.policy.work_counter import WorkCounter
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
 
@@ -71,6 +73,13 @@ class Policy(LightningModule):
         super().__init__()
         self.model = model
         use_float32_head(self.causal_lm)
+        self._packing_checked = False
+        if hardware.packing and hardware.packed_attention == "flex":
+            from grace_exp.policy.attention import use_flex_for_block_masks
+
+            use_flex_for_block_masks(self.causal_lm)
+        if hardware.compile:
+            compile_layers(self.causal_lm)
         self.pooling = pooling
         self.hardware = hardware
         self.pad_token_id = pad_token_id
@@ -109,6 +118,7 @@ class Policy(LightningModule):
             share_prompts=self.hardware.packing,
             token_budget=token_budget,
             max_row_tokens=self.hardware.max_row_tokens,
+            pad_to=self.hardware.pad_to,
         )
 
     def collate(self, sequences: Sequence[TextSequence], indices: Sequence[int]) -> MicroBatch:
@@ -121,6 +131,7 @@ class Policy(LightningModule):
             max_row_tokens=self.hardware.max_row_tokens,
             pad_token_id=self.pad_token_id,
             device=self.model.device,
+            pad_to=self.hardware.pad_to,
         )
 
     def forward(
@@ -164,8 +175,8 @@ class Policy(LightningModule):
         """Hidden states behind the last layer and behind `layer`, each [rows, width, hidden]."""
         self._counter.add(batch.tokens, batch.pairs)
         decoder: Any = self.causal_lm.get_decoder()
-        mask = batch.attention_mask()
-        if mask is not None and self.model.config._attn_implementation == "eager":
+        mask = self._mask(batch)
+        if isinstance(mask, Tensor) and self.model.config._attn_implementation == "eager":
             # The eager path adds its mask to the scores.
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
         head, cache = batch.head, None
@@ -188,6 +199,24 @@ class Policy(LightningModule):
             last.append(read.last_hidden_state)
         whole = _behind_head(last)
         return whole, _behind_head(recorded) if recorded else whole
+
+    def _mask(self, batch: MicroBatch) -> "Tensor | BlockMask | None":
+        """Where tokens may look; at the first packed rows with the proof that it says what plain rows say."""
+        if not (batch.packed and self.hardware.packed_attention == "flex"):
+            return batch.attention_mask()
+        from grace_exp.policy.attention import block_mask
+        from grace_exp.policy.packed_check import check_packed_row
+
+        if not self._packing_checked:
+            self._packing_checked = True
+            decoder: Any = self.causal_lm.get_decoder()
+            with self._evaluating(), torch.no_grad():
+                check_packed_row(
+                    batch,
+                    lambda **rows: decoder(**rows, use_cache=False).last_hidden_state,
+                    dtype=compute_dtype(self.model.device.type, self.model.dtype),
+                )
+        return block_mask(batch.block)
 
     @torch.no_grad()
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:

@@ -17,6 +17,27 @@ def machine_rules(config: Groups, require: Require) -> None:
         f"hardware.precision={hardware.precision!r} with hardware.accelerator='cpu': CPUs train in '32-true' "
         "(bf16 is slower there)",
     )
+    flex = hardware.packing and hardware.packed_attention == "flex"
+    require(
+        not flex or hardware.accelerator == "gpu" or config.job.name != "train",
+        "hardware.packed_attention='flex' with hardware.accelerator='cpu': FlexAttention trains on GPUs only; set "
+        "hardware.packed_attention=mask",
+    )
+    require(
+        not flex or not hardware.share_head,
+        "hardware.packed_attention='flex' with hardware.share_head=true, which attends to a cache: set "
+        "hardware.share_head=false",
+    )
+    require(
+        not flex or config.backbone.attention == "sdpa",
+        f"hardware.packed_attention='flex' with backbone.attention={config.backbone.attention!r}: set "
+        "backbone.attention=sdpa, or hardware.packed_attention=mask",
+    )
+    require(
+        not hardware.compile or config.rollout.engine != "transformers" or config.method.prompt_only,
+        "hardware.compile=true with rollout.engine='transformers': the layers would be compiled for every length that "
+        "is decoded; set rollout=vllm, or hardware.compile=false",
+    )
     if hardware.keep_forward:
         require(
             config.job.batch_size == objective.mini_batch_size,

@@ -113,7 +113,7 @@ def plan_settings(config: GraceConfig, dimensions: Dimensions, memory: int) -> P
         strategy=hardware.strategy,
         value=2 if bf16 else FLOAT32,
         checkpointing=_checkpointing(config),
-        attention="mask" if packed else "causal",
+        attention=_attention(config) if packed else "causal",
         longest_prompt=config.prompt.max_tokens,
         longest_rationale=rollout.max_tokens if writes else 0,
         longest_packed=hardware.max_row_tokens if packed else 0,
@@ -126,6 +126,10 @@ def plan_settings(config: GraceConfig, dimensions: Dimensions, memory: int) -> P
         batch_tokens=rollout.batch_tokens,
         copies=_copies(config, dimensions),
     )
+
+
+def _attention(config: GraceConfig) -> Attention:
+    return "flex" if config.hardware.packed_attention == "flex" else "mask"
 
 
 def _checkpointing(config: GraceConfig) -> Checkpointing:

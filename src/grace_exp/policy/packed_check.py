@@ -1,0 +1,45 @@
+"""Packed rows by FlexAttention against the plain rows that they stand for."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from grace_exp.errors import ConfigError
+from grace_exp.policy.attention import block_mask
+from grace_exp.policy.packing import MicroBatch
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest difference, as a share of the hidden states' norm."""
+
+Read = Callable[..., Tensor]
+"""Hidden states [rows, width, hidden] of input_ids, position_ids and attention_mask."""
+
+
+def check_packed_row(batch: MicroBatch, read: Read, *, dtype: torch.dtype) -> None:
+    """Compare one packed row with the plain causal row of each of its rationales.
+
+    Args:
+        batch: Packed.
+        read: The decoder.
+        dtype: That matrix products compute in.
+
+    Raises:
+        ConfigError: They differ by more than rounding does.
+    """
+    slots, counts = batch.rows.unique(return_counts=True)
+    row = int(slots[counts.argmax()])
+    block = batch.block[row : row + 1]
+    ids, positions = batch.input_ids[row : row + 1], batch.position_ids[row : row + 1]
+    packed = read(input_ids=ids, position_ids=positions, attention_mask=block_mask(block))[0]
+    worst = 0.0
+    for slot in range(1, int(block.max()) + 1):
+        chosen = ((block == 0) | (block == slot))[0]
+        plain = read(input_ids=ids[:, chosen], position_ids=positions[:, chosen], attention_mask=None)[0]
+        worst = max(worst, float((packed[chosen] - plain).norm() / plain.norm()))
+    if not worst <= TOLERANCE[dtype]:
+        raise ConfigError(
+            f"hardware.packed_attention=flex gives other hidden states than plain rows here: {worst:.2g} of their norm "
+            f"(rounding in {dtype} explains {TOLERANCE[dtype]:g}). Set hardware.packing=false, or "
+            "hardware.packed_attention=mask"
+        )
