@@ -32,6 +32,9 @@ class HardNegativeConfig(TermConfig):
     """query (paper): -mean over j of max over l of sim(q_i, h_j^l), the same for all rationales of a group; rollout
     (released code, unsupervised): -mean over j of sim(h_i^k, q_j); auto, for mixed batches: query for instances that
     have a negative, rollout for those that have none."""
+    equal_texts: Literal["keep", "mask"] = "mask"
+    """Instances of the batch that hold a text of the own pair: keep (paper) counts them as other instances, mask leaves
+    them out."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What a training step is fed: instances of texts with roles."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,3 +39,18 @@ class TextBatch:
 
     step: int
     instances: Sequence[Instance]
+
+
+def text_keys(instance: Instance, negatives: int) -> list[int]:
+    """The texts of an instance by a number each, equal for equal texts wherever they are: query, positive, negatives.
+
+    Args:
+        instance: Its texts.
+        negatives: How many numbers of negatives; those that there are not get one that no text has.
+    """
+    own = [_key(text) for text in (instance.query, instance.positive, *instance.negatives[:negatives])]
+    return own + [_key("")] * (2 + negatives - len(own))
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big", signed=True)

@@ -37,6 +37,8 @@ class RewardInputs:
         swapped_from: Whose rationales `swapped` holds, `[groups]` int64: a permutation of the groups that leaves none
             in its place. None where `swapped` is.
         bare: Embeddings of the trained texts without rationale, `[groups, hidden]`, or None.
+        text_keys: The texts by a number each, equal texts by equal ones: query, positive, negatives,
+            `[groups, 2 + M]` int64. None: all texts differ.
 
     Raises:
         EmbeddingError: An embedding is zero or holds nan or inf.
@@ -55,6 +57,7 @@ class RewardInputs:
     swapped: Tensor | None = None
     swapped_from: Tensor | None = None
     bare: Tensor | None = None
+    text_keys: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check shapes (broadcasting would hide a wrong one) and directions."""
@@ -71,6 +74,7 @@ class RewardInputs:
             "swapped": (groups, samples, hidden),
             "swapped_from": (groups,),
             "bare": (groups, hidden),
+            "text_keys": (groups, 2 + negatives),
         }
         for name, shape in expected.items():
             tensor = getattr(self, name)
@@ -141,6 +145,26 @@ class RewardInputs:
     def rollouts_to_negatives(self) -> Tensor:
         """Cosine of every rollout with its own group's negatives, `[groups, K, M]`; zero where there is none."""
         return self.unit_rollouts @ self.unit_negatives.transpose(1, 2)
+
+    @cached_property
+    def same_text(self) -> Tensor:
+        """Groups whose query or positive is a text of this group's pair, itself too: no rivals, `[groups, groups]`."""
+        if self.text_keys is None:
+            return self.same_group
+        pair = self.text_keys[:, :2]
+        return (pair[:, None, :, None] == pair[None, :, None, :]).flatten(2).any(dim=-1)
+
+    @cached_property
+    def rival_negatives(self) -> Tensor:
+        """Negatives that there are and that are no text of the group's own pair, `[groups, groups, M]` bool.
+
+        Entry (i, j, m) is negative m of group j beside the pair of group i.
+        """
+        there = self.has_negative.expand(len(self.has_negative), -1, -1)
+        if self.text_keys is None:
+            return there
+        pair, negatives = self.text_keys[:, None, None, :2], self.text_keys[None, :, 2:, None]
+        return there & ~(pair == negatives).any(dim=-1)
 
     @cached_property
     def same_group(self) -> Tensor:

@@ -19,6 +19,9 @@ def hard_negative_term(inputs: RewardInputs, config: HardNegativeConfig) -> Tens
 
     Over anchor samples the mean is taken, but for the paper's max over the samples of a document.
 
+    Groups j that hold a text of the instance's own pair are other instances too in the paper; with
+    `equal_texts: mask` they are left out.
+
     Args:
         inputs: Embeddings.
         config: Chooses the anchor.
@@ -26,27 +29,30 @@ def hard_negative_term(inputs: RewardInputs, config: HardNegativeConfig) -> Tens
     Returns:
         `[groups, K]` in [-1, 1]; zero with one group.
     """
+    own = inputs.same_text if config.equal_texts == "mask" else inputs.same_group
     match config.anchor:
         case "query":
-            return _from_query(inputs)
+            return _from_query(inputs, own)
         case "rollout":
-            return _from_rollout(inputs)
+            return _from_rollout(inputs, own)
         case "auto":
-            return torch.where(inputs.has_negative.any(-1, keepdim=True), _from_query(inputs), _from_rollout(inputs))
+            return torch.where(
+                inputs.has_negative.any(-1, keepdim=True), _from_query(inputs, own), _from_rollout(inputs, own)
+            )
 
 
-def _from_query(inputs: RewardInputs) -> Tensor:
+def _from_query(inputs: RewardInputs, own: Tensor) -> Tensor:
     if inputs.trained == "query":
-        return -_mean_over_others(inputs.rollouts_to_anchors.amax(dim=-1), inputs)
+        return -_mean_over_others(inputs.rollouts_to_anchors.amax(dim=-1), own)
     nearest = inputs.rollouts_to_anchors.amax(dim=1).mean(dim=-1)  # [rollouts' group, query's group]
-    return -_mean_over_others(nearest.T[:, None], inputs).expand(inputs.truncated.shape)
+    return -_mean_over_others(nearest.T[:, None], own).expand(inputs.truncated.shape)
 
 
-def _from_rollout(inputs: RewardInputs) -> Tensor:
-    return -_mean_over_others(inputs.rollouts_to_anchors.mean(dim=-1), inputs)
+def _from_rollout(inputs: RewardInputs, own: Tensor) -> Tensor:
+    return -_mean_over_others(inputs.rollouts_to_anchors.mean(dim=-1), own)
 
 
-def _mean_over_others(similarity: Tensor, inputs: RewardInputs) -> Tensor:
-    """From `[groups, any, groups]` to the means over j != i, `[groups, any]`; zero with one group."""
-    others = similarity.masked_fill(inputs.same_group[:, None], 0.0)
-    return others.sum(dim=-1) / max(1, inputs.same_group.shape[0] - 1)
+def _mean_over_others(similarity: Tensor, own: Tensor) -> Tensor:
+    """From `[groups, any, groups]` to the means over the groups that are not `own`, `[groups, any]`; zero without."""
+    others = similarity.masked_fill(own[:, None], 0.0)
+    return others.sum(dim=-1) / (~own).sum(dim=-1).clamp(min=1)[:, None]

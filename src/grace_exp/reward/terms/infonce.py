@@ -24,6 +24,9 @@ def infonce_term(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
       is worth, which is little where the anchor already finds its text.
     - `both`: the mean of the two, as in CLIP (arXiv 2103.00020).
 
+    Groups and negatives that hold a text of the instance's own pair are no rivals and are left out, as in the
+    contrastive baseline.
+
     Args:
         inputs: Embeddings.
         config: Temperature of the softmax over cosines, direction, hard negatives.
@@ -43,6 +46,7 @@ def infonce_term(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
 def _rollout_to_anchors(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
     anchors = (inputs.rollouts_to_anchors / config.temperature).transpose(2, 3)  # [groups, K, A, groups]
     negatives = _negatives(inputs.unit_rollouts, inputs, config)[:, :, None]
+    anchors = anchors.masked_fill((inputs.same_text & ~inputs.same_group)[:, None, None], -math.inf)
     rivals = torch.cat([anchors, negatives.expand(*anchors.shape[:3], -1)], dim=-1)
     return (_own(inputs, config) - rivals.logsumexp(dim=-1)).mean(dim=-1)
 
@@ -50,7 +54,7 @@ def _rollout_to_anchors(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
 def _anchor_to_rollouts(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
     samples = inputs.truncated.shape[1]
     texts = (inputs.rollouts_to_anchors / config.temperature).logsumexp(dim=1) - math.log(samples)
-    texts = texts.permute(1, 2, 0).masked_fill(inputs.same_group[:, None], -math.inf)  # [groups, A, groups]
+    texts = texts.permute(1, 2, 0).masked_fill(inputs.same_text[:, None], -math.inf)  # [groups, A, groups]
     rivals = torch.cat([texts, _negatives(inputs.unit_anchors, inputs, config)], dim=-1).logsumexp(dim=-1)
     own = _own(inputs, config)
     return (own - torch.logaddexp(own, rivals[:, None])).mean(dim=-1)
@@ -64,7 +68,8 @@ def _own(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
 def _negatives(unit: Tensor, inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
     """Logits `[groups, any, M or groups x M]` of vectors `[groups, any, hidden]` with hard negatives."""
     if config.negatives == "own":
-        logits, there = unit @ inputs.unit_negatives.transpose(1, 2), inputs.has_negative[:, None]
+        logits = unit @ inputs.unit_negatives.transpose(1, 2)
+        there = inputs.rival_negatives.diagonal().T[:, None]  # diagonal() puts the groups last
     else:
-        logits, there = unit @ inputs.unit_negatives.flatten(0, 1).T, inputs.has_negative.flatten()
+        logits, there = unit @ inputs.unit_negatives.flatten(0, 1).T, inputs.rival_negatives.flatten(1)[:, None]
     return (logits / config.temperature).masked_fill(~there, -math.inf)

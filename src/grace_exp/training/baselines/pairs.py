@@ -1,13 +1,12 @@
 """The embeddings of an update's texts, over all processes."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grace_exp.data.batch import Instance
+from grace_exp.data.batch import Instance, text_keys
 from grace_exp.reward.diagnostics import embedding_metrics
 from grace_exp.reward.inputs import RewardInputs
 from grace_exp.training.baselines.infonce_loss import Contrast
@@ -51,8 +50,7 @@ class PairEmbeddings:
         mask = torch.arange(most, device=device) < lengths[:, None]
         negatives = embeddings.new_zeros(count, most, embeddings.shape[1])
         negatives[mask] = embeddings[2 * count :]
-        texts = [(i.query, i.positive, *i.negatives, *[""] * (most - len(i.negatives))) for i in instances]
-        keys = torch.tensor([[_key(text) for text in row] for row in texts], device=device)
+        keys = torch.tensor([text_keys(instance, most) for instance in instances], device=device)
         return cls(
             gather(embeddings[:count]),
             gather(embeddings[count : 2 * count]),
@@ -103,7 +101,3 @@ class PairEmbeddings:
                 lengths=nothing,
             )
         )
-
-
-def _key(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big", signed=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grace_exp.config.root import GraceConfig
-from grace_exp.data.batch import Role
+from grace_exp.data.batch import Role, text_keys
 from grace_exp.objective.kl import KL_ESTIMATORS
 from grace_exp.objective.loss_inputs import AdvantageInputs
 from grace_exp.objective.registry import (
@@ -123,7 +123,7 @@ class StepRewards:
         """What `samples`, as many for each instance, are rewarded by."""
         region, groups, gather = self._config.backbone.pooling.region, len(rollouts.instances), self._processes.gather
         embedded = self._embedded(samples, region, groups)
-        k, device = embedded.shape[1], embedded.device
+        k, device, counts = embedded.shape[1], embedded.device, self._config.data.negative_counts()
         negatives, mask = self._negatives(rollouts, embedded)
 
         def column(values: list[Any]) -> Tensor:
@@ -153,6 +153,12 @@ class StepRewards:
             swapped=swapped,
             swapped_from=swapped_from,
             bare=bare,
+            text_keys=gather(
+                torch.tensor(
+                    [text_keys(written.instance, max(counts, default=0)) for written in rollouts.instances],
+                    device=device,
+                )
+            ),
         )
 
     def _embedded(self, rollouts: Sequence[Rollout], region: Region, groups: int) -> Tensor:
