@@ -42,6 +42,9 @@ class SourceConfig:
     format: Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "builtin"] = "auto"
     """`auto` goes by the ending (.jsonl .json .csv .tsv .parquet .txt); anything else is a hub name. A .json file may
     hold one object a line or one array."""
+    quoting: Literal["auto", "quoted", "none"] = "auto"
+    """CSV and TSV. quoted: fields that hold a delimiter, quote or line break stand in double quotes, as spreadsheets
+    write them; none: a row is a line, and a quote is text; auto: quoted in .csv, none in .tsv."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ class BadRow:
     raw: str
 
 
+_LONGEST_FIELD = 16 * 1024**2
+"""Characters of a CSV row: what is longer is a quote that nothing closes."""
+
+_QUOTED_TOO = " (are fields quoted? then set quoting=quoted of the source)"
 _RENAME = "Other names can be given as query=, positive=, negative= or text= of the source"
 
 Reader = Callable[[Path, tuple[str, ...]], Iterator[Row | BadRow]]
@@ -55,8 +60,8 @@ def read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
-            problem = f"{error.msg}, column {error.colno}" if line.strip() else "the line is blank"
+        except (ValueError, RecursionError) as error:  # of the latter kinds: too many digits, nested too deep
+            problem = _json_problem(error) if line.strip() else "the line is blank"
             yield BadRow(number, f"broken JSON ({problem}); expected one object a line: {example}", line)
             continue
         if isinstance(value, dict):
@@ -65,10 +70,28 @@ def read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
             yield BadRow(number, f"found {describe(value)}; expected one object a line: {example}", line)
 
 
-def read_csv(path: Path, columns: tuple[str, ...], *, delimiter: str = ",") -> Iterator[Row | BadRow]:
-    """A header, then rows; fields that hold the delimiter, a quote or a line break are quoted (RFC 4180)."""
-    lines = _LineTape(path)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "it is nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
+
+
+def read_csv(
+    path: Path, columns: tuple[str, ...], *, delimiter: str = ",", quoted: bool = True
+) -> Iterator[Row | BadRow]:
+    """A header, then rows.
+
+    Args:
+        path: The file.
+        columns: That must be there.
+        delimiter: Between fields.
+        quoted: Whether fields that hold the delimiter, a quote or a line break are quoted (RFC 4180). Otherwise a row
+            is a line, and a quote a character like any other (IANA's text/tab-separated-values).
+    """
+    csv.field_size_limit(_LONGEST_FIELD)  # the module's own limit is 131,072 characters, for the whole process
+    lines = _LineTape(path, _LONGEST_FIELD)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     try:
         header = next(reader, None)
     except csv.Error as error:
@@ -88,12 +111,21 @@ def read_csv(path: Path, columns: tuple[str, ...], *, delimiter: str = ",") -> I
             return
         except csv.Error as error:
             expected = "expected fields with quotes in them to be quoted, their quotes doubled"
+            # A quote that nothing closes takes the following rows into its field: they are read again without its line.
+            lines.keep_first()
+            reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
             yield BadRow(start, f"broken quoting ({error}); {expected}", lines.raw())
             continue
         if reason := undecodable(lines.raw()):
             yield BadRow(start, reason, lines.raw())
         elif len(values) != len(header):
-            yield BadRow(start, f"found {len(values)} columns; expected the {len(header)} of the header", lines.raw())
+            hint = (
+                ""
+                if quoted or '"' not in lines.raw()
+                else " (are fields quoted? then set quoting=quoted of the source)"
+            )
+            reason = f"found {len(values)} columns; expected the {len(header)} of the header{hint}"
+            yield BadRow(start, reason, lines.raw())
         else:
             yield Row(start, dict(zip(header, values, strict=True)), lines.raw())
 
@@ -118,17 +150,26 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]
     except pa.ArrowException as error:
         raise DataError(f"{path} is no parquet file ({error})") from error
     found = file.schema_arrow.names
-    if not set(columns) <= set(found):
-        raise DataError(f"{path}: expected the columns {_names(columns)}; found {_names(found)}. {_RENAME}")
+    if any(found.count(column) != 1 for column in columns):
+        raise DataError(f"{path}: expected the columns {_names(columns)}, each once; found {_names(found)}. {_RENAME}")
     number = 0
     with file:
-        for batch in file.iter_batches(batch_size=1000, columns=list(columns)):
+        batches = file.iter_batches(batch_size=1000, columns=list(columns))
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:  # a damaged part; what lies behind it cannot be reached
+                raise DataError(f"{path}, behind row {number}: the file is damaged ({error})") from error
+            if batch is None:
+                return
             for at in range(batch.num_rows):
                 number += 1
                 try:
                     yield Row(number, {name: batch.column(name)[at].as_py() for name in columns})
                 except UnicodeDecodeError as error:
                     yield BadRow(number, f"{error.reason}, not UTF-8; expected UTF-8 text", repr(error.object))
+                except (ValueError, OverflowError, pa.ArrowException) as error:  # times and numbers beyond Python's
+                    yield BadRow(number, f"a value cannot be read ({error}); expected a text", "")
 
 
 def describe(value: object) -> str:
@@ -159,10 +200,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 class _LineTape:
-    """Feeds the csv module and remembers what it took for the present row, which may span lines."""
+    """Feeds the csv module and remembers what it took for the present row, which may span lines.
 
-    def __init__(self, path: Path) -> None:
+    A row of more than `longest` characters is broken off: csv then finds its quote not closed.
+    """
+
+    def __init__(self, path: Path, longest: int) -> None:
         self._lines = _lines(path)
+        self._again: deque[tuple[int, str]] = deque()
+        self._longest = longest
+        self._characters = 0
         self._taken: list[tuple[int, str]] = []
         self._next = 1
 
@@ -170,8 +217,11 @@ class _LineTape:
         return self
 
     def __next__(self) -> str:
-        number, line = next(self._lines)
+        if self._taken and self._characters > self._longest:
+            raise StopIteration
+        number, line = self._again.popleft() if self._again else next(self._lines)
         self._taken.append((number, line))
+        self._characters += len(line)
         return line + "\n"
 
     def begin_row(self) -> int:
@@ -179,7 +229,13 @@ class _LineTape:
         if self._taken:
             self._next = self._taken[-1][0] + 1
         self._taken.clear()
+        self._characters = 0
         return self._next
+
+    def keep_first(self) -> None:
+        """Gives all lines of the present row but the first back, to be taken again."""
+        self._again.extendleft(reversed(self._taken[1:]))
+        del self._taken[1:]
 
     def raw(self) -> str:
         return "\n".join(line for _, line in self._taken)

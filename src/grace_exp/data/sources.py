@@ -34,7 +34,7 @@ from grace_exp.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import datasets
 
-VERSION = 1
+VERSION = 2
 """Part of the cache key: raise it when rows are read or checked differently."""
 
 _BUILTIN = "builtin:"
@@ -212,9 +212,10 @@ def _file(
     named = Path(urlsplit(address).path) if address else file
     suffix = named.with_suffix("").suffix if named.suffix in COMPRESSED else named.suffix
     kind = FILE_FORMATS.get(suffix) if source.format == "auto" else source.format
+    quoted = suffix != ".tsv" if source.quoting == "auto" else source.quoting == "quoted"
     readers: dict[str | None, Reader] = {
         "jsonl": read_json if suffix == ".json" else read_jsonl,
-        "csv": partial(read_csv, delimiter="\t" if suffix == ".tsv" else ","),
+        "csv": partial(read_csv, delimiter="\t" if suffix == ".tsv" else ",", quoted=quoted),
         "parquet": read_parquet,
         "text": read_text,
     }
@@ -231,7 +232,8 @@ def _file(
         )
     digest = file_digest(file, cache_dir)
     unit = "row" if kind == "parquet" else "line"
-    return _Part(label, f"{kind} {digest}", partial(readers[kind], file, needed), unit)
+    how = f"csv {'quoted' if quoted else 'plain'}" if kind == "csv" else kind
+    return _Part(label, f"{how} {digest}", partial(readers[kind], file, needed), unit)
 
 
 def _builtin(name: str, source: SourceConfig, path: str, needed: tuple[str, ...], mode: str, cache_dir: Path) -> _Part:

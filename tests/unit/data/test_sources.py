@@ -45,7 +45,7 @@ def test_every_format_gives_the_same_rows_and_digest(load: Load, tmp_path: Path)
         load(write_jsonl(tmp_path / "a.jsonl", ROWS)),
         load(write_jsonl(tmp_path / "a.json", ROWS)),
         load(write_csv(tmp_path / "a.csv", ROWS)),
-        load(write_csv(tmp_path / "a.tsv", ROWS, "\t")),
+        load(write_csv(tmp_path / "a.tsv", ROWS, "\t"), quoting="quoted"),
         load(write_parquet(tmp_path / "a.parquet", ROWS)),
         load(write_jsonl(tmp_path / "a.data", ROWS), format="jsonl"),
     ]
