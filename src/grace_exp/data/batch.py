@@ -1,9 +1,12 @@
 """What a training step is fed: instances of texts with roles."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from grace_exp.data.text_keys import text_key
+
+_SIGNED = -(2**63)  # tensors hold signed numbers; of a text that there is not the digest is 0
 
 
 class Role(StrEnum):
@@ -41,16 +44,15 @@ class TextBatch:
     instances: Sequence[Instance]
 
 
-def text_keys(instance: Instance, negatives: int) -> list[int]:
+def instance_keys(instance: Instance, negatives: int) -> list[int]:
     """The texts of an instance by a number each, equal for equal texts wherever they are: query, positive, negatives.
 
     Args:
         instance: Its texts.
         negatives: How many numbers of negatives; those that there are not get one that no text has.
     """
-    own = [_key(text) for text in (instance.query, instance.positive, *instance.negatives[:negatives])]
-    return own + [_key("")] * (2 + negatives - len(own))
-
-
-def _key(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "big", signed=True)
+    own = [
+        text_key(text.strip()) + _SIGNED
+        for text in (instance.query, instance.positive, *instance.negatives[:negatives])
+    ]
+    return own + [_SIGNED] * (2 + negatives - len(own))

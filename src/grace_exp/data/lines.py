@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from grace_exp.data.compressed import open_binary
 from grace_exp.errors import DataError
@@ -90,7 +91,7 @@ def read_csv(
     """
     csv.field_size_limit(_LONGEST_FIELD)  # the module's own limit is 131,072 characters, for the whole process
     lines = _LineTape(path, _LONGEST_FIELD)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
     try:
         header = next(reader, None)

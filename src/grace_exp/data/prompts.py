@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.data.batch import Role
+from grace_exp.data.plain_text import plain_text_tokenizer
 from grace_exp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class PromptBuilder:
                 tokenised apart, or the template alone fills `config.max_tokens`.
         """
         self._tokenizer = tokenizer
+        self._plain = plain_text_tokenizer(tokenizer)
         self._max_tokens = config.max_tokens
         self._allow_empty = allow_empty
         self._template_kwargs = dict(template_kwargs or {})
@@ -124,30 +126,54 @@ class PromptBuilder:
         return Prompt((*frame.head, *kept, *frame.tail), frame.pool_start, len(text_ids) - len(kept))
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        # Control tokens spelled in a user's text stay plain text.
-        encoded: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
-        return encoded
+        return self._plain(texts)  # control tokens spelled in a user's text stay plain text
 
     def _encode_template(self, part: str) -> list[int]:
         ids: list[int] = self._tokenizer(part, add_special_tokens=False)["input_ids"]
         return ids
 
     def _render(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation, **self._template_kwargs
-        )
+        from jinja2.exceptions import TemplateError, TemplateSyntaxError, UndefinedError
+
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation, **self._template_kwargs
+            )
+        except TemplateSyntaxError as error:
+            raise self._template_problem(f"is broken (line {error.lineno}: {error})") from error
+        except UndefinedError as error:
+            raise self._template_problem(
+                f"uses a variable that it is not given ({error}): give it in backbone.template_kwargs"
+            ) from error
+        except TemplateError:
+            raise  # how templates refuse a role or an order of roles
+        except Exception as error:  # of Python, from inside the template; of transformers, for one without a default
+            raise self._template_problem(f"cannot be rendered: {str(error).partition(chr(10))[0]}") from error
         assert isinstance(rendered, str)  # tokenize=False
         return rendered
 
+    def _template_problem(self, what: str) -> ConfigError:
+        return ConfigError(f"backbone: the chat template of {self._tokenizer.name_or_path!r} {what}")
+
     def _render_if_allowed(self, messages: list[dict[str, str]], *, generation: bool) -> str | None:
-        from jinja2.exceptions import TemplateError
+        from jinja2.exceptions import TemplateError, UndefinedError
 
         try:
             return self._render(messages, generation=generation)
-        except TemplateError:  # how templates refuse a role or an order of roles
+        except TemplateError:
             return None
+        except ConfigError as problem:
+            if isinstance(problem.__cause__, UndefinedError):  # of a template that looks for a message of another role
+                return None
+            raise
+
+    def _render_always(self, messages: list[dict[str, str]]) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self._render(messages, generation=True)
+        except TemplateError as error:
+            raise self._template_problem(f"refuses a conversation with one user's turn: {error}") from error
 
     def _frame(self, system: str | None, instruction: str | None) -> _Frame:
         system_text = "\n".join(part for part in (system, instruction) if part)
@@ -173,12 +199,12 @@ class PromptBuilder:
         """The rendered text before and after the user's text, and the system message alone (None without one)."""
         user = {"role": "user", "content": _MARK}
         if not system:
-            return (*self._split(self._render([user], generation=True)), None)
+            return (*self._split(self._render_always([user])), None)
         message = {"role": "system", "content": system}
         whole = self._render_if_allowed([message, user], generation=True)
         if whole is None or system.strip() not in whole:  # no system role: the system prompt opens the user's turn
             merged = {"role": "user", "content": f"{system}\n{_MARK}"}
-            return (*self._split(self._render([merged], generation=True)), None)
+            return (*self._split(self._render_always([merged])), None)
         head, tail = self._split(whole)
         alone = self._render_if_allowed([message], generation=False)
         # Templates that put the system prompt into the user's turn show nothing of it, or only a start token, alone.

@@ -17,6 +17,7 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.model_cache import ModelCache, Work
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
+from grace_exp.reward.inputs import EmbeddingError
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
 
 _log = logging.getLogger(__name__)
@@ -196,11 +197,27 @@ class _Share:
                 TextSequence(work.prompt, completion.token_ids, temperature) for completion in completions or ()
             ] or [TextSequence(work.prompt)]
         embedded = self._policy.embed(sequences, self._regions)
-        found = {region: _averaged(values.cpu().numpy(), len(batch)) for region, values in embedded.items()}
+        arrays = {region: values.cpu().numpy() for region, values in embedded.items()}
+        self._check(arrays, batch)
+        found = {region: _averaged(values, len(batch)) for region, values in arrays.items()}
         if self._model_cache is not None:
             self._model_cache.keep_embeddings([self._works[row] for row in batch], found)
         for number, row in enumerate(batch):
             self._vectors[row] = {region: vectors[number] for region, vectors in found.items()}
+
+    def _check(self, arrays: dict[Region, Vectors], batch: list[int]) -> None:
+        """Refuse, as training does, vectors without a direction, before any is kept."""
+        for values in arrays.values():
+            lengths = np.linalg.norm(values.astype(np.float64), axis=1)
+            bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+            if len(bad):
+                work = self._works[batch[int(bad[0]) * len(batch) // len(values)]]
+                problem = "is zero" if lengths[bad[0]] == 0 else "holds nan or inf"
+                raise EmbeddingError(
+                    f"the embedding of a text of {len(work.prompt.token_ids)} prompt tokens {problem} ({len(bad)} of "
+                    f"{len(values)} such vectors are bad): the model's weights are broken, or its activations do not "
+                    "fit into its number type; check the weights, and hardware.precision"
+                )
 
 
 def _averaged(vectors: Vectors, texts: int) -> Vectors:

@@ -23,10 +23,11 @@ from grace_exp.encoder.engines import EngineMaker, engine_maker
 from grace_exp.encoder.fingerprint import fingerprint
 from grace_exp.encoder.instructions import Instructions
 from grace_exp.encoder.model_cache import ModelCache
-from grace_exp.encoder.modes import Mode, check_call, role_of, writes
+from grace_exp.encoder.modes import Mode, check_call, listed, longest_of, role_of, writes
 from grace_exp.encoder.pretrained import CACHE_FOLDER, default_cache_dir, load, resolve
 from grace_exp.encoder.progress_bar import progress_bar
 from grace_exp.encoder.vectors import cosine_matrix, cosine_pairs, finished
+from grace_exp.policy.model_checks import check_attention, check_positions
 from grace_exp.policy.packing import Region
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
@@ -221,15 +222,25 @@ class GraceEncoder:
             torch.OutOfMemoryError: A single text does not fit.
         """
         single = isinstance(texts, str)
-        inputs = [texts] if isinstance(texts, str) else list(texts)
+        inputs = listed(texts)
+        dimensions = self.truncate_dim if truncate_dim is None else truncate_dim
         mode = mode or self.mode
         budget = self.max_tokens if max_tokens is None else max_tokens
         check_call(
-            inputs, batch_size=batch_size, mode=mode, max_tokens=budget, temperature=temperature, samples=samples
+            inputs,
+            batch_size=batch_size,
+            mode=mode,
+            max_tokens=budget,
+            temperature=temperature,
+            samples=samples,
+            truncate_dim=dimensions,
         )
         part = role_of(role, prompt_name)
         if not writes(mode, part):
             budget = 0
+        longest = longest_of(self.prompt.max_tokens, budget)
+        check_positions(self.policy.causal_lm.config, self.name, longest)
+        check_attention(self.policy.causal_lm.config, self.name, longest.tokens)
         region: Region = self.policy.pooling.region if budget else "text"
         builder = self._instructions.builder(prompt, prompt_name, part)
 
@@ -253,7 +264,7 @@ class GraceEncoder:
                 advance=advance,
             )
         self._rationale_ids = corpus.rationale_ids
-        found = finished(corpus.vectors, truncate_dim or self.truncate_dim, normalize_embeddings)
+        found = finished(corpus.vectors, dimensions, normalize_embeddings)
         if convert_to_tensor or not convert_to_numpy:
             tensor = torch.from_numpy(found[0] if single else found).to(self.device)
             return tensor if convert_to_tensor or single else list(tensor)

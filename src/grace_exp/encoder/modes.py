@@ -1,11 +1,13 @@
 """What a call of the encoder may ask for: roles, modes and their limits."""
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Literal
 
 from grace_exp.data.batch import Role
-from grace_exp.data.lines import describe
+from grace_exp.data.lines import describe, undecodable
 from grace_exp.errors import ConfigError, DataError
+from grace_exp.policy.model_checks import Longest
 
 Mode = Literal["rationale", "prompt_only", "query_only", "document_only"]
 """Who writes rationales: every text, none, or one side."""
@@ -48,8 +50,35 @@ def writes(mode: Mode, role: Role) -> bool:
     return role in _WRITERS[mode]
 
 
+def longest_of(prompt_tokens: int, max_tokens: int) -> Longest:
+    """The longest prompt and rationale of a call."""
+    return Longest(
+        prompt_tokens + max_tokens, f"encode: a prompt of {prompt_tokens} (prompt.max_tokens) + max_tokens={max_tokens}"
+    )
+
+
+def listed(texts: object) -> list[Any]:
+    """The texts of a call, one or several.
+
+    Raises:
+        DataError: It is something whose order or items are not those of a list: a dict, a set, bytes.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Mapping | Set | bytes) or not isinstance(texts, Iterable):
+        raise DataError(f"encode: texts is {describe(texts)}; expected a text or a list of texts")
+    return list(texts)
+
+
 def check_call(
-    texts: Sequence[object], *, batch_size: int, mode: str, max_tokens: int, temperature: float, samples: int
+    texts: Sequence[object],
+    *,
+    batch_size: int,
+    mode: str,
+    max_tokens: int,
+    temperature: float,
+    samples: int,
+    truncate_dim: int | None = None,
 ) -> None:
     """Refuse what cannot be done.
 
@@ -60,8 +89,10 @@ def check_call(
     if mode not in _WRITERS:
         raise ConfigError(f"encode: mode={mode!r} is none of {', '.join(_WRITERS)}")
     limits = {"batch_size": (batch_size, 1), "samples": (samples, 1), "max_tokens": (max_tokens, 0)}
+    if truncate_dim is not None:
+        limits["truncate_dim"] = (truncate_dim, 1)
     for name, (value, least) in {**limits, "temperature": (temperature, 0)}.items():
-        if value < least:
+        if not least <= value < math.inf:  # neither is true of nan
             raise ConfigError(f"encode: {name}={value}: {least} or more")
     if samples > 1 and temperature == 0 and mode != "prompt_only":
         raise ConfigError(
@@ -71,3 +102,5 @@ def check_call(
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"encode: texts[{number}] is {describe(text)}; expected a text")
+        if reason := undecodable(text):
+            raise DataError(f"encode: texts[{number}]: {reason}")

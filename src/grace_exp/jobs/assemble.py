@@ -16,6 +16,7 @@ from grace_exp.policy.average import MovingAverage
 from grace_exp.policy.load_backbone import Backbone, load_backbone
 from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference
+from grace_exp.rollout.longest import longest_tokens
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.training.grace import GraceModule, SampleSink
 from grace_exp.training.module import StepModule
@@ -46,7 +47,13 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
     """Load the backbone and build policy, reference, engine and prompts around it."""
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
-    backbone = load_backbone(config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=torch.float32)
+    backbone = load_backbone(
+        config.backbone,
+        cache_dir=Path(config.cache_dir),
+        seed=config.seed,
+        dtype=torch.float32,
+        longest=longest_tokens(config),
+    )
     config, made = _planned(config, backbone)
     policy = Policy(backbone.model, config.backbone.pooling, config.hardware, pad_token_id=backbone.pad_token_id)
     prompts = PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs)

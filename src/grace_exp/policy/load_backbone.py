@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.backbone import BackboneConfig
 from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.policy.model_checks import (
+    Longest,
+    check_attention,
+    check_positions,
+    check_shared_weights,
+    check_template_tokens,
+    existing_pad,
+    exportable,
+)
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,9 @@ class Backbone:
     pad_token_id: int
 
 
-def load_backbone(config: BackboneConfig, *, cache_dir: Path, seed: int, dtype: "torch.dtype") -> Backbone:
+def load_backbone(
+    config: BackboneConfig, *, cache_dir: Path, seed: int, dtype: "torch.dtype", longest: Longest | None = None
+) -> Backbone:
     """Load (or make) the backbone and put its adapters on.
 
     Args:
@@ -37,16 +48,23 @@ def load_backbone(config: BackboneConfig, *, cache_dir: Path, seed: int, dtype: 
         cache_dir: Where a converted embedded model is kept.
         seed: Of the adapters' and the tiny model's initial weights.
         dtype: Of the weights.
+        longest: What it will read at most; None: not known.
 
     Raises:
         MissingResourceError: The model cannot be had here.
-        ConfigError: The tokenizer has no end token, or `lora.target_modules` names nothing in the model.
+        ConfigError: The tokenizer has no end token, `lora.target_modules` names nothing in the model or what must not
+            be adapted, or the model attends otherwise than its forward here allows.
     """
     import torch
 
-    model, tokenizer = _load(config, cache_dir, seed, dtype)
-    ends = _end_tokens(model, tokenizer, config.name)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
+    model, tokenizer = _load(config, cache_dir, seed, dtype, longest)
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    ends = _end_tokens(model, tokenizer, config.name, rows)
+    pad = existing_pad(tokenizer.pad_token_id, ends, rows)
+    check_template_tokens(tokenizer, ends, config.name, rows)
+    if model.generation_config is not None:
+        model.generation_config = exportable(model.generation_config)
     if config.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -57,17 +75,18 @@ def load_backbone(config: BackboneConfig, *, cache_dir: Path, seed: int, dtype: 
 
 
 def _load(
-    config: BackboneConfig, cache_dir: Path, seed: int, dtype: "torch.dtype"
+    config: BackboneConfig, cache_dir: Path, seed: int, dtype: "torch.dtype", longest: Longest | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     if config.source == "tiny":
         from grace_exp.policy.tiny import tiny_model, tiny_tokenizer
 
         tiny: Any = tiny_model(seed)
+        _check(config, tiny.config, longest)
         tiny.set_attn_implementation(config.attention)
         return tiny.to(dtype), tiny_tokenizer()
 
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if config.source == "embedded":
         from grace_exp.policy.embedded import embedded_smollm2
@@ -77,6 +96,7 @@ def _load(
         assert config.path is not None  # checked by BackboneConfig
         path = config.path
     try:
+        _check(config, AutoConfig.from_pretrained(path, revision=config.revision or "main"), longest)
         tokenizer = AutoTokenizer.from_pretrained(path, revision=config.revision or "main")
         model = AutoModelForCausalLM.from_pretrained(
             path, revision=config.revision or "main", dtype=dtype, attn_implementation=config.attention
@@ -113,11 +133,26 @@ def load_tokenizer(config: BackboneConfig, cache_dir: Path) -> "PreTrainedTokeni
         ) from error
 
 
-def _end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> tuple[int, ...]:
-    """The tokenizer's end token and those the model's authors generate with (Llama 3 has several)."""
+def _check(config: BackboneConfig, model_config: "PretrainedConfig", longest: Longest | None) -> None:
+    """What can be refused before the weights are read."""
+    if longest is not None:
+        check_positions(model_config, config.name, longest)
+    check_attention(model_config, config.name, longest.tokens if longest is not None else None)
+    if config.lora is not None:
+        check_shared_weights(config, config.lora, model_config)
+
+
+def _end_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, rows: int
+) -> tuple[int, ...]:
+    """The tokenizer's end token and those the model's authors generate with (Llama 3 has several).
+
+    Those beyond the `rows` embeddings cannot be written and are left out.
+    """
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = configured if isinstance(configured, list) else [configured]
-    ends = sorted({int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None})
+    tokens = {int(token) for token in [tokenizer.eos_token_id, *listed] if token is not None}
+    ends = sorted(token for token in tokens if 0 <= token < rows)
     if not ends:
         raise ConfigError(f"backbone {name!r}: neither tokenizer nor generation config names an end token")
     return tuple(ends)

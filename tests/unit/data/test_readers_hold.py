@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from grace_exp.config.data import DataConfig, SourceConfig
+from grace_exp.data.json_array import read_json
 from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
 from grace_exp.data.sources import load_source
 from grace_exp.errors import DataError
@@ -21,6 +22,7 @@ from grace_exp.errors import DataError
 COLUMNS = ("query", "positive")
 READERS: dict[str, Reader] = {
     "jsonl": read_jsonl,
+    "json": read_json,
     "csv": read_csv,
     "tsv": partial(read_csv, delimiter="\t", quoted=False),
     "parquet": read_parquet,
@@ -139,6 +141,12 @@ def test_json_beyond_python_is_a_bad_row(tmp_path: Path, value: str, reason: str
     rows = rows_of(read_jsonl, tmp_path / "x.jsonl", f'{{"query": {value}}}\n{{"query": "a", "positive": "b"}}\n')
     assert isinstance(rows[0], BadRow) and f"broken JSON ({reason})" in rows[0].reason
     assert isinstance(rows[1], Row)
+    try:
+        rows = rows_of(read_json, tmp_path / "x.json", f'[{{"query": {value}}}, {{"query": "a", "positive": "b"}}]')
+    except DataError as error:
+        assert "x.json, behind object 0 of the array: broken JSON" in str(error)
+    else:
+        assert isinstance(rows[1], Row)
 
 
 def test_a_parquet_column_twice_and_a_damaged_part_are_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grace_exp.config.reward import HardNegativeConfig, InfoNceConfig
-from grace_exp.data.batch import Instance, text_keys
+from grace_exp.data.batch import Instance, instance_keys
 from grace_exp.reward.inputs import RewardInputs
 from grace_exp.reward.terms.hard_negative import hard_negative_term
 from grace_exp.reward.terms.infonce import infonce_term
@@ -69,7 +69,7 @@ def test_hard_negative_leaves_them_out_where_it_is_asked_to(make_inputs, anchor:
 
 
 def test_equal_texts_have_equal_keys_and_no_text_has_that_of_a_missing_one() -> None:
-    one = text_keys(Instance(index=0, query="a", positive="b", negatives=("c", "d", "e"), source="s"), 2)
-    other = text_keys(Instance(index=1, query=" b ", positive="x", negatives=(), source="s"), 2)
+    one = instance_keys(Instance(index=0, query="a", positive="b", negatives=("c", "d", "e"), source="s"), 2)
+    other = instance_keys(Instance(index=1, query=" b ", positive="x", negatives=(), source="s"), 2)
     assert len(one) == len(other) == 4 and len({*one, *other}) == 6
     assert one[1] == other[0] and other[2] == other[3] and other[2] not in one

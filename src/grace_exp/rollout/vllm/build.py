@@ -10,7 +10,8 @@ import torch
 from grace_exp.config.engine_use import sequences_at_once
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.vllm import VllmConfig
-from grace_exp.errors import ConfigError
+from grace_exp.policy.model_checks import check_positions
+from grace_exp.rollout.longest import longest_tokens
 from grace_exp.rollout.vllm.in_process import VllmEngine
 from grace_exp.rollout.vllm.llm import local_rank, runs_eagerly
 from grace_exp.rollout.vllm.memory import (
@@ -87,15 +88,9 @@ def longest_sequence(config: GraceConfig, model: "PreTrainedModel") -> int:
     Raises:
         ConfigError: The model reads shorter ones only.
     """
-    tokens = max(config.rollout.max_tokens, config.evaluation.max_tokens or 0, config.job.encode.max_tokens or 0)
-    longest = config.prompt.max_tokens + tokens
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise ConfigError(
-            f"prompt.max_tokens={config.prompt.max_tokens} + {tokens} rationale tokens (rollout.max_tokens, "
-            f"evaluation.max_tokens, job.encode.max_tokens) = {longest}, but {config.backbone.name} reads {limit}"
-        )
-    return longest
+    longest = longest_tokens(config)
+    check_positions(model.config, config.backbone.name, longest)
+    return longest.tokens
 
 
 def _device(config: GraceConfig) -> Literal["cpu", "cuda"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grace_exp.data.batch import Instance, text_keys
+from grace_exp.data.batch import Instance, instance_keys
 from grace_exp.reward.diagnostics import embedding_metrics
 from grace_exp.reward.inputs import RewardInputs
 from grace_exp.training.baselines.infonce_loss import Contrast
@@ -50,7 +50,7 @@ class PairEmbeddings:
         mask = torch.arange(most, device=device) < lengths[:, None]
         negatives = embeddings.new_zeros(count, most, embeddings.shape[1])
         negatives[mask] = embeddings[2 * count :]
-        keys = torch.tensor([text_keys(instance, most) for instance in instances], device=device)
+        keys = torch.tensor([instance_keys(instance, most) for instance in instances], device=device)
         return cls(
             gather(embeddings[:count]),
             gather(embeddings[count : 2 * count]),

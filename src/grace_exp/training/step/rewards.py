@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grace_exp.config.root import GraceConfig
-from grace_exp.data.batch import Role, text_keys
+from grace_exp.data.batch import Role, instance_keys
 from grace_exp.objective.kl import KL_ESTIMATORS
 from grace_exp.objective.loss_inputs import AdvantageInputs
 from grace_exp.objective.registry import (
@@ -155,7 +155,7 @@ class StepRewards:
             bare=bare,
             text_keys=gather(
                 torch.tensor(
-                    [text_keys(written.instance, max(counts, default=0)) for written in rollouts.instances],
+                    [instance_keys(written.instance, max(counts, default=0)) for written in rollouts.instances],
                     device=device,
                 )
             ),
