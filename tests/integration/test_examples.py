@@ -16,6 +16,18 @@ from grace_exp.rollout.protocol import derive_seed
 ROOT = Path(__file__).parents[2]
 EXAMPLES, SOURCES = ROOT / "examples", str(ROOT / "src")
 QUICK = ["job.steps=1", "callbacks.export=[]", "callbacks.progress=none", "hardware.threads=1"]
+OWN = """
+def ranks(inputs, config):
+    order = inputs.rewards.argsort(dim=1).argsort(dim=1).float()
+    return order - order.mean(dim=1, keepdim=True)
+
+def reinforce(inputs, config):
+    return -(inputs.advantages[:, None] * inputs.logprobs)[inputs.counted].sum(), {}
+
+def rows(path):
+    for number in range(4):
+        yield {role: f"{role} {number}" for role in ("query", "positive", "negative")}
+"""
 
 
 def example(name: str) -> ModuleType:
@@ -121,3 +133,25 @@ def test_a_search_ranks_all_documents_with_their_rationales(
     found = module.main(str(run.path), "What do plants live on?")
     assert sorted(document for _, document, _ in found) == sorted(module.DOCUMENTS)
     assert [cosine for cosine, _, _ in found] == sorted((cosine for cosine, _, _ in found), reverse=True)
+
+
+def test_an_own_term_is_part_of_the_reward_and_its_source_is_kept(tmp_path: Path) -> None:
+    figures = example("own_reward_term").main(tmp_path, *QUICK)
+    assert figures["reward/custom/within_group_std"] > 0
+    index = json.loads((tmp_path / "own_parts" / "index.json").read_text())
+    copy = tmp_path / "own_parts" / index[0]["source"]
+    assert copy.read_text() == (EXAMPLES / "own_reward_term.py").read_text()
+
+
+def test_an_own_objective_and_an_own_reader_train_a_step(train, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    run = train(
+        "job.steps=1",
+        "objective.algorithm=custom",
+        f"objective.custom={{path: {tmp_path}/mine.py, advantages: ranks, loss: reinforce}}",
+        "data=triplets",
+        "data.sources.file.path=anywhere",
+        f"data.sources.file.reader={{path: {tmp_path}/mine.py, name: rows}}",
+    )
+    assert np.isfinite(run.figure("train/loss")).all() and run.figure("train/grad_norm")[0] > 0
+    assert set(run.samples.query("role == 'positive'")["text"]) == {f"positive {number}" for number in range(4)}

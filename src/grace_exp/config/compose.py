@@ -21,6 +21,7 @@ _ADAPTER = TypeAdapter(GraceConfig)
 register_experiments()
 register_machine()
 register_importance_mode()
+OmegaConf.register_new_resolver("file", lambda path: _text_of(str(path)), replace=True)
 
 
 def conf_dir() -> Path:
@@ -99,6 +100,18 @@ def to_dict(config: GraceConfig) -> dict[str, Any]:
     """The resolved settings as plain data: what the tracker is given; loaded again, it validates to an equal config."""
     plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return plain
+
+
+def _text_of(path: str) -> str:
+    """`${file:my_prompt.txt}` in a setting: the text of a file, relative to the working directory."""
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"${{file:{path}}}: {getattr(error, 'strerror', None) or error} (in {Path.cwd()})") from error
+    if not text:
+        raise ConfigError(f"${{file:{path}}}: the file is empty")
+    return text
 
 
 def _config_error(problems: dict[str, str]) -> ConfigError:

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
 from grace_exp.config.filters import PRESETS, FiltersConfig
+from grace_exp.config.own_parts import OwnFunction
 
 FILE_FORMATS = {
     ".jsonl": "jsonl",
@@ -63,6 +64,9 @@ class SourceConfig:
     """Share of the mixture, relative to the other sources' weights."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Take only the first rows."""
+    reader: OwnFunction | None = None
+    """A function of the user's own that reads `path`, whatever that is: from it to rows, each a dict by column
+    (docs/extending.md); null: as `format` says."""
 
     @property
     def single(self) -> "tuple[SourceConfig, ...]":
@@ -71,9 +75,11 @@ class SourceConfig:
         return tuple(replace(self, path=path) for path in paths)
 
     @property
-    def kind(self) -> Literal["builtin", "url", "file", "hub"]:
+    def kind(self) -> Literal["builtin", "url", "file", "hub", "own"]:
         """Where the rows are, of a source with one path."""
         assert isinstance(self.path, str)
+        if self.reader is not None:
+            return "own"
         if self.format == "builtin" or (self.format == "auto" and self.path.startswith("builtin:")):
             return "builtin"
         if self.format == "hub":

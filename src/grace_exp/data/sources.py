@@ -25,6 +25,7 @@ from grace_exp.data.file_digests import file_digest
 from grace_exp.data.hub import load_hub
 from grace_exp.data.json_array import read_json
 from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
+from grace_exp.data.own_reader import digest_of_own_rows, read_own
 from grace_exp.data.remote import fetch
 from grace_exp.data.rows import RejectLog, Texts, columns, reject_line, texts_of
 from grace_exp.data.stsb import stsb_triplets
@@ -175,6 +176,9 @@ def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str,
     match source.kind:
         case "builtin":
             return [_builtin(name, source, path, needed, mode, cache_dir)]
+        case "own":
+            rows = partial(read_own, name, source)
+            return [_Part(path, digest_of_own_rows(name, source), rows, "row")]
         case "hub":
             return [_hub(name, source, needed)]
         case "url":

@@ -17,7 +17,10 @@ from grace_exp.jobs.plan import verdict, write_plan
 from grace_exp.jobs.recipe import configured_recipe
 from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reopen
 from grace_exp.jobs.terminal import is_first_process, our_console
+from grace_exp.objective.own_objective import try_custom_objective
+from grace_exp.reward.terms.own_term import try_custom_term
 from grace_exp.tracking.metrics_csv import MetricsCsv
+from grace_exp.tracking.own_sources import record_own_parts
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.result import read_result
 from grace_exp.tracking.samples import SamplesTable
@@ -62,8 +65,13 @@ def train(config: GraceConfig) -> dict[str, float]:
         )
     if completed < config.job.steps and is_first_process():
         reopen(run_dir)
+    if config.reward.terms.custom is not None:
+        try_custom_term(config.reward.terms.custom)
+    if config.objective.custom is not None:
+        try_custom_objective(config.objective, config.rollout.max_tokens)
     recipe = configured_recipe(config, run_dir / "rejects.jsonl" if is_first_process() else None)
     record = write_provenance(run_dir, to_dict(config), recipe.describe())
+    record_own_parts(run_dir, config)
     console.print(f"[bold]{config.name}[/bold]  run folder {escape(str(run_dir))}", highlight=False, soft_wrap=True)
     if completed == config.job.steps:
         console.print(f"all {completed} steps are done: doing what is left to do after them", highlight=False)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from grace_exp.config.objective import ObjectiveConfig
-from grace_exp.objective import copg, dapo, dr_grpo, grpo, gspo, reinforce_pp, remax, rloo
+from grace_exp.objective import copg, dapo, dr_grpo, grpo, gspo, own_objective, reinforce_pp, remax, rloo
 from grace_exp.objective.loss_inputs import AdvantageInputs, Algorithm
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -18,6 +18,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "reinforce_pp_baseline": reinforce_pp.GROUP_BASELINE,
     "remax": remax.ALGORITHM,
     "copg": copg.ALGORITHM,
+    "custom": own_objective.ALGORITHM,
 }
 """By `ObjectiveConfig.algorithm`."""
 

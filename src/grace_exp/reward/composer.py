@@ -114,4 +114,5 @@ def required_inputs(config: RewardConfig) -> set[str]:
 
     `swapped` asks for `swapped_from` as well. A term of weight 0 is computed and logged, so it needs its inputs too.
     """
-    return {name for term, names in EXTRA_INPUTS.items() if getattr(config.terms, term) is not None for name in names}
+    built_in = {n for term, names in EXTRA_INPUTS.items() if getattr(config.terms, term) is not None for n in names}
+    return built_in | set(config.terms.custom.needs if config.terms.custom is not None else ())

@@ -11,7 +11,7 @@ from grace_exp.config.objective import ImportanceConfig, KlConfig, ObjectiveConf
 from grace_exp.objective import ALGORITHMS, KL_ESTIMATORS, LossInputs
 from grace_exp.objective.aggregate import counts, denominator
 
-NAMES = sorted(ALGORITHMS)
+NAMES = sorted(ALGORITHMS.keys() - {"custom"})  # which has functions of the user's own
 CLIPPED = ["grpo", "dr_grpo", "dapo", "reinforce_pp", "reinforce_pp_baseline"]
 SCORE_FUNCTION = ["rloo", "remax", "copg"]
 NAN = float("nan")

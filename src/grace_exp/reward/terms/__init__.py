@@ -14,6 +14,7 @@ from grace_exp.reward.terms.infonce import infonce_term
 from grace_exp.reward.terms.length import length_term
 from grace_exp.reward.terms.margin_rank import margin_rank_term
 from grace_exp.reward.terms.negative import negative_term
+from grace_exp.reward.terms.own_term import custom_term
 from grace_exp.reward.terms.positive import positive_term
 
 Term = Callable[[RewardInputs, Any], Tensor]
@@ -29,5 +30,6 @@ TERMS: dict[str, Term] = {
     "format": format_term,
     "length": length_term,
     "faithfulness": faithfulness_term,
+    "custom": custom_term,
 }
 """By their names in `TermsConfig`, in its order."""

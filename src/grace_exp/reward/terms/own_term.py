@@ -1,0 +1,84 @@
+"""A term of the user's own."""
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.own_parts import OwnPart
+from grace_exp.config.reward import CustomConfig
+from grace_exp.errors import GraceError
+from grace_exp.reward.inputs import RewardInputs
+
+
+class CustomTermError(GraceError):
+    """A term of the user's own gave something that is no reward."""
+
+
+def custom_term(inputs: RewardInputs, config: CustomConfig) -> Tensor:
+    """What the user's function gives, checked.
+
+    Args:
+        inputs: Embeddings.
+        config: Names the function: from `inputs` to values `[groups, K]`, signed so that more is better.
+
+    Returns:
+        `[groups, K]` float64.
+
+    Raises:
+        ConfigError: There is no such function.
+        CustomTermError: It gave no tensor, one of another shape, or nan or inf.
+    """
+    part = OwnPart("reward.terms.custom", config.path, config.name, ("inputs",))
+    values = part.load()(inputs)
+    where = f"reward.terms.custom ({config.path}: {config.name})"
+    if not isinstance(values, Tensor):
+        raise CustomTermError(f"{where} gave {type(values).__name__}; it must give a torch.Tensor of shape [groups, K]")
+    expected = tuple(inputs.truncated.shape)
+    if tuple(values.shape) != expected:
+        raise CustomTermError(
+            f"{where} gave the shape {tuple(values.shape)}; it must give one value for each rationale, "
+            f"[groups, K] = {expected}"
+        )
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        group, k = bad.nonzero()[0].tolist()
+        raise CustomTermError(
+            f"{where} gave {values[group, k].item()} for rationale {k} of group {group} "
+            f"({int(bad.sum())} of {bad.numel()} values are not finite)"
+        )
+    return values.double()
+
+
+def try_custom_term(config: CustomConfig) -> None:
+    """Calls the function once with random embeddings, before any model loads.
+
+    Raises:
+        ConfigError: There is no such function.
+        CustomTermError: It cannot be used, or it raised.
+    """
+    draw = torch.Generator().manual_seed(0)
+    groups, samples, hidden = 3, 4, 8
+
+    def vectors(*shape: int) -> Tensor:
+        return torch.randn(*shape, hidden, generator=draw)
+
+    inputs = RewardInputs(
+        rollouts=vectors(groups, samples),
+        anchors=vectors(groups, 1),
+        negatives=vectors(groups, 1),
+        truncated=torch.zeros(groups, samples, dtype=torch.bool),
+        lengths=torch.full((groups, samples), 5),
+        max_tokens=16,
+        well_formed=torch.ones(groups, samples),
+        swapped=vectors(groups, samples),
+        swapped_from=torch.tensor([1, 2, 0]),
+        bare=vectors(groups),
+    )
+    try:
+        custom_term(inputs, config)
+    except GraceError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        raise CustomTermError(
+            f"reward.terms.custom ({config.path}: {config.name}) raised {type(error).__name__}: {error} when it was "
+            f"tried with random embeddings of {groups} groups, K = {samples}"
+        ) from error
