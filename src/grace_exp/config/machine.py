@@ -35,14 +35,23 @@ def this_machine() -> Machine:
     import torch
 
     if not torch.cuda.is_available():
-        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA device"
-        return Machine("cpu", "transformers", "32-true", f"hardware=auto: the CPU ({why})")
+        return Machine("cpu", "transformers", "32-true", f"hardware=auto: the CPU ({why_no_gpu()})")
     precision: Literal["32-true", "bf16-mixed"]
     precision = "bf16-mixed" if torch.cuda.get_device_capability() >= BF16_CAPABILITY else "32-true"
     found = f"hardware=auto: {torch.cuda.get_device_name()}, {precision}"
     if problem := vllm_problem("gpu"):
         return Machine("gpu", "transformers", precision, f"{found}, rationales by transformers ({problem})")
     return Machine("gpu", "vllm", precision, f"{found}, rationales by vLLM")
+
+
+def why_no_gpu() -> str:
+    """Why PyTorch sees no GPU, in words."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    driver = ", which wants an NVIDIA driver of 580 or newer" if torch.version.cuda.startswith("13.") else ""
+    return f"PyTorch finds no CUDA device; it is built for CUDA {torch.version.cuda}{driver}"
 
 
 def register_machine() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from grace_exp.config.data import SourceConfig
 from grace_exp.config.engine_use import engine_of
 from grace_exp.config.install import install_command
-from grace_exp.config.machine import BF16_CAPABILITY
+from grace_exp.config.machine import BF16_CAPABILITY, why_no_gpu
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.used_parts import own_parts
 from grace_exp.config.vllm_package import vllm_problem
@@ -102,8 +102,7 @@ def _gpu_problems(config: GraceConfig) -> Iterator[str]:
     count = torch.cuda.device_count()
     wanted = f"hardware={hardware.name} wants {hardware.devices} GPU(s)"
     if not torch.cuda.is_available():
-        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no CUDA device"
-        yield f"{wanted}: {why}"
+        yield f"{wanted}: {why_no_gpu()}"
     elif count < hardware.devices:
         mini_batch = config.objective.mini_batch_size
         usable = max(devices for devices in range(1, count + 1) if mini_batch % devices == 0)

@@ -11,7 +11,7 @@ import torch
 
 from grace_exp.config.compose import compose_config, conf_dir
 from grace_exp.config.engine_use import engine_of
-from grace_exp.config.machine import this_machine
+from grace_exp.config.machine import this_machine, why_no_gpu
 from grace_exp.config.preflight import check_machine
 from grace_exp.config.root import GraceConfig
 
@@ -89,6 +89,13 @@ def test_a_gpu_without_bf16_computes_in_float32(gpu: pytest.MonkeyPatch) -> None
     gpu.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     config = compose_config(EMBED, Path("run"))
     assert (config.hardware.accelerator, config.hardware.precision) == ("gpu", "32-true")
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_told_with_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "built for CUDA 13.0, which wants an NVIDIA driver of 580 or newer" in why_no_gpu()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert why_no_gpu() == "this PyTorch is built without CUDA"
 
 
 def test_an_experiment_keeps_its_hardware_in_other_jobs() -> None:
