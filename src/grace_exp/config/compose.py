@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from grace_exp.config.engine_defaults import register_engine_defaults
 from grace_exp.config.error_messages import explain
 from grace_exp.config.experiments import register_experiments
-from grace_exp.config.importance_default import register_importance_mode
 from grace_exp.config.machine import register_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError
@@ -20,7 +20,7 @@ from grace_exp.errors import ConfigError
 _ADAPTER = TypeAdapter(GraceConfig)
 register_experiments()
 register_machine()
-register_importance_mode()
+register_engine_defaults()
 OmegaConf.register_new_resolver("file", lambda path: _text_of(str(path)), replace=True)
 
 

@@ -71,6 +71,7 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     needed += ["job.input=mine.txt", "job.output=mine.npy"] if recipe["job"] == "embed" else []
     needed += ["job.text_a=A cat.", "job.text_b=A dog."] if recipe["job"] == "explain" else []
     needed += ["rollout.vllm.server.url=http://127.0.0.1:8000"] if recipe["rollout"] == "vllm_server" else []
+    needed += ["hardware.devices=1"] if recipe["job"] == "serve" else []
     config = composed("+experiment=demo_tiny", *choices, *needed)
     for group in ("backbone", "data", "prompt", "reward", "objective", "hardware", "evaluation", "job"):
         assert getattr(config, group).name == recipe[group]

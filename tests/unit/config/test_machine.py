@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grace_exp.config.compose import compose_config, conf_dir
+from grace_exp.config.compose import compose_config, compose_settings, conf_dir
 from grace_exp.config.engine_use import engine_of
 from grace_exp.config.machine import this_machine, why_no_gpu
 from grace_exp.config.preflight import check_machine
@@ -77,6 +77,11 @@ def test_they_take_the_gpu_and_vllm_where_both_are(gpu: pytest.MonkeyPatch, job:
     assert (config.hardware.precision, config.rollout.engine) == ("bf16-mixed", "vllm")
     assert config.hardware.score_tokens == composed("hardware=gpu").hardware.score_tokens
     assert this_machine().description == "hardware=auto: NVIDIA [H100], bf16-mixed, rationales by vLLM"
+
+
+@pytest.mark.parametrize("job", ["embed", "evaluate", "serve", "explain"])
+def test_every_job_on_a_model_of_the_users_own_finds_its_hardware(job: str) -> None:
+    assert compose_settings("config", [f"job={job}"]).hardware.name == "auto"
 
 
 def test_a_gpu_without_vllm_writes_with_transformers_and_says_how_to_get_it(gpu: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,12 @@ def test_the_advice_works_as_printed_in_a_shell(parallel: int, mend: str) -> Non
     assert composed(*wanted, advised).rollout.vllm.server.devices == mend.partition("=")[2].strip("[]")
 
 
+def test_vllm_is_given_more_texts_at_a_time() -> None:
+    assert composed().job.encode.batch_size == 32
+    assert composed("rollout=vllm").job.encode.batch_size == 256
+    assert composed("rollout=vllm", "job.encode.batch_size=8").job.encode.batch_size == 8
+
+
 @pytest.mark.parametrize(
     ("overrides", "mode"),
     [

@@ -1,4 +1,4 @@
-"""Who corrects for an engine that computes less exactly than the trainer?"""
+"""Defaults that follow from the engine, in `conf/` as `${importance_mode:...}` and `${encode_batch:...}`."""
 
 from omegaconf import OmegaConf
 
@@ -19,6 +19,12 @@ def importance_mode(engine: str, dtype: str, precision: str, algorithm: str) -> 
     return "token" if engine != "transformers" and coarse and algorithm != "copg" else "none"
 
 
-def register_importance_mode() -> None:
-    """Makes `${importance_mode:...}` known to OmegaConf."""
-    OmegaConf.register_new_resolver("importance_mode", importance_mode, replace=True)
+def encode_batch(engine: str) -> int:
+    """The default of `job.encode.batch_size`: vLLM is fast with many texts, transformers pads to the longest of few."""
+    return 32 if engine == "transformers" else 256
+
+
+def register_engine_defaults() -> None:
+    """Makes them known to OmegaConf."""
+    for resolver in (importance_mode, encode_batch):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
