@@ -52,7 +52,10 @@ class RolloutEngine(Protocol):
     """Writes rationales. Knows nothing of training: the caller says when the weights have changed."""
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answer every request, in order, each with its `n` completions."""
+        """Answer every request, in order, each with its `n` completions.
+
+        Processes that share an engine (`rollout.vllm.tensor_parallel`) call it together, if need be with no request.
+        """
         ...
 
     def sync(self, model: "nn.Module") -> None:

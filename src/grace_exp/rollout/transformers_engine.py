@@ -71,6 +71,8 @@ class TransformersEngine:
         Raises:
             torch.OutOfMemoryError: A batch does not fit; lower `rollout.batch_tokens`.
         """
+        if not requests:
+            return []
         workers = torch.get_num_threads() if self._model.device.type == "cpu" else 1
         with _decoding(self._writer()) as model:
             parts = map_on_threads(lambda share: self._write(model, requests, share), shares(requests, workers))

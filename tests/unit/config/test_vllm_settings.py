@@ -43,6 +43,10 @@ def test_debug_runs_compare_engine_and_policy() -> None:
         ),
         (["rollout=vllm", "rollout.vllm.tensor_parallel=2"], "tensor_parallel=2 does not divide the 1 processes"),
         (
+            ["rollout=vllm", "job=embed", "job.input=a.txt", "job.output=a.npy", "rollout.vllm.tensor_parallel=2"],
+            "tensor_parallel=2 with job=embed: processes that share an engine ask it together",
+        ),
+        (
             ["rollout=vllm_server", "hardware.devices=2", "hardware.strategy=ddp"],
             "with 2 processes: they find the one server by its port",
         ),

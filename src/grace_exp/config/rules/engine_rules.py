@@ -31,6 +31,15 @@ def engine_rules(config: Groups, require: Require) -> None:
             f"rollout.vllm.tensor_parallel={vllm.tensor_parallel} does not divide the {processes} processes of "
             "hardware.devices x hardware.nodes: engines in process are shared by whole groups of them",
         )
+        in_step = config.job.name in ("train", "plan") or (
+            config.job.name == "evaluate" and config.evaluation.benchmark is None
+        )
+        require(
+            vllm.tensor_parallel == 1 or in_step,
+            f"rollout.vllm.tensor_parallel={vllm.tensor_parallel} with job={config.job.name}: processes that share an "
+            "engine ask it together, but here each has its own number of batches. Set rollout.vllm.tensor_parallel=1, "
+            "or start a server and set rollout=vllm_server rollout.vllm.server.url",
+        )
     else:
         _server_rules(config, require)
 

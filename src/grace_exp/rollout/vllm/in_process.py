@@ -211,6 +211,8 @@ class VllmEngine:
         from vllm.inputs import TokensPrompt
 
         asked, mine = self._shared(requests)
+        if not asked:
+            return []
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in asked],
             [SamplingParams(**sampling_settings(request, self._end_token_ids)) for request in asked],

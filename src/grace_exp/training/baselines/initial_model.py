@@ -80,7 +80,8 @@ class InitialModelEngine:
             known = self._model_cache.rationales(works)
             # Equal requests have equal answers.
             missing = list(dict.fromkeys(r for r, answer in zip(requests, known, strict=True) if answer is None))
-            written = dict(zip(missing, self._engine.generate(missing), strict=True)) if missing else {}
+            # With nothing missing, too: others may share the engine, and wait for this process.
+            written = dict(zip(missing, self._engine.generate(missing), strict=True))
             if written:
                 self._model_cache.keep_rationales(
                     [Work(Prompt(r.prompt_ids, 0), r) for r in written], list(written.values())

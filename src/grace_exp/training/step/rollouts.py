@@ -128,6 +128,7 @@ def write_rollouts(
     """
     roles = TRAINED_ROLES[config.policy_role]
     if not batch.instances:
+        engine.generate([])  # others may share the engine, and wait for this process
         return Rollouts([], roles, config.group_size)
     anchors = tuple(role for role in (Role.QUERY, Role.POSITIVE) if role not in roles)
     wanted: list[tuple[Instance, Role, str, int, bool]] = []

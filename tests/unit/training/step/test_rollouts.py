@@ -127,11 +127,6 @@ def test_single_texts_are_written_to_as_positive_and_as_query(engine: Engine, pr
     assert positive.prompt_ids == query.prompt_ids and positive.seed != query.seed
 
 
-def test_without_instances_nothing_is_asked(engine: Engine, prompts: PromptBuilder) -> None:
-    assert write_rollouts(TextBatch(step=0, instances=[]), engine, prompts, config(), seed=0).instances == []
-    assert engine.calls == []
-
-
 def test_texts_that_were_cut_are_counted_once(engine: Engine, prompts: PromptBuilder) -> None:
     long = "many words " * 50
     instances = [Instance(index=0, query="short", positive=long, negatives=(long,), source="a")]
@@ -176,3 +171,10 @@ def test_sample_rows_of_two_sides_have_the_figures_of_their_own(engine: Engine, 
         "positive (greedy)": [None] * 2,
         "query (greedy)": [None] * 2,
     }
+
+
+def test_a_process_without_instances_takes_part_in_the_call_for_engines_that_are_shared(
+    engine: Engine, prompts: PromptBuilder
+) -> None:
+    rollouts = write_rollouts(TextBatch(0, []), engine, prompts, config(), seed=0)
+    assert engine.calls == [[]] and rollouts.group == []
