@@ -209,4 +209,4 @@ def _within(key: str, part: str) -> bool:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: value}
+    return {prefix[:-1]: list(value) if isinstance(value, tuple) else value}  # YAML and JSON know no tuples

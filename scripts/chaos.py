@@ -1,0 +1,365 @@
+"""Kills tiny runs at random moments, resumes each until it ends, and compares it with the run that nobody disturbed.
+
+    python scripts/chaos.py --kills 100 --seed 0
+
+Prints a table and leaves it as JSON. Exits with 1 if a run did not end, or ended otherwise than the undisturbed one.
+"""
+
+import argparse
+import contextlib
+import filecmp
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from grace_exp.tracking.metrics_csv import TIMED_PREFIXES
+
+COMMON = [
+    "+experiment=demo_tiny",
+    "hydra.run.dir=run",
+    "job.steps=6",
+    "hardware.threads=1",
+    "rollout.group_size=3",
+    "rollout.max_tokens=6",
+    "callbacks.checkpoint.every_n_steps=2",
+    "callbacks.progress=none",
+    "evaluation=demo",
+    "evaluation.minilm=false",
+    "~evaluation.sets.stsb",
+    "evaluation.sets.wordnet.size=12",
+]
+KINDS = {
+    "full": ["callbacks.export=[merged]"],
+    "lora": ["+backbone.lora.rank=4", "+backbone.lora.dropout=0.2", "callbacks.export=[merged,adapter]"],
+    "two processes": [
+        *("hardware.devices=2", "hardware.strategy=ddp", "+backbone.lora.rank=4"),
+        *("objective.mini_batch_size=2", "callbacks.export=[merged]"),
+    ],
+}
+SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+PATIENCE = 240.0
+MOST_RESUMES = 6
+
+
+@dataclass
+class Case:
+    """One run and what was done to it."""
+
+    kind: str
+    disturbance: str
+    kills: int = 0
+    when: list[str] = field(default_factory=list)
+    resumes: int = 0
+    ended: bool = False
+    differences: list[str] = field(default_factory=list)
+
+
+class Run:
+    """A run in a folder of its own, in a process that has imported everything, or in new ones."""
+
+    def __init__(self, place: Path, kind: str) -> None:
+        """Nothing starts yet."""
+        self.place = place
+        self.folder = place / "run"
+        self.kind = kind
+        self.pid = 0
+        self._code: int | None = None
+
+    def start(self) -> None:
+        """Start it, or go on with it where it has begun."""
+        overrides = [*COMMON, *KINDS[self.kind]]
+        if (self.folder / "config.yaml").is_file():
+            overrides.append("job.resume=run")
+        self._code = None
+        if self.kind == "two processes":
+            self.pid = self._process(overrides)
+        else:
+            self.pid = self._fork(overrides)
+
+    def _fork(self, overrides: Sequence[str]) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 70
+        try:
+            os.setpgid(0, 0)
+            os.chdir(self.place)
+            with (self.place / "output.log").open("ab", buffering=0) as log:
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            sys.argv = ["grace-exp", *overrides]
+            from grace_exp.__main__ import main
+
+            code = 0
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        except KeyboardInterrupt:
+            code = 130
+        except BaseException:
+            code = 70
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def _process(self, overrides: Sequence[str]) -> int:
+        with (self.place / "output.log").open("ab") as log:
+            command = [sys.executable, "-m", "grace_exp", *overrides]
+            self._popen = subprocess.Popen(
+                command, cwd=self.place, stdout=log, stderr=log, process_group=0, stdin=subprocess.DEVNULL
+            )
+        return self._popen.pid
+
+    def ended(self) -> int | None:
+        """Its exit code, None while it runs."""
+        if self._code is None:
+            if self.kind == "two processes":
+                self._code = self._popen.poll()
+            else:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code, None if it still runs after `seconds`."""
+        end = time.monotonic() + seconds
+        while self.ended() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self._code
+
+    def send(self, number: int) -> None:
+        """To all its processes, as a terminal or a batch system does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def end(self) -> None:
+        """Leave nothing of it."""
+        self.send(signal.SIGKILL)
+        self.wait(30)
+
+    def stands(self) -> str:
+        """How far it has come."""
+        checkpoints = sorted(path.name for path in (self.folder / "checkpoints").glob("step-*.ckpt"))
+        if (self.folder / "end.json").is_file():
+            return "in its end"
+        if not checkpoints:
+            return "before its first checkpoint"
+        return "behind its last step" if checkpoints[-1] == "step-000006.ckpt" else "between checkpoints"
+
+
+def differences(found: Path, expected: Path) -> list[str]:
+    """What differs between two run folders, but for times and speeds."""
+    names = []
+    checkpoints = [folder / "checkpoints" / "step-000006.ckpt" for folder in (found, expected)]
+    states = [torch.load(path, weights_only=True) for path in checkpoints]
+    for part in ("state_dict", "optimizer_states"):
+        try:
+            torch.testing.assert_close(states[0][part], states[1][part], rtol=0, atol=0)
+        except AssertionError:
+            names.append(f"checkpoint: {part}")
+    names += [f"checkpoint: {p}" for p in ("lr_schedulers", "GraceDataModule") if states[0][p] != states[1][p]]
+    tables = [pd.read_csv(folder / "metrics.csv", dtype=str, keep_default_na=False) for folder in (found, expected)]
+    plain = [table[[c for c in table if not c.startswith(TIMED_PREFIXES)]] for table in tables]
+    if not plain[0].equals(plain[1]):
+        names.append("metrics.csv")
+    samples = [sorted((folder / "samples").glob("*.parquet")) for folder in (found, expected)]
+    if [path.name for path in samples[0]] != [path.name for path in samples[1]] or not all(
+        pd.read_parquet(a).equals(pd.read_parquet(b)) for a, b in zip(*samples, strict=True)
+    ):
+        names.append("samples")
+    exports = sorted(path.relative_to(expected) for path in (expected / "export").rglob("*") if path.is_file())
+    if exports != sorted(path.relative_to(found) for path in (found / "export").rglob("*") if path.is_file()):
+        names.append("names of exported files")
+    wrong = filecmp.cmpfiles(found, expected, [str(path) for path in exports], shallow=False)[1:]
+    names += [f"export: {name}" for some in wrong for name in some]
+    results = [json.loads((folder / "result.json").read_text())["figures"] for folder in (found, expected)]
+    kept = [{k: v for k, v in figures.items() if not k.startswith(TIMED_PREFIXES)} for figures in results]
+    if kept[0] != kept[1]:
+        names.append("result.json")
+    left = [str(path.relative_to(found)) for path in found.rglob(".*.tmp")]
+    return names + [f"left behind: {name}" for name in left]
+
+
+@contextlib.contextmanager
+def small_disk(place: Path, size: str) -> Iterator[None]:
+    """A file system of that size at `place` (needs the right to mount)."""
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def may_mount() -> bool:
+    """Whether this user may mount."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with small_disk(Path(folder) / "disk", "1m"):
+                return True
+        except (OSError, subprocess.CalledProcessError):
+            return False
+
+
+def remount(place: Path, options: str) -> None:
+    """Change the options of the file system at `place`."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: float) -> None:
+    """Wait for a moment drawn from the first `seconds`, then disturb the run and wait for its end."""
+    run.wait(draw.uniform(0, seconds))
+    if run.ended() is not None:
+        return
+    case.when.append(run.stands())
+    case.kills += 1
+    if disturbance in SIGNALS:
+        run.send(SIGNALS[disturbance])
+    elif disturbance == "killed rank":
+        children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False).stdout
+        for child in children.split()[:1]:
+            os.kill(int(child), signal.SIGKILL)
+    if run.wait(PATIENCE) is None:
+        case.differences.append("it hung")
+    run.end()
+
+
+def disturbed(place: Path, kind: str, disturbance: str, draw: random.Random, seconds: float, whole: Path) -> Case:
+    """One run with what happens to it, and its comparison."""
+    case, run = Case(kind, disturbance), Run(place, kind)
+    place.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if disturbance in ("disk full", "read-only folder"):
+            room = draw.randrange(300, 6000) if disturbance == "disk full" else 65536
+            stack.enter_context(small_disk(run.folder, f"{room}k"))
+            run.start()
+            if disturbance == "read-only folder":
+                run.wait(draw.uniform(0, seconds))
+                case.when.append(run.stands())
+                with contextlib.suppress(subprocess.CalledProcessError):  # a file is being written
+                    remount(run.folder, "ro")
+            case.kills += run.wait(PATIENCE) not in (0, None)
+            run.end()
+            remount(run.folder, "rw,size=64m")
+        else:
+            run.start()
+            kill(run, case, disturbance, draw, seconds)
+            while draw.random() < 0.3 and run.ended() != 0:
+                case.resumes += 1
+                run.start()
+                kill(run, case, disturbance, draw, seconds)
+        code = run.ended()
+        for _ in range(MOST_RESUMES):
+            if code == 0:
+                break
+            case.resumes += 1
+            run.start()
+            code = run.wait(PATIENCE)
+            run.end()
+        case.ended = code == 0 and (run.folder / "result.json").is_file()
+        if case.ended:
+            case.differences += differences(run.folder, whole)
+        else:
+            log = (place / "output.log").read_text(errors="replace").splitlines()
+            case.differences += ["did not end", *log[-6:]]
+    return case
+
+
+def undisturbed(place: Path, kind: str) -> tuple[Path, float]:
+    """The folder of a whole run, and its seconds."""
+    for _ in range(2):  # the first one fills the cache of prepared data
+        run = Run(place, kind)
+        subprocess.run(["rm", "-rf", str(place)], check=True)
+        place.mkdir(parents=True)
+        start = time.monotonic()
+        run.start()
+        if run.wait(PATIENCE) != 0:
+            raise SystemExit(f"the undisturbed run failed: {place / 'output.log'}")
+    return run.folder, time.monotonic() - start
+
+
+def chosen(disturbances: Sequence[str], kinds: Sequence[str], draw: random.Random) -> tuple[str, str]:
+    """A disturbance and a kind of run that go together; kills are likelier than the rest."""
+    weights = [4 if name in SIGNALS else 1 for name in disturbances]
+    (disturbance,) = draw.choices(disturbances, weights)
+    if disturbance == "killed rank":
+        return disturbance, "two processes"
+    return disturbance, draw.choices(kinds, [1 if kind == "two processes" else 5 for kind in kinds])[0]
+
+
+def table(cases: Sequence[Case]) -> str:
+    """Markdown, a row a disturbance."""
+    rows = ["| disturbance | runs | kills | ended | identical |", "|---|---|---|---|---|"]
+    groups = {name: [case for case in cases if case.disturbance == name] for name in {c.disturbance: 0 for c in cases}}
+    for name, some in [*sorted(groups.items()), ("all", list(cases))]:
+        figures = (
+            len(some),
+            sum(case.kills for case in some),
+            sum(case.ended for case in some),
+            sum(case.ended and not case.differences for case in some),
+        )
+        rows.append(f"| {name} | " + " | ".join(map(str, figures)) + " |")
+    moments = [moment for case in cases for moment in case.when]
+    rows += ["", "Moments: " + ", ".join(f"{moments.count(name)} {name}" for name in dict.fromkeys(moments))]
+    return "\n".join(rows)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="go on until so many were made")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, whatever was done")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--only", nargs="+", help="disturbances; default: all that this machine and --kinds allow")
+    parser.add_argument("--json", type=Path, help="where the cases go")
+    parser.add_argument("--place", type=Path, help="work here and keep everything; default: a temporary folder")
+    options = parser.parse_args()
+    disturbances = options.only or [
+        *SIGNALS,
+        *(["disk full", "read-only folder"] if may_mount() else []),
+        *(["killed rank"] if "two processes" in options.kinds else []),
+    ]
+    import grace_exp.__main__
+    import grace_exp.jobs.train  # noqa: F401 - once for all runs
+
+    with tempfile.TemporaryDirectory() as temporary:
+        place = (options.place or Path(temporary)).resolve()
+        os.environ.setdefault("GRACE_EXP_CACHE", str(place / "cache"))
+        os.environ.setdefault("WANDB_MODE", "offline")
+        wholes: dict[str, tuple[Path, float]] = {}
+        draw, cases, start = random.Random(options.seed), list[Case](), time.monotonic()
+        while sum(case.kills for case in cases) < options.kills and time.monotonic() - start < 60 * options.minutes:
+            disturbance, kind = chosen(disturbances, options.kinds, draw)
+            if kind not in wholes:
+                wholes[kind] = undisturbed(place / f"undisturbed-{kind}".replace(" ", "-"), kind)
+            whole, seconds = wholes[kind]
+            case = disturbed(place / f"run-{len(cases):03d}", kind, disturbance, draw, seconds, whole)
+            cases.append(case)
+            sys.stdout.write(f"{len(cases):3d} {kind:14s} {disturbance:17s} {case.when} {case.differences or 'ok'}\n")
+            sys.stdout.flush()
+        text = table(cases)
+        sys.stdout.write(f"\n{text}\n\n{time.monotonic() - start:.0f} s\n")
+        if options.json:
+            record: dict[str, Any] = {"seed": options.seed, "table": text, "cases": [vars(case) for case in cases]}
+            options.json.write_text(json.dumps(record, indent=1))
+    return int(any(case.differences or not case.ended for case in cases))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
