@@ -7,14 +7,14 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import grace_exp.openmp  # noqa: F401 - before torch
 from grace_exp.config.compose import conf_dir, validate
-from grace_exp.config.error_messages import unknown_key
+from grace_exp.config.error_messages import unknown_choice, unknown_key
 from grace_exp.config.preflight import check_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import GraceError
@@ -24,6 +24,7 @@ from grace_exp.tracking.result import RESULT_FILE, write_result
 from grace_exp.tracking.run_folder import claimed
 
 _EXIT_CODE = 2
+_INTERRUPTED = 130  # as shells have it for SIGINT
 
 
 def run_job(settings: DictConfig) -> float | None:
@@ -70,7 +71,13 @@ def main() -> None:
             if hint:
                 sys.stderr.write(f"grace-exp: {failure.__cause__.full_key}: {hint}\n")
                 sys.exit(_EXIT_CODE)
+        if isinstance(failure, MissingConfigException) and (hint := unknown_choice(failure)):
+            sys.stderr.write(f"grace-exp: {hint}\n")
+            sys.exit(_EXIT_CODE)
         raise
+    except KeyboardInterrupt:
+        sys.stderr.write("grace-exp: interrupted; a training run is ended by the same command and job.resume=FOLDER\n")
+        sys.exit(_INTERRUPTED)
     finally:
         failed = _report_sweep()
     if failed:

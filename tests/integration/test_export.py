@@ -94,3 +94,25 @@ def test_a_second_export_replaces_the_first(train, tmp_path: Path) -> None:
     first = (tmp_path / "export" / "merged" / "model.safetensors").read_bytes()
     train("job.steps=2", "callbacks.export=[merged]", f"job.resume={tmp_path}", folder=tmp_path)
     assert (tmp_path / "export" / "merged" / "model.safetensors").read_bytes() != first
+
+
+def test_an_adapter_finds_its_base_from_any_folder_and_no_other(train, tmp_path, monkeypatch) -> None:
+    from grace_exp import GraceEncoder
+    from grace_exp.errors import ConfigError
+    from grace_exp.policy.tiny import tiny_tokenizer
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tiny_model(seed=5).save_pretrained("base")
+    tiny_tokenizer().save_pretrained("base")
+    backbone = ["backbone.source=hub", "backbone.path=base", "backbone.name=mine"]
+    run = train("job.steps=1", "callbacks.export=[adapter]", *LORA, *backbone)
+    folder = run.path / "export" / "adapter"
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "here" / "base")
+    vectors = GraceEncoder.from_pretrained(folder, cache=False).encode("a", max_tokens=0)
+    assert vectors.shape == (64,)
+    tiny_model(seed=6).save_pretrained(tmp_path / "here" / "base")  # another model takes its place
+    with pytest.raises(ConfigError, match="are not those that the adapter was trained on"):
+        GraceEncoder.from_pretrained(folder, cache=False)

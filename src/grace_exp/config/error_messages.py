@@ -7,6 +7,7 @@ import types
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.errors import MissingConfigException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
@@ -14,6 +15,7 @@ from grace_exp.config.root import GraceConfig
 
 _PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "min_length": "of length at least"}
+_BOUNDS["max_length"] = "of length at most"
 _LONGEST_VALUE = 80
 
 
@@ -52,6 +54,17 @@ def unknown_key(path: Sequence[str]) -> str | None:
             place = f"under {'.'.join(path[:depth])}" if depth else "at the top"
             return f"unknown key{hint}; allowed {place}: {', '.join(keys)}"
     return None
+
+
+def unknown_choice(failure: MissingConfigException) -> str | None:
+    """Says which choice was probably meant where one of a group does not exist; None where Hydra names no choices."""
+    group, _, name = (failure.missing_cfg_file or "").rpartition("/")
+    options = list(failure.options or ())
+    if not group or not options:
+        return None
+    nearest = difflib.get_close_matches(name, options, n=1)
+    hint = f" (did you mean {group}={nearest[0]}?)" if nearest else ""
+    return f"{group}={name}: there is no such choice{hint}; there are {', '.join(options)}"
 
 
 def allowed(hint: Any) -> str:

@@ -28,7 +28,7 @@ Folder = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Pat
 class Groups:
     """The settings of a run. `GraceConfig` adds the rules of config/rules/."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
     """Of the run; part of its folder's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Every random draw derives from it."""

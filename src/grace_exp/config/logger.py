@@ -1,11 +1,38 @@
 """Where metrics go beside the run folder's CSV, which is always written."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.errors import ConfigError
+
+WandbMode = Literal["online", "offline", "disabled", "shared"]
+
+_ENVIRONMENT_MODES: dict[str, WandbMode] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "shared": "shared",
+    "run": "online",  # the last two are wandb's old names
+    "dryrun": "offline",
+}
+
+
+def wandb_mode() -> WandbMode | None:
+    """What the environment variable WANDB_MODE asks for; None where it is not set, or set to nothing.
+
+    Raises:
+        ConfigError: It has a value that wandb does not know.
+    """
+    asked = os.environ.get("WANDB_MODE")
+    if not asked:
+        return None
+    if asked not in _ENVIRONMENT_MODES:
+        raise ConfigError(f"environment variable WANDB_MODE={asked!r}: allowed are {', '.join(_ENVIRONMENT_MODES)}")
+    return _ENVIRONMENT_MODES[asked]
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -14,10 +41,11 @@ class WandbConfig:
 
     mode: Literal["auto", "online", "offline"] = "auto"
     """auto: online with a login, offline without (`wandb sync` uploads it later)."""
-    project: Annotated[str, Field(min_length=1)] = "grace-exp"
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = Field(default_factory=list)
+    project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\\\#?%:\r\n]*$")] = "grace-exp"
+    entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default_factory=list)
+    """W&B takes tags of 1 to 64 characters, and names of 128 at most."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -144,16 +144,16 @@ class ObjectiveConfig:
             require(
                 self.kl.anchor == "reference" or copg,
                 f"kl.anchor='behaviour' with algorithm={self.algorithm!r}: only 'copg' holds to the behaviour policy; "
-                "set kl.anchor=reference",
+                "set objective.kl.anchor=reference",
             )
             require(
                 not copg or (self.kl.estimator, self.kl.placement) == ("k1", "reward"),
                 f"kl.estimator={self.kl.estimator!r}, kl.placement={self.kl.placement!r} with algorithm='copg': its "
-                "penalty is the log-ratio itself; set kl.estimator=k1 kl.placement=reward",
+                "penalty is the log-ratio itself; set objective.kl.estimator=k1 objective.kl.placement=reward",
             )
             require(
                 not copg or self.importance.mode == "none",
                 f"importance.mode={self.importance.mode!r} with algorithm='copg': it needs no importance weights; set "
-                "importance.mode=none",
+                "objective.importance.mode=none",
             )
         return self

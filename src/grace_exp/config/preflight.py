@@ -10,6 +10,7 @@ from pathlib import Path
 from grace_exp.config.data import SourceConfig
 from grace_exp.config.engine_use import engine_of
 from grace_exp.config.install import install_command
+from grace_exp.config.logger import wandb_mode
 from grace_exp.config.machine import BF16_CAPABILITY, why_no_gpu
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.used_parts import own_parts
@@ -29,7 +30,10 @@ def check_machine(config: GraceConfig) -> None:
     Raises:
         MissingResourceError: All that is missing in one message; it ends with the command that runs the same small, if
             there is one.
+        ConfigError: WANDB_MODE has a value that wandb does not know.
     """
+    if config.logger.wandb is not None:
+        wandb_mode()
     problems = list(_problems(config))
     if not problems:
         return

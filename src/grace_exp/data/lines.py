@@ -45,8 +45,8 @@ class BadRow:
 _LONGEST_FIELD = 16 * 1024**2
 """Characters of a CSV row: what is longer is a quote that nothing closes."""
 
-_QUOTED_TOO = " (are fields quoted? then set quoting=quoted of the source)"
-_RENAME = "Other names can be given as query=, positive=, negative= or text= of the source"
+QUOTED_TOO = " (are fields quoted? then set quoting=quoted of the source)"
+RENAME = "Other names can be given as query=, positive=, negative= or text= of the source"
 
 Reader = Callable[[Path, tuple[str, ...]], Iterator[Row | BadRow]]
 """Yields the rows of a file, given the columns that must be there. Raises DataError when the file as a whole is bad."""
@@ -102,7 +102,7 @@ def read_csv(
     missing = [column for column in columns if header.count(column) != 1]
     if missing:
         raise DataError(
-            f"{path}, line 1: expected the columns {_names(columns)}, each once; found {_names(header)}. {_RENAME}"
+            f"{path}, line 1: expected the columns {_names(columns)}, each once; found {_names(header)}. {RENAME}"
         )
     while True:
         start = lines.begin_row()
@@ -152,7 +152,7 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]
         raise DataError(f"{path} is no parquet file ({error})") from error
     found = file.schema_arrow.names
     if any(found.count(column) != 1 for column in columns):
-        raise DataError(f"{path}: expected the columns {_names(columns)}, each once; found {_names(found)}. {_RENAME}")
+        raise DataError(f"{path}: expected the columns {_names(columns)}, each once; found {_names(found)}. {RENAME}")
     number = 0
     with file:
         batches = file.iter_batches(batch_size=1000, columns=list(columns))

@@ -22,7 +22,7 @@ from grace_exp.encoder.corpus import embed_corpus
 from grace_exp.encoder.engines import EngineMaker, engine_maker
 from grace_exp.encoder.fingerprint import fingerprint
 from grace_exp.encoder.instructions import Instructions
-from grace_exp.encoder.model_cache import ModelCache
+from grace_exp.encoder.model_cache import ModelCache, computed_with
 from grace_exp.encoder.modes import Mode, check_call, listed, longest_of, role_of, writes
 from grace_exp.encoder.pretrained import CACHE_FOLDER, default_cache_dir, load, resolve
 from grace_exp.encoder.progress_bar import progress_bar
@@ -394,10 +394,25 @@ class GraceEncoder:
         """The part of a cache that is this model's, with its engine and precision; None without a cache."""
         if cache is None:
             return None
+        return ModelCache(cache, f"{self.fingerprint} {self.computed_with()}", self.policy.pooling)
+
+    def computed_with(self) -> str:
+        """What decides rationales and embeddings beside weights, prompts, sampling and pooling.
+
+        Engine and the number type that it computes in, end tokens, device, attention, autocast. With the prompt's
+        tokens, the sampling and the pooling, which `ModelCache` adds, that is all: budgets of tokens and threads change
+        no more than last bits.
+        """
         device = self.device.type
         cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as loaded"
-        model = f"{self.fingerprint} {type(self.engine).__name__} {cast}"
-        return ModelCache(cache, model, self.policy.pooling)
+        return computed_with(
+            type(self.engine).__name__,
+            getattr(self.engine, "dtype", self.policy.model.dtype),
+            self.backbone.end_token_ids,
+            device,
+            str(self.policy.causal_lm.config._attn_implementation),
+            cast,
+        )
 
 
 def _cache(cache: RationaleCache | str | Path | bool) -> RationaleCache | None:

@@ -35,6 +35,20 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def base_fingerprint(model: nn.Module) -> str:
+    """A digest of a model's weights below any adapters, the same before they are put on and after, 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    tensors = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, part in zip(sorted(tensors), pool.map(_digest, (tensors[n] for n in sorted(tensors))), strict=True):
+            digest.update(f"{name}\n".encode() + part)
+    return digest.hexdigest()
+
+
 def _digest(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.blake2b(flat.numpy().data, digest_size=16).digest()

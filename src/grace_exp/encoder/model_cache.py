@@ -16,6 +16,14 @@ from grace_exp.rollout.protocol import Completion, Request
 _ENDED, _CUT = 0, 1
 
 
+def computed_with(
+    engine: str, engine_dtype: object, end_token_ids: Sequence[int], device: str, attention: str, precision: str
+) -> str:
+    """Part of a `ModelCache`'s name of its model: all that decides what it writes and computes beside its weights."""
+    ends = ",".join(map(str, end_token_ids))
+    return f"{engine}:{engine_dtype} ends {ends} on {device} by {attention} in {precision}"
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """One text on its way to an embedding: its prompt, and the rationales wanted (`n` of 0: none)."""

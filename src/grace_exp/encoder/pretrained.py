@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from grace_exp.config.advice import override
 from grace_exp.config.backbone import BackboneConfig, PoolingConfig
 from grace_exp.config.compose import compose_settings, conf_dir
 from grace_exp.config.prompt import PromptConfig
+from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.modes import Mode
 from grace_exp.errors import ConfigError, MissingResourceError
 
@@ -43,6 +45,7 @@ class Pretrained:
         mode: Whether it was trained to write rationales.
         adapter: A peft adapter to fold in.
         seed: Of the tiny model's weights.
+        base: Digest of the weights that the adapter was trained on; None: not known.
     """
 
     backbone: BackboneConfig
@@ -51,6 +54,7 @@ class Pretrained:
     mode: Mode = "rationale"
     adapter: Path | None = None
     seed: int = 0
+    base: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ class _Settings:
     mode: Mode = "rationale"
     backbone: BackboneConfig | None = None
     seed: int = 0
+    base: str | None = None
+    """Of an adapter: the digest of the weights it was trained on."""
 
 
 def default_cache_dir() -> Path:
@@ -110,6 +116,7 @@ def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "B
 
     Raises:
         MissingResourceError: The model cannot be had here.
+        ConfigError: An adapter's base model is not the one that it was trained on.
     """
     import torch
 
@@ -127,6 +134,11 @@ def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "B
         return backbone
     from peft import PeftModel
 
+    if pretrained.base is not None and base_fingerprint(backbone.model) != pretrained.base:
+        raise ConfigError(
+            f"{pretrained.adapter}: the weights of {config.path or config.name} are not those that the adapter was "
+            "trained on: give the right model as backbone.path in its grace_config.json"
+        )
     model: Any = PeftModel.from_pretrained(backbone.model, str(pretrained.adapter))
     return replace(backbone, model=model.merge_and_unload().to(dtype))
 
@@ -139,8 +151,8 @@ def _exported(folder: Path) -> Path:
     if (folder / "provenance.json").is_file():
         raise MissingResourceError(
             f"the run {folder} exported no model (it is still going on, was stopped, or had callbacks.export=[]). "
-            f"Continue it with job.resume={folder}, or use its newest checkpoint with its experiment's settings: "
-            f"python -m grace_exp +experiment=... job=embed job.resume={folder}"
+            f"Continue it with the same command and {override('job.resume', folder)}, or use its newest "
+            f"checkpoint: the same command with job=embed {override('job.resume', folder)}"
         )
     return folder
 
@@ -177,6 +189,7 @@ def _with(found: Pretrained, settings: _Settings) -> Pretrained:
         max_tokens=settings.max_tokens,
         mode=settings.mode,
         seed=settings.seed,
+        base=settings.base,
     )
 
 

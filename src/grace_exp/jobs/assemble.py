@@ -126,14 +126,22 @@ def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[Ini
     """The model as it is now, and an engine that writes with it however it is trained."""
     from grace_exp.encoder.cache import GIB, RationaleCache
     from grace_exp.encoder.fingerprint import fingerprint
-    from grace_exp.encoder.model_cache import ModelCache
+    from grace_exp.encoder.model_cache import ModelCache, computed_with
     from grace_exp.encoder.pretrained import CACHE_FOLDER
     from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
 
     start = InitialModel(backbone.model, apart=config.rollout.engine != "transformers")
     limit = int(config.job.encode.cache_gib * GIB)
     cache = RationaleCache(Path(config.cache_dir) / CACHE_FOLDER, size_limit=limit)
-    model = f"{fingerprint(start.model)} {config.rollout.engine} {config.hardware.precision}"
+    how = computed_with(
+        config.rollout.engine,
+        config.rollout.vllm.dtype,
+        backbone.end_token_ids,
+        config.hardware.accelerator,
+        config.backbone.attention,
+        config.hardware.precision,
+    )
+    model = f"{fingerprint(start.model)} {how}"
     engine = build_engine(config, replace(backbone, model=start.model))
     return start, InitialModelEngine(start, engine, ModelCache(cache, model, config.backbone.pooling))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.config.root import GraceConfig
@@ -102,7 +103,7 @@ def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dic
     scores: dict[str, list[TaskScore]] = {}
     for model in models:
         name = str(model.mteb_model_meta.name).partition("/")[2]
-        console.print(f"[bold]{benchmark.suite}[/bold]: {name}", highlight=False)
+        console.print(Text.assemble((benchmark.suite, "bold"), f": {name}"), highlight=False)
         scores[name] = evaluate_tasks(
             model,
             # Anew for every model: tasks draw from generators that go on.

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from grace_exp.config.compose import to_dict
 from grace_exp.config.data import DataConfig, SourceConfig
 from grace_exp.config.root import GraceConfig
+from grace_exp.data.lines import QUOTED_TOO, RENAME
 from grace_exp.data.sources import load_source
+from grace_exp.errors import ConfigError, DataError
 from grace_exp.jobs.processes import processes
 from grace_exp.jobs.run_encoder import build_encoder
 from grace_exp.jobs.terminal import is_first_process, our_console
@@ -78,9 +80,27 @@ def _texts(config: GraceConfig) -> list[str]:
     assert config.job.input is not None  # checked by JobConfig
     source = SourceConfig(path=config.job.input, text=config.job.column)
     data = DataConfig(name="embed", mode="unsupervised", sources={"input": source})
-    loaded = load_source("input", source, data, None, Path(config.cache_dir))
+    try:
+        loaded = load_source("input", source, data, None, Path(config.cache_dir))
+    except (ConfigError, DataError) as error:
+        raise type(error)(_in_words_of_the_job(str(error))) from error
     write_provenance(Path(config.run_dir), to_dict(config), {"input": config.job.input, "digest": loaded.digest})
     return list(loaded.rows["text"])
+
+
+def _in_words_of_the_job(message: str) -> str:
+    """A message about `data.sources.input` with this job's own settings; rows cannot be left out of it."""
+    for general, own in (
+        (", or set data.on_bad_row=reject to list such rows in rejects.jsonl and go on", ""),
+        (QUOTED_TOO, " (are fields quoted? then save it as .csv)"),
+        (RENAME, "Another name can be given as job.column=..."),
+        ("set data.sources.input.format", "rename it to one of these"),
+        ("data.sources.input.path=", "job.input="),
+        ("data.sources.input: ", "job.input: "),
+        ("data.sources.input", "job.input"),
+    ):
+        message = message.replace(general, own)
+    return message
 
 
 def _write(output: Path, rationales: Path, texts: list[str], vectors: NDArray[np.float32], flat: list[str]) -> None:

@@ -7,8 +7,12 @@ from rich.console import Console
 
 
 def our_console() -> Console:
-    """A console for what a job says; silent on all processes but the first."""
-    return Console(quiet=not is_first_process())
+    """A console for what a job says; silent on all processes but the first.
+
+    It prints brackets as they are: texts, paths and names of the user's may hold some. Style is given with
+    `rich.text.Text` or `style=`.
+    """
+    return Console(quiet=not is_first_process(), markup=False)
 
 
 def is_first_process() -> bool:

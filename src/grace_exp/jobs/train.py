@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from grace_exp.config.advice import override
 from grace_exp.config.compose import to_dict
@@ -70,9 +70,15 @@ def train(config: GraceConfig) -> dict[str, float]:
     if config.objective.custom is not None:
         try_custom_objective(config.objective, config.rollout.max_tokens)
     recipe = configured_recipe(config, run_dir / "rejects.jsonl" if is_first_process() else None)
+    datamodule = GraceDataModule(  # before the model loads: it finds out whether there are rows enough
+        recipe,
+        batch_size=config.job.batch_size,
+        mini_batch_size=config.objective.mini_batch_size,
+        steps=config.job.steps,
+    )
     record = write_provenance(run_dir, to_dict(config), recipe.describe())
     record_own_parts(run_dir, config)
-    console.print(f"[bold]{config.name}[/bold]  run folder {escape(str(run_dir))}", highlight=False, soft_wrap=True)
+    console.print(Text.assemble((config.name, "bold"), f"  run folder {run_dir}"), highlight=False, soft_wrap=True)
     if completed == config.job.steps:
         console.print(f"all {completed} steps are done: doing what is left to do after them", highlight=False)
     elif config.job.resume is not None:
@@ -107,12 +113,6 @@ def train(config: GraceConfig) -> dict[str, float]:
             ),
         ]
         trainer = build_trainer(config.hardware, steps=config.job.steps, loggers=loggers, callbacks=callbacks)
-        datamodule = GraceDataModule(
-            recipe,
-            batch_size=config.job.batch_size,
-            mini_batch_size=config.objective.mini_batch_size,
-            steps=config.job.steps,
-        )
         # What lies beyond the checkpoint is done again.
         csv.truncate(completed)
         samples.truncate(completed)
@@ -129,7 +129,7 @@ def train(config: GraceConfig) -> dict[str, float]:
 
 def _show(config: GraceConfig, console: Console) -> dict[str, float]:
     """The report and the figures of a run that has ended."""
-    console.print(f"{escape(config.run_dir)}: this run has ended; its report again", highlight=False, soft_wrap=True)
+    console.print(f"{config.run_dir}: this run has ended; its report again", highlight=False, soft_wrap=True)
     _report(config, console)
     figures = read_result(Path(config.run_dir)) or {}
     return {name: value for name, value in figures.items() if value is not None}

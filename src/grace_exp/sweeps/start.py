@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.markup import escape
 
 from grace_exp.config.advice import hydra_quoted
 from grace_exp.config.compose import validate
@@ -176,4 +177,4 @@ def _in_words(error: Exception) -> str:
 def _announce(folder: Path, planned: dict[str, dict[str, str]] | None) -> None:
     done = sum(read_result(folder / name) is not None for name in planned or ())
     jobs = "" if planned is None else f"{len(planned)} jobs, {done} finished before  "
-    Console().print(f"[bold]sweep[/bold]  {jobs}folder {folder}", highlight=False, soft_wrap=True)
+    Console().print(f"[bold]sweep[/bold]  {jobs}folder {escape(str(folder))}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from grace_exp.config.advice import override
 from grace_exp.sweeps.child import OUTPUT_FILE, exit_text
 from grace_exp.sweeps.folders import short_names, short_value
 from grace_exp.sweeps.record import JobRecord, read_records
@@ -61,13 +62,17 @@ def report(sweep: Sweep, console: Console) -> bool:
     console.print(_table(sweep, rows, keys, best))
     counts = {status: sum(row.status == status for row in rows) for status in dict.fromkeys(row.status for row in rows)}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
-    console.print(f"{len(rows)} jobs: {summary}. Table: {sweep.folder / 'sweep.csv'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{len(rows)} jobs: {summary}. Table: {escape(str(sweep.folder / 'sweep.csv'))}",
+        highlight=False,
+        soft_wrap=True,
+    )
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         _print_failure(sweep, row, console)
     if counts.keys() - {"finished"}:
         console.print(
-            f"The same command in the same folder (hydra.sweep.dir={sweep.folder}) runs what is missing.",
+            f"The same command and {escape(override('hydra.sweep.dir', sweep.folder))} runs what is missing.",
             highlight=False,
             soft_wrap=True,
         )
@@ -141,7 +146,7 @@ def _print_failure(sweep: Sweep, row: _Row, console: Console) -> None:
     how = f", {exit_text(row.record.exit_code)}" if row.record.exit_code else ""
     text = f"\n[bold red]failed[/bold red]: {escape(values or row.folder)}{how}"
     console.print(text, highlight=False, soft_wrap=True)
-    console.print(f"  {sweep.folder / row.folder / OUTPUT_FILE}", highlight=False, soft_wrap=True)
+    console.print(f"  {escape(str(sweep.folder / row.folder / OUTPUT_FILE))}", highlight=False, soft_wrap=True)
     for line in row.record.error:
         console.print(f"  | {escape(line)}", highlight=False, soft_wrap=True)
 

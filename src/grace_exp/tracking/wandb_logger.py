@@ -11,25 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger, WandbLogger
 
-from grace_exp.config.logger import WandbConfig
+from grace_exp.config.logger import WandbConfig, WandbMode, wandb_mode
 from grace_exp.config.root import GraceConfig
-from grace_exp.errors import ConfigError, MissingResourceError
+from grace_exp.errors import MissingResourceError
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.metrics import check_listed
 
 if TYPE_CHECKING:
     import wandb
 
-Mode = Literal["online", "offline", "disabled", "shared"]
-
-_ENVIRONMENT_MODES: dict[str, Mode] = {
-    "online": "online",
-    "offline": "offline",
-    "disabled": "disabled",
-    "shared": "shared",
-    "run": "online",  # the last two are wandb's old names
-    "dryrun": "offline",
-}
 _ID_FILE = "wandb_run_id.txt"
 
 
@@ -122,6 +112,7 @@ def _start_run(
 ) -> "wandb.Run":
     import wandb
 
+    _forget_empty_variables()
     mode = _mode(settings.mode)
     run_id = resume_id or secrets.token_hex(4)
     # Written first: it also makes the folder, without which wandb would fall back to a temporary one.
@@ -151,14 +142,16 @@ def _start_run(
         ) from error
 
 
-def _mode(configured: Literal["auto", "online", "offline"]) -> Mode:
-    from_environment = os.environ.get("WANDB_MODE")
+def _forget_empty_variables() -> None:
+    """A variable that is set to nothing is not set: wandb takes the empty text for a value, and refuses it."""
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]
+
+
+def _mode(configured: Literal["auto", "online", "offline"]) -> WandbMode:
+    from_environment = wandb_mode()
     if from_environment:
-        if from_environment not in _ENVIRONMENT_MODES:
-            raise ConfigError(
-                f"environment variable WANDB_MODE={from_environment!r}: allowed are {', '.join(_ENVIRONMENT_MODES)}"
-            )
-        mode = _ENVIRONMENT_MODES[from_environment]
+        mode = from_environment
     elif configured == "auto":
         return "online" if _wants_and_can_upload() else "offline"
     else:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from grace_exp.config.advice import override
 from grace_exp.config.callbacks import CheckpointConfig
 from grace_exp.errors import GraceError
 from grace_exp.tracking.atomic import atomic_path
@@ -166,7 +167,7 @@ class GracefulStop(Callback):
             raise Interrupted(
                 f"stopped by {self._signal or 'a signal to another process'} after step {self._stopped_after} of "
                 f"{self._steps}; saved {checkpoint_path(self._run_dir, self._stopped_after)}\n"
-                f"Continue with the same command and job.resume={self._run_dir}"
+                f"Continue with the same command and {override('job.resume', self._run_dir)}"
             )
 
 

@@ -1,7 +1,7 @@
 """What a run leaves for others: Hugging Face folders with a model card."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from peft import PeftModel
 from grace_exp.config.callbacks import Export
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.prompts import PromptBuilder
+from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 from grace_exp.encoder.pretrained_folder import write_module
 from grace_exp.encoder.stock_modules import fits_stock_modules, save_stock
@@ -46,7 +47,8 @@ def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[
         model = model.merge_and_unload()
     with atomic_folder(folder) as unfinished:
         _save_model(unfinished, kind, model, backbone, config)
-        write_json_atomic(unfinished / SETTINGS_FILE, _settings(config))
+        base = {"base": base_fingerprint(model)} if kind == "adapter" else {}
+        write_json_atomic(unfinished / SETTINGS_FILE, _settings(config) | base)
         write_text_atomic(unfinished / "README.md", model_card(config, kind, results))
     return folder
 
@@ -59,6 +61,8 @@ def _save_model(folder: Path, kind: str, model: Any, backbone: Backbone, config:
         save_stock(folder, model, backbone.tokenizer, builder, pooling, config.prompt.max_tokens)
         return
     model.save_pretrained(str(folder))
+    if kind == "adapter":
+        _name_base(folder / "adapter_config.json")
     backbone.tokenizer.save_pretrained(str(folder))
     instructions = config.prompt.instructions
     write_module(folder, {"query": instructions.query, "document": instructions.positive})
@@ -71,9 +75,22 @@ def _settings(config: GraceConfig) -> dict[str, Any]:
         "template_kwargs": config.backbone.template_kwargs,
         "max_tokens": config.rollout.max_tokens,
         "mode": "prompt_only" if config.method.prompt_only else "rationale",
-        "backbone": asdict(config.backbone),
+        "backbone": asdict(replace(config.backbone, path=_found_from_anywhere(config.backbone.path))),
         "seed": config.seed,
     }
+
+
+def _found_from_anywhere(path: str | None) -> str | None:
+    """The path of a local model made absolute; a hub name stays."""
+    local = path is not None and Path(path).expanduser().is_dir()
+    return str(Path(path).expanduser().resolve()) if local and path is not None else path
+
+
+def _name_base(file: Path) -> None:
+    """Write the base model into peft's settings as it is found from any folder."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["base_model_name_or_path"] = _found_from_anywhere(settings.get("base_model_name_or_path"))
+    write_json_atomic(file, settings)
 
 
 _METHODS = {

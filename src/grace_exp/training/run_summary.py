@@ -1,14 +1,14 @@
 """What a run says at its end: summary.json, and a page on the terminal."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from grace_exp.config.advice import override, this_command
 from grace_exp.config.root import GraceConfig
 from grace_exp.evaluation.heldout import SetResult
 from grace_exp.evaluation.scores import ItemScores, Score, rise, score
@@ -104,7 +104,9 @@ def print_report(
     console.print(f"Run folder: {config.run_dir}", highlight=False, soft_wrap=True)
     for folder in folders:
         console.print(f"Model: {folder}", highlight=False, soft_wrap=True)
-    console.print(f"Next: [bold]{escape(_next_command(config))}[/bold]", highlight=False, soft_wrap=True)
+    following = _next_command(config)
+    if following is not None:
+        console.print(Text.assemble("Next: ", (following, "bold")), highlight=False, soft_wrap=True)
 
 
 def heldout_table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) -> Table:
@@ -143,19 +145,19 @@ def _print_examples(console: Console, heldout: Results) -> None:
     if name is None or name not in before:
         return
     for old, new in zip(before[name].examples, after[name].examples, strict=True):
-        console.print(f"\n[bold]Text[/bold]    {escape(old.text)}", highlight=False)
-        console.print(f"  before  {escape(_one_line(old.rationale))}", highlight=False)
-        console.print(f"  after   {escape(_one_line(new.rationale))}", highlight=False)
+        console.print(Text.assemble("\n", ("Text", "bold"), f"    {old.text}"), highlight=False)
+        console.print(f"  before  {_one_line(old.rationale)}", highlight=False)
+        console.print(f"  after   {_one_line(new.rationale)}", highlight=False)
     console.print()
 
 
-def _next_command(config: GraceConfig) -> str:
-    python = Path(sys.executable)
-    command = f"{python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python} -m grace_exp"
+def _next_command(config: GraceConfig) -> str | None:
+    """This run's command as a sweep, or as an evaluation on a GPU's run; None where no command line started it."""
     if config.hardware.accelerator == "cpu":
-        vary = "seed=0,1,2" if config.method.is_infonce else "reward.terms.consistency.weight=0,0.2,1"
-        return f"{command} -m +experiment={config.name} {vary}"
-    return f"{command} <the settings of this run> job=evaluate job.resume={config.run_dir}"
+        weighed = not config.method.is_infonce and config.reward.terms.consistency is not None
+        vary = "reward.terms.consistency.weight=0,0.2,1" if weighed else "seed=0,1,2"
+        return this_command(vary, *([] if config.job.resume is None else ["job.resume=null"]), sweep=True)
+    return this_command("job=evaluate", override("job.resume", config.run_dir))
 
 
 def _one_line(text: str) -> str:

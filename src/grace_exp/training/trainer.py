@@ -1,11 +1,14 @@
 """The Lightning Trainer for a run."""
 
+import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
@@ -35,8 +38,17 @@ def build_trainer(
         log_every_n_steps=1,
         use_distributed_sampler=False,  # the DataModule gives each process its share
         num_sanity_val_steps=0,
-        plugins=[MappedCheckpoints()],
+        plugins=[MappedCheckpoints(), *_without_srun()],
     )
+
+
+def _without_srun() -> list[ClusterEnvironment]:
+    """Lightning's usual way to start processes where a SLURM allocation is there, but no `srun` has started this one.
+
+    `salloc` sets SLURM_NTASKS in its shell, from which Lightning takes this process for one of several.
+    """
+    allocated = "SLURM_NTASKS" in os.environ and "SLURM_PROCID" not in os.environ
+    return [LightningEnvironment()] if allocated else []
 
 
 def _strategy(hardware: HardwareConfig) -> DDPStrategy | str:

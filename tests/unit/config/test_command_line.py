@@ -115,8 +115,13 @@ def test_misspelt_keys_get_the_nearest_one(
 def test_a_choice_that_does_not_exist_gets_the_list_of_those_that_do(
     invoke: Invoke, started: list[GraceConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke("reward=foo") == 1
+    assert invoke("reward=foo") == 2
     errors = capsys.readouterr().err
     assert "paper_unsupervised" in errors and "Traceback" not in errors
+    assert invoke("+experiment=demoo") == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        "grace-exp: experiment=demoo: there is no such choice (did you mean experiment=demo?); there"
+    )
     assert invoke("experiment=demo") == 1
     assert "use +experiment=demo" in capsys.readouterr().err

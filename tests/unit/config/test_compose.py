@@ -47,7 +47,7 @@ def test_every_wrong_setting_is_named_with_its_value_and_what_is_allowed() -> No
         "rollout.group_size=8.0": "rollout.group_size = 8.0: must be a whole number, at least 1",
         "rollout.max_tokens='8'": 'rollout.max_tokens = "8": must be a whole number, at least 1',
         "seed=true": "seed = true: must be a whole number, at least 0, less than 4294967296",
-        "name=a/b": 'name = "a/b": must be text, matching ^[A-Za-z0-9._-]+$',
+        "name=a/b": 'name = "a/b": must be text, of length at most 128, matching ^[A-Za-z0-9._-]+$',
         "callbacks.export=[mergd]": "callbacks.export.0 = \"mergd\": must be 'adapter' or 'merged'",
         "hardware.precision=fp8": "hardware.precision = \"fp8\": must be '32-true' or 'bf16-mixed'",
         f"hardware.strategy={'x' * 500}": f"hardware.strategy = \"{'x' * 79} ...: must be 'auto' or 'ddp'",

@@ -51,7 +51,7 @@ def _rejection_sft_rules(config: Groups, require: Require) -> None:
     require(
         not kl_in_loss and objective.entropy_coefficient == 0 and objective.replay is None,
         "method=rejection_sft knows of the objective only what shapes the reward: set objective.kl.coefficient=0 "
-        "(or kl.placement=reward), objective.entropy_coefficient=0 and objective.replay=null",
+        "(or objective.kl.placement=reward), objective.entropy_coefficient=0 and objective.replay=null",
     )
     require(
         not config.hardware.keep_forward,

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from mteb.models.abs_encoder import AbsEncoder, get_prompt_name
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
@@ -52,7 +51,6 @@ class MtebEncoder(AbsEncoder):
             encoder: With its prompts and cache.
             settings: For every call of its `encode`: mode, max_tokens, temperature, seed, samples, truncate_dim.
         """
-        device = encoder.device.type
         decides = {
             "settings": settings,
             "max_tokens": encoder.max_tokens,
@@ -63,8 +61,7 @@ class MtebEncoder(AbsEncoder):
             "template_kwargs": encoder.template_kwargs,
             "pooling": asdict(encoder.policy.pooling),
             "truncate_dim": encoder.truncate_dim,
-            "engine": type(encoder.engine).__name__,
-            "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None,
+            "computed_with": encoder.computed_with(),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
         name = f"grace-exp/{encoder.name.rstrip('/').rpartition('/')[2]}"

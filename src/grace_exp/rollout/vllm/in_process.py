@@ -66,7 +66,7 @@ class VllmEngine:
         self._memory = memory
         self._end_token_ids = tuple(end_token_ids)
         self._max_model_len = max_model_len
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
         self._adapters = settings.lora == "adapter"
         self._scratch = tempfile.TemporaryDirectory(prefix="grace-exp-vllm-")
@@ -129,7 +129,7 @@ class VllmEngine:
         self._synced = True
         if self._settings.probe:
             causal_lm: Any = self._model
-            probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self._dtype)
+            probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self.dtype)
 
     def sleep(self) -> None:
         """Give the device's memory back until the next `generate` (CUDA; nothing to do elsewhere)."""
@@ -163,7 +163,7 @@ class VllmEngine:
                 self._memory,
                 folder=folder,
                 max_model_len=self._max_model_len,
-                dtype=self._dtype,
+                dtype=self.dtype,
                 device=self._device,
             ),
             self._settings.start_timeout,

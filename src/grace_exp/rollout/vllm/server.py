@@ -67,7 +67,7 @@ class VllmServerEngine:
         self._settings = settings
         self._end_token_ids = tuple(end_token_ids)
         self._max_model_len = max_model_len
-        self._dtype = dtype
+        self.dtype = dtype
         self._adapters = settings.lora == "adapter"
         self._scratch = tempfile.TemporaryDirectory(prefix="grace-exp-vllm-", dir=settings.server.exchange_dir)
         self._exchange = Path(self._scratch.name)
@@ -129,7 +129,7 @@ class VllmServerEngine:
         _wait_for_all()
         if self._settings.probe and _rank() == 0:
             causal_lm: Any = model
-            probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self._dtype)
+            probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self.dtype)
 
     def sleep(self) -> None:
         """Nothing: the server has devices of its own."""
@@ -154,12 +154,12 @@ class VllmServerEngine:
             return client
         port = choose_port(server.host, server.port)
         folder = self._exchange / "model"
-        write_model_folder(model, folder, weights=self._adapters, dtype=self._dtype)
+        write_model_folder(model, folder, weights=self._adapters, dtype=self.dtype)
         command, environment = serve_command(
             folder,
             self._settings,
             max_model_len=self._max_model_len,
-            dtype=self._dtype,
+            dtype=self.dtype,
             device=device,
             port=port,
             kv_cache=kv_cache,
@@ -178,7 +178,7 @@ class VllmServerEngine:
             self._nccl.send(model)
         else:
             file = self._exchange / f"weights-{self._syncs}.safetensors"
-            write_weights(model, file, adapters=True, dtype=self._dtype)
+            write_weights(model, file, adapters=True, dtype=self.dtype)
             if self._syncs == 1:
                 self._client.post("/init_weight_transfer_engine", {"init_info": {}}, seconds=seconds)
             self._client.post("/start_weight_update", seconds=seconds)
