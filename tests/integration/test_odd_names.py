@@ -59,6 +59,14 @@ def test_brackets_are_printed_in_every_place(capsys) -> None:
     assert all(text in out for text in ("[final] a[/b]", "[rule]", "[red]title", "a[/b]"))
 
 
+def test_nothing_is_escaped_for_a_console_that_takes_no_markup() -> None:
+    import grace_exp
+
+    for path in Path(grace_exp.__file__).parent.rglob("*.py"):
+        if path.parent.name != "sweeps":  # which prints with markup, and escapes
+            assert not re.search(r"rich\.markup|\[/?(bold|dim|red|green)\]\W*\{", path.read_text()), path
+
+
 @pytest.mark.parametrize(
     ("name", "content", "advice"),
     [

@@ -9,6 +9,9 @@ from grace_exp.data.compressed import open_binary
 from grace_exp.data.lines import BadRow, Row, describe, read_jsonl
 from grace_exp.errors import DataError
 
+_DEEPEST = 500
+_TOO_DEEP = object()
+
 
 def read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
     """The objects of a file: of an array if it begins with a bracket, otherwise one a line.
@@ -28,14 +31,40 @@ def read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
         _skip_byte_order_mark(stream)
         number = 0
         try:
-            for number, value in enumerate(ijson.items(stream, "item", use_float=True), start=1):
-                if isinstance(value, dict):
+            for number, value in enumerate(_items(stream), start=1):
+                if value is _TOO_DEEP:
+                    yield BadRow(number, "broken JSON (it is nested too deep); expected an object", "")
+                elif isinstance(value, dict):
                     yield Row(number, value)
                 else:
                     yield BadRow(number, f"found {describe(value)}; expected an object", str(value))
         except (ijson.JSONError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path}, behind object {number} of the array: broken JSON ({reason})") from error
+
+
+def _items(stream: BufferedReader) -> Iterator[object]:
+    """The values of the outer array; `_TOO_DEEP` in the place of one that is nested deeper than `_DEEPEST`.
+
+    Not `ijson.items`: it holds the path to every value as a text, which takes the square of the depth in memory.
+    """
+    import ijson
+
+    depth, builder, too_deep = 0, None, False
+    for event, value in ijson.basic_parse(stream, use_float=True):
+        depth += event in ("start_map", "start_array")
+        depth -= event in ("end_map", "end_array")
+        if depth == 0 or (depth == 1 and event == "start_array" and builder is None and not too_deep):
+            continue  # the outer array
+        too_deep = too_deep or depth > _DEEPEST
+        if too_deep:
+            builder = None
+        else:
+            builder = builder or ijson.ObjectBuilder()
+            builder.event(event, value)
+        if depth == 1:
+            yield _TOO_DEEP if builder is None else builder.value
+            builder, too_deep = None, False
 
 
 def _holds_an_array(path: Path) -> bool:

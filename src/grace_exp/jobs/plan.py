@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.jobs.terminal import our_console
@@ -62,9 +62,12 @@ def _print(console: Console, config: GraceConfig, made: RunPlan) -> None:
     settings = made.settings
     training = "all weights" if settings.dimensions.lora is None else f"LoRA of rank {settings.dimensions.lora.rank}"
     console.print(
-        f"[bold]{escape(config.name)}[/bold]: {escape(config.backbone.name)} "
-        f"({settings.dimensions.parameters / 1e9:.2f} B parameters), {training}, {settings.processes} x "
-        f"{settings.memory / GIB:.0f} GiB, {settings.strategy}, gradient checkpointing {settings.checkpointing}",
+        Text.assemble(
+            (config.name, "bold"),
+            f": {config.backbone.name} ({settings.dimensions.parameters / 1e9:.2f} B parameters), {training}, "
+            f"{settings.processes} x {settings.memory / GIB:.0f} GiB, {settings.strategy}, gradient checkpointing "
+            f"{settings.checkpointing}",
+        ),
         highlight=False,
     )
     console.print(_memory_table(made))

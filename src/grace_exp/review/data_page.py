@@ -31,7 +31,6 @@ def write_page(path: Path, description: Mapping[str, Any]) -> None:
 
 def print_description(console: "Console", description: Mapping[str, Any]) -> None:
     """Print a table of the sources, and why rows were left out."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{description['instances']} instances", title_justify="left")
@@ -41,7 +40,7 @@ def print_description(console: "Console", description: Mapping[str, Any]) -> Non
         tokens = source.get("tokens", {}).get("positive")
         leaks = source.get("leaks")
         table.add_row(
-            escape(name),
+            name,
             f"{source['usable']:,}",
             f"{source['rejected']:,}",
             f"{source['kept']:,}",
@@ -50,9 +49,9 @@ def print_description(console: "Console", description: Mapping[str, Any]) -> Non
         )
     console.print(table)
     for reason, count in description["rejected_by_reason"].items():
-        console.print(f"  {count:,} bad rows: {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"  {count:,} bad rows: {reason}", highlight=False, soft_wrap=True)
     for name, source in description["sources"].items():
         for kind, note in (("dropped", "left out"), ("standard_would_drop", "data.clean=standard would leave out")):
             for reason, count in source[kind].items():
                 if kind == "dropped" or reason not in source["dropped"]:
-                    console.print(f"  {escape(name)}: {note} {count:,}: {REASONS[reason]}", highlight=False)
+                    console.print(f"  {name}: {note} {count:,}: {REASONS[reason]}", highlight=False)

@@ -180,7 +180,7 @@ def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
 def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:
     """A line for each setting that differs; a setting that is newer than the checkpoint counts as its default."""
     now = _flat(asdict(config))
-    before = {key: _default(config, key) for key in now} | _flat(saved)
+    before = {key: _untupled(_default(config, key)) for key in now} | _flat(saved)
     return {
         key: f"  {key}: {before[key]!r} in the checkpoint, {now.get(key)!r} now"
         for key in sorted(before)
@@ -209,4 +209,9 @@ def _within(key: str, part: str) -> bool:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix[:-1]: list(value) if isinstance(value, tuple) else value}  # YAML and JSON know no tuples
+    return {prefix[:-1]: _untupled(value)}
+
+
+def _untupled(value: Any) -> Any:
+    """As YAML and JSON hold it, which know no tuples."""
+    return list(value) if isinstance(value, tuple) else value
