@@ -217,13 +217,32 @@ def may_mount() -> bool:
 
 
 def remount(place: Path, options: str) -> None:
-    """Change the options of the file system at `place`."""
-    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+    """Change the options of the file system at `place`; it is refused while a file there is being written."""
+    command = ["mount", "-o", f"remount,{options}", str(place)]
+    end = time.monotonic() + 5
+    while subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{place} could not be remounted {options}")
+        time.sleep(0.01)
+
+
+def wait_for_moment(run: Run, draw: random.Random, seconds: float) -> None:
+    """Until a moment drawn from the whole run, or, in most cases, from what follows its first checkpoint.
+
+    A tiny run takes most of its time for imports and the model.
+    """
+    if draw.random() < 0.3:
+        run.wait(draw.uniform(0, seconds))
+        return
+    end = time.monotonic() + PATIENCE
+    while run.ended() is None and not any((run.folder / "checkpoints").glob("step-*")) and time.monotonic() < end:
+        time.sleep(0.002)
+    run.wait(draw.uniform(0, 0.4 * seconds))
 
 
 def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: float) -> None:
-    """Wait for a moment drawn from the first `seconds`, then disturb the run and wait for its end."""
-    run.wait(draw.uniform(0, seconds))
+    """Wait for a moment, then disturb the run and wait for its end."""
+    wait_for_moment(run, draw, seconds)
     if run.ended() is not None:
         return
     case.when.append(run.stands())
@@ -249,10 +268,9 @@ def disturbed(place: Path, kind: str, disturbance: str, draw: random.Random, sec
             stack.enter_context(small_disk(run.folder, f"{room}k"))
             run.start()
             if disturbance == "read-only folder":
-                run.wait(draw.uniform(0, seconds))
+                wait_for_moment(run, draw, seconds)
                 case.when.append(run.stands())
-                with contextlib.suppress(subprocess.CalledProcessError):  # a file is being written
-                    remount(run.folder, "ro")
+                remount(run.folder, "ro")
             case.kills += run.wait(PATIENCE) not in (0, None)
             run.end()
             remount(run.folder, "rw,size=64m")

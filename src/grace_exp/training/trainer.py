@@ -38,17 +38,18 @@ def build_trainer(
         log_every_n_steps=1,
         use_distributed_sampler=False,  # the DataModule gives each process its share
         num_sanity_val_steps=0,
-        plugins=[MappedCheckpoints(), *_without_srun()],
+        plugins=[MappedCheckpoints(), *_without_srun(hardware)],
     )
 
 
-def _without_srun() -> list[ClusterEnvironment]:
+def _without_srun(hardware: HardwareConfig) -> list[ClusterEnvironment]:
     """Lightning's usual way to start processes where a SLURM allocation is there, but no `srun` has started this one.
 
-    `salloc` sets SLURM_NTASKS in its shell, from which Lightning takes this process for one of several.
+    `salloc` and batch scripts set SLURM_NTASKS, from which Lightning takes this process for one of several. What `srun`
+    starts has the number of its step, too.
     """
-    allocated = "SLURM_NTASKS" in os.environ and "SLURM_PROCID" not in os.environ
-    return [LightningEnvironment()] if allocated else []
+    alone = "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ and hardware.nodes == 1
+    return [LightningEnvironment()] if alone else []
 
 
 def _strategy(hardware: HardwareConfig) -> DDPStrategy | str:
