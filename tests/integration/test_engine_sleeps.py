@@ -61,7 +61,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_the_engine_sleeps_from_a_steps_last_rationale_to_the_next_steps_first(train, calls: list[str]) -> None:
     train("job.steps=2", "objective.mini_batch_size=2", *HELDOUT, "evaluation.every_n_steps=1")
-    measured = ["generate", "generate", "sleep"]  # queries and documents
+    measured = ["generate", "sleep"] * 2  # queries and documents
     step = ["generate", "sleep", "update", "update", "sync"]
     assert calls == [*measured, *step, *measured, *step, *measured, "close"]
 

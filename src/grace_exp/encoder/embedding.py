@@ -68,7 +68,8 @@ def embed_texts(
         seed: Of sampling; a text's rationale depends on it, the role and the text alone.
         regions: Pooling regions to return; without a rationale only `text` and `text_and_rationale` are there.
         samples: Rationales a text. The embedding of several is the mean of theirs, each brought to length 1 first.
-        batch_size: Texts that are written to and computed at a time, halved where memory runs out; null: all at once.
+        batch_size: Texts that are written to and computed at a time, halved where memory runs out; null: all at once,
+            and the engine sleeps when they are written.
         model_cache: What is known already, and where to keep what is new, batch by batch.
         advance: Told how many more of this process's texts are done.
 
@@ -152,7 +153,7 @@ class _Share:
         size, start = batch_size or max(1, len(missing)), 0
         while start < len(missing):
             batch = missing[start : start + size]
-            if self._fits(batch):
+            if self._fits(batch, last=batch_size is None and start + size >= len(missing)):
                 start += len(batch)
                 self._advance(len(batch))
             else:
@@ -167,10 +168,17 @@ class _Share:
             [completion for found in completions for completion in found],
         )
 
-    def _fits(self, batch: list[int]) -> bool:
-        """Write to and compute a batch; False where memory ran out (the rationales, if written, are kept)."""
+    def _fits(self, batch: list[int], *, last: bool) -> bool:
+        """Write to and compute a batch; False where memory ran out (the rationales, if written, are kept).
+
+        Args:
+            batch: Rows.
+            last: Whether nothing more is written, so that the forwards may have the engine's memory.
+        """
         try:
             self._write([row for row in batch if self._completions[row] is None])
+            if last:
+                self._engine.sleep()
             self._compute(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:

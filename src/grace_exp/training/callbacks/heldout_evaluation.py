@@ -128,7 +128,7 @@ def stored_results(config: GraceConfig) -> dict[Moment, dict[str, SetResult]]:
 
 
 def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:
-    """Score the configured sets with the module's policy and engine as they stand; the engine sleeps afterwards."""
+    """Score the configured sets with the module's policy and engine as they stand."""
     region = config.backbone.pooling.region
 
     def embed(texts: list[str], role: Role) -> Embedded:
@@ -144,9 +144,7 @@ def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..
             regions=tuple(dict.fromkeys((region, PROMPT_ONLY))),
         )
 
-    results = evaluate_sets(config.evaluation, embed, decode, region)
-    module.engine.sleep()
-    return results
+    return evaluate_sets(config.evaluation, embed, decode, region)
 
 
 def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig) -> None:
