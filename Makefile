@@ -76,6 +76,10 @@ test-gpu: venv-gpu ## Run the tests that need a CUDA device, in GPU_VENV
 .test-gpu:
 	$(pytest) --durations=10 tests/gpu $(ARGS)
 
+.PHONY: gpu-check
+gpu-check: $(VENV)/.installed-dev ## Prove on this machine's GPUs what the docs claim: gpu_check/gpu_check.md, 25 minutes
+	$(bin)/python scripts/gpu_check $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style, format and types
 	$(bin)/ruff check
