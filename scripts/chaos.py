@@ -264,16 +264,18 @@ def disturbed(place: Path, kind: str, disturbance: str, draw: random.Random, sec
     place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if disturbance in ("disk full", "read-only folder"):
-            room = draw.randrange(300, 6000) if disturbance == "disk full" else 65536
-            stack.enter_context(small_disk(run.folder, f"{room}k"))
+            full = disturbance == "disk full"
+            # The run's log is open all the time, and no file system with such a file becomes read-only.
+            disk = run.folder if full else run.folder / "checkpoints"
+            stack.enter_context(small_disk(disk, f"{draw.randrange(300, 6000)}k" if full else "64m"))
             run.start()
             if disturbance == "read-only folder":
                 wait_for_moment(run, draw, seconds)
                 case.when.append(run.stands())
-                remount(run.folder, "ro")
+                remount(disk, "ro")
             case.kills += run.wait(PATIENCE) not in (0, None)
             run.end()
-            remount(run.folder, "rw,size=64m")
+            remount(disk, "rw,size=64m")
         else:
             run.start()
             kill(run, case, disturbance, draw, seconds)

@@ -1,5 +1,6 @@
 """The command line: compose, check, run the chosen job."""
 
+import errno
 import os
 import sys
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import grace_exp.openmp  # noqa: F401 - before torch
+from grace_exp.config.advice import override
 from grace_exp.config.compose import conf_dir, validate
 from grace_exp.config.error_messages import unknown_choice, unknown_key
 from grace_exp.config.preflight import check_machine
@@ -24,6 +26,7 @@ from grace_exp.tracking.result import RESULT_FILE, write_result
 from grace_exp.tracking.run_folder import claimed
 
 _EXIT_CODE = 2
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _INTERRUPTED = 130  # as shells have it for SIGINT
 
 
@@ -41,6 +44,15 @@ def run_job(settings: DictConfig) -> float | None:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         sys.stderr.write(f"grace-exp: {error}\n")
+        sys.exit(_EXIT_CODE)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.stderr.write(
+            f"grace-exp: {error.strerror}: {error.filename2 or error.filename or settings.run_dir}. Make room there, "
+            f"or give the right to it; a run of training goes on with the same command and "
+            f"{override('job.resume', settings.job.resume or settings.run_dir)}\n"
+        )
         sys.exit(_EXIT_CODE)
     return None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.data.batch import Role
+from grace_exp.data.lines import undecodable
 from grace_exp.data.plain_text import plain_text_tokenizer
 from grace_exp.errors import ConfigError, DataError
 
@@ -177,6 +178,8 @@ class PromptBuilder:
 
     def _frame(self, system: str | None, instruction: str | None) -> _Frame:
         system_text = "\n".join(part for part in (system, instruction) if part)
+        if reason := undecodable(system_text):
+            raise ConfigError(f"prompt: the system prompt with its instruction: {reason}")
         head, tail, system_only = self._template_parts(system_text)
         head_ids, tail_ids = self._encode_template(head), self._encode_template(tail)
         system_ids = self._encode_template(system_only) if system_only is not None else None

@@ -30,19 +30,18 @@ def claimed(run_dir: Path, job: str) -> Iterator[None]:
         ConfigError: Another live process has the folder, or it holds the run of another job.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / CLAIM_FILE).open("a+", encoding="utf-8") as stream:
+    claim = run_dir / CLAIM_FILE
+    claim.touch()
+    with claim.open(encoding="utf-8") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            stream.seek(0)
             owner = stream.read().strip() or "another process"
             raise ConfigError(
                 f"run_dir={run_dir} is in use by {owner}: wait for its end, or leave hydra.run.dir out to get a folder "
                 "of its own"
             ) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
+        claim.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         _check_same_job(run_dir, job)
         _remove_unfinished(run_dir)
         yield

@@ -1,6 +1,7 @@
 """The command: what runs, what is printed, how it exits."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -125,3 +126,22 @@ def test_a_choice_that_does_not_exist_gets_the_list_of_those_that_do(
     )
     assert invoke("experiment=demo") == 1
     assert "use +experiment=demo" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_message_with_the_way_on(
+    invoke: Invoke, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from grace_exp import __main__ as command
+
+    def full(config: GraceConfig) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "run/step.ckpt")
+
+    monkeypatch.setattr(command, "run", full)
+    assert invoke("+experiment=demo_tiny", "hydra.run.dir='a b'") == 2
+    errors = capsys.readouterr().err
+    assert (
+        errors.startswith("grace-exp: No space left on device: run/step.ckpt. Make room") and "Traceback" not in errors
+    )
+    assert shlex.split(errors)[-1].startswith("job.resume='/") and shlex.split(errors)[-1].endswith("/a b'")

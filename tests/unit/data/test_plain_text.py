@@ -52,6 +52,11 @@ def test_prompts_hold_the_control_tokens_of_their_template_alone(added: PreTrain
     assert [i for i in spelled if i in control] == [i for i in plain if i in control]
 
 
+def test_a_prompt_that_is_no_text_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ConfigError, match=r"prompt: the system prompt .*: the lone surrogate \\ud800 at character 3"):
+        PromptBuilder(tokenizer, PromptConfig(name="p", system="Be\ud800", max_tokens=256))
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
