@@ -74,10 +74,15 @@ class JobConfig:
     """embed: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them."""
     column: Annotated[str, Field(min_length=1)] = "text"
     """embed: where the texts are in `input`, unless it is plain text."""
+    id_column: Annotated[str, Field(min_length=1)] | None = None
+    """embed: the column whose ids go with the texts; null: the row's number in the input, from 0."""
+    shard_rows: Annotated[int, Field(ge=1)] | None = None
+    """embed: texts a file, numbered files, of which a restart keeps those that are whole; null: one file."""
     role: Literal["query", "document"] = "document"
     """embed: what the texts are: the instruction they get, and the side in one-sided modes."""
     output: Annotated[str, Field(pattern=r"\.(npy|parquet)$")] | None = None
-    """embed: .npy (float32 [texts, hidden]) or .parquet (with text and rationales); rationales also as JSONL beside."""
+    """embed: .npy (float32 [texts, hidden]) or .parquet (id, text, rationales, embedding); ids, texts and rationales
+    also as JSONL beside."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """serve: the address to listen on; 0.0.0.0 for all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

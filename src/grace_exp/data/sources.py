@@ -116,6 +116,30 @@ def load_source(
     )
 
 
+def source_rows(
+    name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path
+) -> Iterator[tuple[str, str, Row | BadRow]]:
+    """The rows of a source as they stand, with a label of their file and the unit of their number, nothing kept.
+
+    Args:
+        name: Of the source, for messages.
+        source: Where the rows are.
+        data: Its mode decides which formats are allowed.
+        needed: The columns to read.
+        cache_dir: For what is fetched.
+
+    Raises:
+        DataError: A file is not there, empty or unreadable.
+    """
+    for single in source.single:
+        for part in _parts(name, single, data, needed, cache_dir):
+            row = None
+            for row in part.rows():
+                yield part.label, part.unit, row
+            if row is None:
+                raise _empty(name, part)
+
+
 def _prepare(folder: Path, name: str, source: SourceConfig, data: DataConfig, parts: list[_Part]) -> None:
     """Writes rows.arrow, rejects.jsonl and summary.json."""
     import pyarrow as pa
@@ -166,7 +190,11 @@ def _checked_rows(
                 )
             yield part, texts
         if row is None:
-            raise DataError(f"data.sources.{name}: {part.label} is empty: it holds no row")
+            raise _empty(name, part)
+
+
+def _empty(name: str, part: _Part) -> DataError:
+    return DataError(f"data.sources.{name}: {part.label} is empty: it holds no row")
 
 
 def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path) -> list[_Part]:

@@ -1,7 +1,7 @@
 """The public encoder: a trained (or any instruct) model as sentence-transformers users know one."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -176,7 +176,7 @@ class GraceEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
-        show_progress_bar: bool | None = None,
+        show_progress_bar: bool | Callable[[int], None] | None = None,
         *,
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
@@ -199,7 +199,8 @@ class GraceEncoder:
             prompt: An instruction of this call; it stands behind the system prompt, outside the pooled tokens.
             batch_size: Texts written to and computed at a time, halved where memory runs out; an interruption loses one
                 batch. Engines that batch by themselves (vLLM) want some hundreds.
-            show_progress_bar: None: if this module logs at level INFO.
+            show_progress_bar: None: if this module logs at level INFO. A function instead of a bar is told how many
+                more texts this process has done.
             convert_to_numpy: False: a list of tensors.
             convert_to_tensor: One tensor on the model's device instead of an array.
             normalize_embeddings: Bring every embedding to length 1 (after `truncate_dim`).
@@ -246,7 +247,7 @@ class GraceEncoder:
 
         self._rationale_ids = []
         visible = _log.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
-        with progress_bar(len(set(inputs)), visible=visible) as advance:
+        with progress_bar(len(set(inputs)), visible=visible is True) as advance:
             corpus = embed_corpus(
                 inputs,
                 part,
@@ -261,7 +262,7 @@ class GraceEncoder:
                 samples=samples,
                 batch_size=batch_size,
                 model_cache=self.model_cache(self.cache) if inputs else None,
-                advance=advance,
+                advance=visible if callable(visible) else advance,
             )
         self._rationale_ids = corpus.rationale_ids
         found = finished(corpus.vectors, dimensions, normalize_embeddings)

@@ -1,97 +1,101 @@
 """Embed texts of the user's own: text in, vectors and rationales out."""
 
-import json
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.distributed as dist
 
 from grace_exp.config.compose import to_dict
-from grace_exp.config.data import DataConfig, SourceConfig
 from grace_exp.config.root import GraceConfig
+from grace_exp.data.corpus_rows import CorpusRow, CorpusRows
 from grace_exp.data.lines import QUOTED_TOO, RENAME
-from grace_exp.data.sources import load_source
+from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.encoder.progress_bar import progress_bar
+from grace_exp.encoder.shards import Shards
 from grace_exp.errors import ConfigError, DataError
 from grace_exp.jobs.processes import processes
 from grace_exp.jobs.run_encoder import build_encoder
 from grace_exp.jobs.terminal import is_first_process, our_console
-from grace_exp.tracking.atomic import atomic_path
 from grace_exp.tracking.provenance import write_provenance
 
-_ROWS_AT_ONCE = 1000
+REJECTS_FILE = "rejects.jsonl"
+"""In the run folder: rows of `job.input` that hold no text, under `data.on_bad_row=reject`."""
 
 
 def embed(config: GraceConfig) -> dict[str, float]:
-    """Read `job.input`, encode it, and write `job.output` with a JSONL file of rationales beside it.
+    """Read `job.input`, encode it, and write `job.output` with a JSONL file of ids, texts and rationales beside it.
 
     Returns:
-        `embed/texts` and `embed/seconds`.
+        `embed/texts`, `embed/rejected` and `embed/seconds`.
 
     Raises:
-        DataError: The input is not there, or a row of it holds no text.
+        DataError: The input is not there, a row of it holds no text, or an id occurs twice.
         MissingResourceError: The model is not there.
     """
-    job, output, rationales = config.job, *_outputs(config)
+    job = config.job
+    assert job.input is not None and job.output is not None  # checked by JobConfig
+    rejects = Path(config.run_dir) / REJECTS_FILE
+    reject = config.data.on_bad_row == "reject"
+    rows = CorpusRows(job.input, job.column, job.id_column, reject, Path(config.cache_dir))
     with ExitStack() as stack:
         device = stack.enter_context(processes(config.hardware))
         console = our_console()
-        texts = _texts(config)
-        console.print(f"{len(texts)} texts of {job.input}", highlight=False, soft_wrap=True)
+        try:
+            good, bad, digest = rows.check(rejects if is_first_process() else None)
+        except (ConfigError, DataError) as error:
+            raise type(error)(_in_words_of_the_job(str(error))) from error
+        write_provenance(Path(config.run_dir), to_dict(config), {"input": job.input, "digest": digest})
+        console.print(f"{good} texts of {job.input}", highlight=False, soft_wrap=True, markup=False)
+        if bad:
+            console.print(f"{bad} rows rejected: {rejects}", highlight=False, soft_wrap=True, markup=False)
         encoder = stack.enter_context(closing(build_encoder(config, device)))
         # Weights that a model of the user's own brings are bfloat16 already; a run's are float32, as in training.
         bf16 = config.hardware.precision == "bf16-mixed" and job.model is None
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
-        start = time.monotonic()
-        vectors = np.asarray(
-            encoder.encode(
-                texts,
-                batch_size=job.encode.batch_size,
-                show_progress_bar=is_first_process() and config.callbacks.progress == "bar",
-                normalize_embeddings=job.encode.normalize,
-                truncate_dim=job.encode.truncate_dim,
-                mode=job.encode.mode,
-                role=job.role,
-                temperature=job.encode.temperature,
-                seed=config.seed,
-                samples=job.encode.samples,
-            )
+        shards = Shards(
+            Path(job.output).expanduser(),
+            {**_identity(config, encoder), "input": digest, "shard_rows": job.shard_rows, "bf16": bf16},
+            sharded=job.shard_rows is not None,
         )
+        start = time.monotonic()
+        _embed_shards(config, encoder, rows, good, shards)
         seconds = time.monotonic() - start
         encoder.engine.sleep()
-        if is_first_process():
-            _write(output, rationales, texts, vectors, encoder.rationales)
-        console.print(f"Embeddings: {output} {list(vectors.shape)}", highlight=False, soft_wrap=True)
-        console.print(f"Rationales: {rationales}", highlight=False, soft_wrap=True)
-    return {"embed/texts": float(len(texts)), "embed/seconds": seconds}
+        last = shards.path(max(0, len(shards.done) - 1))
+        console.print(f"Embeddings: {last}", highlight=False, soft_wrap=True, markup=False)
+        console.print(
+            f"Rationales: {last.with_suffix('.rationales.jsonl')}", highlight=False, soft_wrap=True, markup=False
+        )
+        console.print(f"{good / seconds:.1f} texts/s", highlight=False)
+    return {"embed/texts": float(good), "embed/rejected": float(bad), "embed/seconds": seconds}
 
 
-def _outputs(config: GraceConfig) -> tuple[Path, Path]:
-    """Where embeddings and rationales go."""
-    assert config.job.output is not None  # checked by JobConfig
-    output = Path(config.job.output).expanduser()
-    return output, output.with_suffix(".rationales.jsonl")
-
-
-def _texts(config: GraceConfig) -> list[str]:
-    """The texts of the input, checked row by row."""
-    assert config.job.input is not None  # checked by JobConfig
-    source = SourceConfig(path=config.job.input, text=config.job.column)
-    data = DataConfig(name="embed", mode="unsupervised", sources={"input": source})
-    try:
-        loaded = load_source("input", source, data, None, Path(config.cache_dir))
-    except (ConfigError, DataError) as error:
-        raise type(error)(_in_words_of_the_job(str(error))) from error
-    write_provenance(Path(config.run_dir), to_dict(config), {"input": config.job.input, "digest": loaded.digest})
-    return list(loaded.rows["text"])
+def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
+    """What decides the vectors of a text."""
+    encode = {
+        name: value for name, value in asdict(config.job.encode).items() if name not in ("batch_size", "cache_gib")
+    }
+    return {
+        "model": encoder.fingerprint,
+        "engine": type(encoder.engine).__name__,
+        "prompt": asdict(encoder.prompt),
+        "pooling": asdict(encoder.policy.pooling),
+        "max_tokens": encoder.max_tokens,
+        "encode": encode,
+        "role": config.job.role,
+        "seed": config.seed,
+    }
 
 
 def _in_words_of_the_job(message: str) -> str:
-    """A message about `data.sources.input` with this job's own settings; rows cannot be left out of it."""
+    """A message about `data.sources.input` with this job's own settings."""
     for general, own in (
-        (", or set data.on_bad_row=reject to list such rows in rejects.jsonl and go on", ""),
         (QUOTED_TOO, " (are fields quoted? then save it as .csv)"),
         (RENAME, "Another name can be given as job.column=..."),
         ("set data.sources.input.format", "rename it to one of these"),
@@ -103,38 +107,57 @@ def _in_words_of_the_job(message: str) -> str:
     return message
 
 
-def _write(output: Path, rationales: Path, texts: list[str], vectors: NDArray[np.float32], flat: list[str]) -> None:
-    samples = len(flat) // len(texts)  # 0 without rationales
-    written = [flat[row * samples : (row + 1) * samples] for row in range(len(texts))]
-    with atomic_path(rationales) as path, path.open("w", encoding="utf-8") as file:
-        for row, (text, some) in enumerate(zip(texts, written, strict=True)):
-            file.write(json.dumps({"row": row, "text": text, "rationales": some}, ensure_ascii=False) + "\n")
-    with atomic_path(output) as path:
-        if output.suffix == ".npy":
-            with path.open("wb") as file:
-                np.save(file, vectors)
-        else:
-            _write_parquet(path, texts, written, vectors)
+def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, good: int, shards: Shards) -> None:
+    """Encode and write shard by shard; every process takes part in each, the first one writes."""
+    job = config.job
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    done = _from_first(shards.done)
+    visible = is_first_process() and config.callbacks.progress == "bar"
+    with progress_bar(good, visible=visible) as advance:
+        for number, texts in enumerate(_blocks(rows, job.shard_rows or good)):
+            if number < len(done) and done[number] == len(texts) and shards.path(number).is_file():
+                advance(len(texts))
+                continue
+            told = 0
+
+            def tell(more: int) -> None:
+                nonlocal told
+                step = min(more * world, len(texts) - told)  # noqa: B023 - called before the next shard
+                told += step
+                advance(step)
+
+            vectors = np.asarray(
+                encoder.encode(
+                    [row.text for row in texts],
+                    batch_size=job.encode.batch_size,
+                    show_progress_bar=tell,
+                    normalize_embeddings=job.encode.normalize,
+                    truncate_dim=job.encode.truncate_dim,
+                    mode=job.encode.mode,
+                    role=job.role,
+                    temperature=job.encode.temperature,
+                    seed=config.seed,
+                    samples=job.encode.samples,
+                )
+            )
+            advance(len(texts) - told)  # equal texts are done once
+            if not np.isfinite(vectors).all():
+                row = texts[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
+                raise DataError(f"the embedding of the text with id {row.id!r} is not finite; nothing of it is written")
+            if is_first_process():
+                shards.write(number, texts, vectors, encoder.rationales)
 
 
-def _write_parquet(path: Path, texts: list[str], rationales: list[list[str]], vectors: NDArray[np.float32]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _blocks(rows: Iterable[CorpusRow], size: int) -> Iterator[list[CorpusRow]]:
+    iterator = iter(rows)
+    while block := list(islice(iterator, size)):
+        yield block
 
-    schema = pa.schema(
-        {
-            "text": pa.string(),
-            "rationales": pa.list_(pa.string()),
-            "embedding": pa.list_(pa.float32(), vectors.shape[1]),
-        }
-    )
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(texts), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            flat = pa.array(vectors[rows].ravel(), pa.float32())
-            columns = [
-                pa.array(texts[rows]),
-                pa.array(rationales[rows], schema.field("rationales").type),
-                pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
-            ]
-            writer.write_batch(pa.record_batch(columns, schema))
+
+def _from_first(done: list[int]) -> list[int]:
+    """The first process's list: it writes while others still read."""
+    if not dist.is_initialized():
+        return list(done)
+    box = [list(done)]
+    dist.broadcast_object_list(box)
+    return box[0]

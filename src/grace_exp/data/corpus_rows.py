@@ -1,0 +1,107 @@
+"""Texts of a corpus with their ids, row by row: nothing of the whole is held."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from grace_exp.config.data import DataConfig, SourceConfig
+from grace_exp.data.lines import BadRow
+from grace_exp.data.rows import reject_line, texts_of
+from grace_exp.data.sources import source_rows
+from grace_exp.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusRow:
+    """One text.
+
+    Attributes:
+        id: Of the id column; without one the number of the row in the input, from 0, rejected rows counted.
+        text: Not empty.
+    """
+
+    id: int | str
+    text: str
+
+
+@dataclass(frozen=True)
+class CorpusRows:
+    """The rows of files that a path or a glob names, in the order of the files' names.
+
+    Attributes:
+        path: File or glob.
+        text: Column of the texts.
+        id: Column of the ids; None: rows are counted.
+        reject: Leave bad rows out, instead of stopping at the first one.
+        cache_dir: For what readers keep.
+    """
+
+    path: str
+    text: str
+    id: str | None
+    reject: bool
+    cache_dir: Path
+
+    def __iter__(self) -> Iterator[CorpusRow]:
+        """The good rows.
+
+        Raises:
+            DataError: A row is bad and `reject` is false; the message names file and line.
+        """
+        for found in self._checked():
+            if isinstance(found, CorpusRow):
+                yield found
+
+    def check(self, rejects: Path | None) -> tuple[int, int, str]:
+        """Read everything once.
+
+        Args:
+            rejects: Bad rows are listed here, if there are any; None: nowhere.
+
+        Returns:
+            Numbers of good and of bad rows, and a digest of ids and texts.
+
+        Raises:
+            DataError: A row is bad and `reject` is false, an id occurs twice, or no row is good.
+        """
+        digest, ids, bad = hashlib.sha256(), set[int | str](), 0
+        if rejects is not None:
+            rejects.unlink(missing_ok=True)
+        for found in self._checked():
+            if not isinstance(found, CorpusRow):
+                bad += 1
+                if rejects is not None:
+                    rejects.parent.mkdir(parents=True, exist_ok=True)
+                    with rejects.open("a", encoding="utf-8") as file:
+                        file.write(found)
+                continue
+            if found.id in ids:
+                raise DataError(f"job.id_column={self.id}: the id {found.id!r} occurs twice in {self.path}")
+            ids.add(found.id)
+            digest.update(json.dumps([found.id, found.text]).encode() + b"\n")
+        if not ids:
+            raise DataError(f"job.input={self.path}: all {bad} rows are bad; they are listed in {rejects}")
+        return len(ids), bad, digest.hexdigest()
+
+    def _checked(self) -> Iterator[CorpusRow | str]:
+        """Good rows, and bad ones as lines of a rejects file."""
+        source = SourceConfig(path=self.path, text=self.text)
+        data = DataConfig(name="embed", mode="unsupervised", sources={"input": source})
+        wanted = (self.text,) if self.id is None else (self.text, self.id)
+        for number, (label, unit, row) in enumerate(source_rows("input", source, data, wanted, self.cache_dir)):
+            texts = row if isinstance(row, BadRow) else texts_of(row, source, data)
+            identity = number if self.id is None or isinstance(row, BadRow) else row.fields.get(self.id)
+            if not isinstance(texts, BadRow) and (isinstance(identity, bool) or not isinstance(identity, int | str)):
+                texts = BadRow(row.line, f"field {self.id!r} holds no text or whole number, which an id is", "")
+            if isinstance(texts, BadRow):
+                if not self.reject:
+                    raise DataError(
+                        f"{label}, {unit} {texts.line}: {texts.reason}. Mend the row, or set data.on_bad_row=reject to "
+                        "list such rows in rejects.jsonl and go on"
+                    )
+                yield reject_line(label, texts)
+                continue
+            assert isinstance(identity, int | str)
+            yield CorpusRow(identity, str(texts["text"]))
