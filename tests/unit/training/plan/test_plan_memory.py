@@ -32,7 +32,8 @@ PARAMETERS = {
 
 @functools.cache
 def composed(*overrides: str) -> GraceConfig:
-    return compose_config(["+experiment=qwen_sup", *overrides], Path("run"))
+    plain = "backbone.gradient_checkpointing=false"
+    return compose_config(["+experiment=qwen_sup", plain, *overrides], Path("run"))
 
 
 def settings(*overrides: str, memory: float = 80, **changed: Any) -> PlanSettings:

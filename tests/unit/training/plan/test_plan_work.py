@@ -21,7 +21,8 @@ from grace_exp.training.plan.step_work import forward_flops, step_work
 
 @functools.cache
 def composed(*overrides: str) -> GraceConfig:
-    return compose_config(["+experiment=qwen_sup", *overrides], Path("run"))
+    plain = "backbone.gradient_checkpointing=false"
+    return compose_config(["+experiment=qwen_sup", plain, *overrides], Path("run"))
 
 
 def test_flops_are_those_that_torch_counts() -> None:
