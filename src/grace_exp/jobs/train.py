@@ -31,7 +31,7 @@ from grace_exp.training.callbacks.inert_terms import InertTermsWarning
 from grace_exp.training.callbacks.mismatch_warning import MismatchWarning
 from grace_exp.training.callbacks.progress import ProgressDisplay
 from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
-from grace_exp.training.export import export_folder
+from grace_exp.training.export import check_exportable, export_folder
 from grace_exp.training.resume import continued
 from grace_exp.training.run_summary import final_figures, print_report
 from grace_exp.training.trainer import build_trainer
@@ -94,6 +94,8 @@ def train(config: GraceConfig) -> dict[str, float]:
             config, lambda step, rows: samples.log(step, rows, wandb_logger.experiment if wandb_logger else None)
         )
         module = assembled.module
+        if config.callbacks.export and is_first_process():
+            check_exportable(assembled.backbone)
         if assembled.plan is not None and is_first_process():
             write_plan(config, assembled.plan)
             console.print(f"the plan {verdict(assembled.plan)}", highlight=False, markup=False, soft_wrap=True)

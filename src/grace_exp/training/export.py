@@ -1,6 +1,7 @@
 """What a run leaves for others: Hugging Face folders with a model card."""
 
 import json
+import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 from grace_exp.encoder.pretrained_folder import write_module
 from grace_exp.encoder.stock_modules import fits_stock_modules, save_stock
+from grace_exp.errors import ConfigError
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.tracking.atomic import atomic_folder, write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
@@ -24,6 +26,26 @@ FOLDER = "export"
 def export_folder(config: GraceConfig, kind: str) -> Path:
     """Where a format goes."""
     return Path(config.run_dir) / FOLDER / kind
+
+
+def check_exportable(backbone: Backbone) -> None:
+    """Save what is small of an export, before training, into a folder that is deleted again.
+
+    Raises:
+        ConfigError: Configuration or tokenizer cannot be saved.
+    """
+    base: Any = backbone.model.get_base_model() if isinstance(backbone.model, PeftModel) else backbone.model
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            base.config.save_pretrained(folder)
+            if base.generation_config is not None:
+                base.generation_config.save_pretrained(folder)
+            backbone.tokenizer.save_pretrained(folder)
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"callbacks.export: this model could not be exported at the end: {str(error).partition(chr(10))[0]}. "
+                "Mend its configuration, or set callbacks.export=[] and keep the checkpoints"
+            ) from error
 
 
 def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[str, Any]) -> Path:

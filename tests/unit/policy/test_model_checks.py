@@ -23,6 +23,7 @@ from grace_exp.config.backbone import BackboneConfig, LoraConfig
 from grace_exp.errors import ConfigError
 from grace_exp.policy.load_backbone import Backbone, load_backbone
 from grace_exp.policy.model_checks import Longest, check_attention, check_positions, existing_pad, exportable
+from grace_exp.training.export import check_exportable
 
 
 def load(path: Path, **settings: Any) -> Backbone:
@@ -58,6 +59,14 @@ def test_a_generation_config_that_cannot_be_saved_is_repaired_before_training(fo
     assert saved.eos_token_id == 2
     if settings.get("do_sample"):
         assert saved.temperature == 0.6
+
+
+def test_what_cannot_be_exported_is_found_before_training(folder: Path) -> None:
+    backbone = load(folder)
+    check_exportable(backbone)
+    backbone.model.config.problem = object()  # type: ignore[assignment]  # nothing that JSON holds
+    with pytest.raises(ConfigError, match=r"callbacks\.export: this model could not be exported at the end: "):
+        check_exportable(backbone)
 
 
 def test_what_holds_together_is_kept() -> None:
