@@ -1,5 +1,6 @@
 """What is measured: held-out sets before and after training, benchmarks by a job of their own."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -24,16 +25,32 @@ class EvaluationSetConfig:
 class BenchmarkConfig:
     """MTEB tasks, run by job=evaluate (training leaves them alone); job.encode says how texts are embedded."""
 
-    suite: Literal["mteb_en_v1", "mteb_en_v2", "paper_16", "smoke", "offline", "offline_small"]
+    suite: Annotated[str, Field(min_length=1)] | None
     """mteb_en_v1: MTEB English, 56 tasks, the paper's benchmark; mteb_en_v2: its successor, 41 tasks; paper_16: the
     tasks of the paper's ablations; smoke: one small task a category; offline and offline_small: data that needs no hub.
+    Any other name is that of a benchmark of MTEB's, such as "BRIGHT(v1.1)" or NanoBEIR: its English parts. null: the
+    tasks that `tasks` names.
     """
     tasks: Annotated[list[str], Field(min_length=1)] | None = None
-    """Only these of the suite's; null: all."""
+    """Only these of the suite's; null: all. Without a suite: any tasks of MTEB's, by name."""
     prompts: dict[str, str] = Field(default_factory=dict)
     """Instructions by side (query, document), category (STS), both (Retrieval-query), task, or task and side
     (ArguAna-query); the most specific counts.
     """
+
+    @model_validator(mode="after")
+    def _names_tasks(self) -> Self:
+        if self.suite is None and self.tasks is None:
+            raise ValueError(
+                "suite=null and tasks=null: name a benchmark, as evaluation.benchmark.suite=NanoBEIR, or tasks, as "
+                "evaluation.benchmark.tasks=[STS17]"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """Of tables and files; other characters than letters, digits, dots, brackets and dashes become _."""
+        return re.sub(r"[^\w.()-]+", "_", self.suite or "tasks")
 
 
 PAPER_TASKS = ("gsm8k", "mmlu", "triviaqa", "bbh", "humaneval")

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.mining import MiningConfig
 from grace_exp.config.serving import ServeConfig
 
 
@@ -58,7 +59,9 @@ class PlanConfig:
 class JobConfig:
     """The job and its size."""
 
-    name: Literal["train", "evaluate", "prepare_data", "embed", "serve", "explain", "clear_cache", "plan"] = "train"
+    name: Literal[
+        "train", "evaluate", "prepare_data", "embed", "mine_negatives", "serve", "explain", "clear_cache", "plan"
+    ] = "train"
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
@@ -71,7 +74,8 @@ class JobConfig:
     """embed: a run folder, exported or other model folder, or hub name, used with the prompt, pooling and budget it was
     trained with (`GraceEncoder.from_pretrained`); null: the configured backbone, with the weights of `resume`."""
     input: str | None = None
-    """embed: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them."""
+    """embed: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives: pairs, with
+    the columns query and positive."""
     column: Annotated[str, Field(min_length=1)] = "text"
     """embed: where the texts are in `input`, unless it is plain text."""
     id_column: Annotated[str, Field(min_length=1)] | None = None
@@ -80,9 +84,10 @@ class JobConfig:
     """embed: texts a file, numbered files, of which a restart keeps those that are whole; null: one file."""
     role: Literal["query", "document"] = "document"
     """embed: what the texts are: the instruction they get, and the side in one-sided modes."""
-    output: Annotated[str, Field(pattern=r"\.(npy|parquet)$")] | None = None
+    output: Annotated[str, Field(pattern=r"\.(npy|parquet|jsonl)$")] | None = None
     """embed: .npy (float32 [texts, hidden]) or .parquet (id, text, rationales, embedding); ids, texts and rationales
-    also as JSONL beside."""
+    also as JSONL beside. mine_negatives: .jsonl or .parquet."""
+    mine: MiningConfig = Field(default_factory=MiningConfig)
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """serve: the address to listen on; 0.0.0.0 for all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -99,10 +104,14 @@ class JobConfig:
 
     @model_validator(mode="after")
     def _embed_has_what_it_needs(self) -> Self:
-        if self.name == "embed":
+        if self.name in ("embed", "mine_negatives"):
             missing = [f"job.{key}" for key in ("input", "output") if getattr(self, key) is None]
             if missing:
-                raise ValueError(f"job=embed needs {' and '.join(missing)}")
+                raise ValueError(f"job={self.name} needs {' and '.join(missing)}")
+            wrong = ".jsonl" if self.name == "embed" else ".npy"
+            if str(self.output).endswith(wrong):
+                right = ".npy or .parquet" if self.name == "embed" else ".jsonl or .parquet"
+                raise ValueError(f"output={self.output!r}: job={self.name} writes {right}")
         both = self.text_a is not None and self.text_b is not None
         if self.name == "explain" and both == (self.pairs is not None):
             raise ValueError("job=explain needs job.text_a and job.text_b, or a file of such pairs: job.pairs")

@@ -60,7 +60,10 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     if uses_model and engine_of(config) != "transformers":
         problem = vllm_problem(config.hardware.accelerator)
         yield from [f"rollout={config.rollout.engine}: {problem}"] if problem else []
-    if job.name == "embed" and job.input is not None:
+    if job.name == "mine_negatives":
+        package = ("sentence_transformers", install_command("eval"))
+        yield from _package_problems("job=mine_negatives", package)
+    if job.name in ("embed", "mine_negatives") and job.input is not None:
         yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
     if job.name == "serve":
         for module in ("starlette", "uvicorn", "prometheus_client"):

@@ -40,6 +40,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.embed import embed
 
             return embed(config)
+        case "mine_negatives":
+            from grace_exp.jobs.mine_negatives import mine_negatives
+
+            return mine_negatives(config)
         case "serve":
             from grace_exp.jobs.serve import serve
 

@@ -34,7 +34,7 @@ def check_benchmark(config: GraceConfig) -> None:
     """
     benchmark = _benchmark(config)
     tasks = suite_tasks(benchmark, Path(config.cache_dir))
-    names = {task.metadata.name for task in single_tasks(tasks)}
+    names = {task.metadata.name for task in single_tasks(tasks)} | {task.metadata.type for task in single_tasks(tasks)}
     for name in benchmark.prompts:
         what = name.removesuffix("-query").removesuffix("-document")
         if name not in ("query", "document") and what not in names | CATEGORIES.keys():
@@ -69,7 +69,7 @@ def run_benchmark(
     ):
         scores = _scores(config, encoder, console)
     found = figures(next(iter(scores.values())))
-    suite = _benchmark(config).suite
+    suite = _benchmark(config).title
     if is_first_process():
         folder = Path(config.run_dir) / "evaluation"
         write_csv(folder / f"{suite}.csv", scores, config.evaluation.bootstrap)
@@ -103,7 +103,7 @@ def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dic
     scores: dict[str, list[TaskScore]] = {}
     for model in models:
         name = str(model.mteb_model_meta.name).partition("/")[2]
-        console.print(Text.assemble((benchmark.suite, "bold"), f": {name}"), highlight=False)
+        console.print(Text.assemble((benchmark.title, "bold"), f": {name}"), highlight=False)
         scores[name] = evaluate_tasks(
             model,
             # Anew for every model: tasks draw from generators that go on.

@@ -84,6 +84,8 @@ def test_the_csv_has_a_row_a_model_and_task(tmp_path: Path) -> None:
         "low": "",
         "high": "",
         "seconds": "2.0",
+        "tokens_per_text": "",
+        "ms_per_text": "",
     }
     assert rows[2]["seconds"] == ""
 

@@ -114,3 +114,28 @@ def test_local_data_is_read_at_once(no_hub: Path) -> None:
     check_available(tasks, HERE)
     assert tasks[0].data_loaded
     assert suites.suite_tasks(BenchmarkConfig(suite="offline_small"), HERE)[0].data_loaded is False
+
+
+@pytest.mark.parametrize("suite", ["BRIGHT(v1.1)", "NanoBEIR", "RAR-b", "FollowIR"])
+def test_any_benchmark_of_mteb_is_found_by_name_and_says_at_once_that_its_data_is_not_here(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    tasks = suite_tasks(BenchmarkConfig(suite=suite), tmp_path)
+    assert tasks and all("eng" in task.metadata.languages for task in tasks)
+    with pytest.raises(MissingResourceError, match=r"HF_HUB_OFFLINE forbids to ask"):
+        check_available(tasks, tmp_path)
+
+
+def test_single_tasks_and_misspelt_names(tmp_path: Path) -> None:
+    (task,) = suite_tasks(BenchmarkConfig(suite=None, tasks=["STS17"]), tmp_path)
+    assert task.hf_subsets and all("en" in subset for subset in task.hf_subsets)
+    with pytest.raises(ConfigError, match=r"'NanoBIER' is no benchmark; near it are .*NanoBEIR"):
+        suite_tasks(BenchmarkConfig(suite="NanoBIER"), tmp_path)
+    with pytest.raises(ConfigError, match=r"no task 'STS71'; near it are .*STS17"):
+        suite_tasks(BenchmarkConfig(suite=None, tasks=["STS71"]), tmp_path)
+    with pytest.raises(ValueError, match=r"name a benchmark"):
+        BenchmarkConfig(suite=None)

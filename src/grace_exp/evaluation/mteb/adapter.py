@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
     from mteb.types import BatchedInput
     from sentence_transformers import SentenceTransformer
     from torch.utils.data import DataLoader
+
+
+@dataclass
+class EncodingCost:
+    """What a task's texts took.
+
+    Attributes:
+        texts: Distinct texts of every call.
+        tokens: Of their rationales, those out of the cache too.
+        seconds: In the model and the cache.
+    """
+
+    texts: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class MtebEncoder(AbsEncoder):
@@ -42,6 +58,7 @@ class MtebEncoder(AbsEncoder):
             {"name": name, "revision": revision, "similarity_fn_name": ScoringFunction.COSINE, "modalities": ["text"]}
         )
         self._settings = dict(settings)
+        self.cost = EncodingCost()
 
     @classmethod
     def of_grace(cls, encoder: GraceEncoder, **settings: Any) -> "MtebEncoder":
@@ -103,6 +120,7 @@ class MtebEncoder(AbsEncoder):
         if isinstance(self.model, GraceEncoder):
             settings["role"] = None if prompt_type is None else prompt_type.value
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # tasks of pairs repeat texts
+        start = time.monotonic()
         vectors = self.model.encode(
             list(distinct),
             prompt_name=get_prompt_name(self.model.prompts, task_metadata, prompt_type),
@@ -110,4 +128,8 @@ class MtebEncoder(AbsEncoder):
             show_progress_bar=kwargs.get("show_progress_bar", False),
             **settings,
         )
+        self.cost.seconds += time.monotonic() - start
+        self.cost.texts += len(distinct)
+        if isinstance(self.model, GraceEncoder):
+            self.cost.tokens += sum(self.model.rationale_tokens)
         return np.asarray(vectors, dtype=np.float32)[[distinct[text] for text in texts]]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,13 @@ CATEGORIES = {
     "Summarization": "summarization",
 }
 """MTEB's categories in the order of the paper's tables, with the names of our columns."""
+
+
+def category_of(kind: str) -> str:
+    """Our name for a category of MTEB's: `InstructionReranking` is `instruction_reranking`."""
+    return CATEGORIES.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+
+
 V1_COUNTS = dict(zip(CATEGORIES.values(), (15, 4, 11, 3, 12, 10, 1), strict=True))
 """Tasks of MTEB English v1 per category; 56 together."""
 
@@ -37,6 +45,8 @@ class TaskScore:
         score: In points (x 100), mean over subsets and splits.
         seconds: What the evaluation took when it was computed; None: not recorded.
         items: What the score is made of, for intervals; None where MTEB does not tell.
+        tokens_per_text: Tokens of rationales a text, where it was computed.
+        ms_per_text: Milliseconds of the model's work a text, where it was computed; texts in the cache take none.
     """
 
     task: str
@@ -45,11 +55,14 @@ class TaskScore:
     score: float
     seconds: float | None = None
     items: ItemScores | None = None
+    tokens_per_text: float | None = None
+    ms_per_text: float | None = None
 
 
 def category_means(scores: Sequence[TaskScore]) -> dict[str, float]:
     """Mean score of every category that has tasks, in the paper's order."""
-    by_category = {name: [score.score for score in scores if score.category == name] for name in CATEGORIES.values()}
+    names = dict.fromkeys([*CATEGORIES.values(), *(score.category for score in scores)])
+    by_category = {name: [score.score for score in scores if score.category == name] for name in names}
     return {name: sum(values) / len(values) for name, values in by_category.items() if values}
 
 
@@ -89,8 +102,13 @@ def figures(scores: Sequence[TaskScore]) -> dict[str, float]:
     }
 
 
+_COSTS = ("tokens_per_text", "ms_per_text")
+
+
 def write_csv(path: Path, models: Mapping[str, Sequence[TaskScore]], resamples: int = 0) -> None:
-    """One row a model and task: model, task, category, metric, score, its 95 % interval, seconds.
+    """Write a row a model and task.
+
+    Its columns: model, task, category, metric, score, the 95 % interval, seconds, tokens and milliseconds per text.
 
     Args:
         path: The file.
@@ -99,12 +117,14 @@ def write_csv(path: Path, models: Mapping[str, Sequence[TaskScore]], resamples: 
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", "task", "category", "metric", "score", "low", "high", "seconds"])
+    writer.writerow(["model", "task", "category", "metric", "score", "low", "high", "seconds", *_COSTS])
     for model, scores in models.items():
         for score in scores:
             seconds = "" if score.seconds is None else f"{score.seconds:.1f}"
             interval = _interval(score, resamples)
-            writer.writerow([model, score.task, score.category, score.metric, f"{score.score:.4f}", *interval, seconds])
+            costs = ["" if value is None else f"{value:.2f}" for value in (getattr(score, name) for name in _COSTS)]
+            row = [model, score.task, score.category, score.metric, f"{score.score:.4f}", *interval, seconds, *costs]
+            writer.writerow(row)
     write_text_atomic(path, text.getvalue())
 
 

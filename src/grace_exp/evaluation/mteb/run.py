@@ -16,9 +16,9 @@ from mteb.models.models_protocols import EncoderProtocol
 from mteb.results import TaskResult
 from mteb.types import EncodeKwargs
 
-from grace_exp.evaluation.mteb.adapter import MtebEncoder
+from grace_exp.evaluation.mteb.adapter import EncodingCost, MtebEncoder
 from grace_exp.evaluation.mteb.items import read_items
-from grace_exp.evaluation.mteb.mteb_results import CATEGORIES, TaskScore
+from grace_exp.evaluation.mteb.mteb_results import TaskScore, category_of
 from grace_exp.evaluation.mteb.suites import single_tasks
 from grace_exp.evaluation.scores import ItemScores
 
@@ -53,12 +53,15 @@ def evaluate_tasks(
     settings: EncodeKwargs = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     found: dict[str, TaskResult] = {}
     items: dict[str, ItemScores | None] = {}
+    costs: dict[str, EncodingCost] = {}
     for number, task in enumerate(everything, start=1):
         name = task.metadata.name
         stored = _from_first_process(partial(_stored, cache, encoder, task))
+        encoder.cost = EncodingCost()
         found[name] = stored or _evaluate(encoder, task, cache, predictions, settings)
         items[name] = read_items(task, found[name], predictions) if _is_first() else None
-        score = _score(task, found[name], items[name])
+        score = _score(task, found[name], items[name], encoder.cost)
+        costs[name] = encoder.cost
         how = "stored" if stored else f"{score.seconds or 0:.0f} s"
         announce(f"{number}/{len(everything)}  {name}  {score.metric} {score.score:.2f}  ({how})")
     scores = []
@@ -68,7 +71,8 @@ def evaluate_tasks(
             found[task.metadata.name] = task.combine_task_results(parts)
             if _is_first():
                 cache.save_to_cache(found[task.metadata.name], encoder.mteb_model_meta, encode_kwargs=settings)
-        scores.append(_score(task, found[task.metadata.name], items.get(task.metadata.name)))
+        name = task.metadata.name
+        scores.append(_score(task, found[name], items.get(name), costs.get(name, EncodingCost())))
     return scores
 
 
@@ -127,7 +131,7 @@ def _quiet_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _score(task: AbsTask, result: TaskResult, items: ItemScores | None) -> TaskScore:
+def _score(task: AbsTask, result: TaskResult, items: ItemScores | None, cost: EncodingCost) -> TaskScore:
     values = [
         entry["main_score"]
         for split in task.eval_splits
@@ -136,9 +140,11 @@ def _score(task: AbsTask, result: TaskResult, items: ItemScores | None) -> TaskS
     ]
     return TaskScore(
         task.metadata.name,
-        CATEGORIES[task.metadata.type],
+        category_of(task.metadata.type),
         task.metadata.main_score,
         100 * sum(values) / len(values),
         result.evaluation_time,
         items,
+        cost.tokens / cost.texts if cost.texts else None,
+        1000 * cost.seconds / cost.texts if cost.texts else None,
     )

@@ -1,7 +1,9 @@
 """Named sets of tasks."""
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import mteb
 from mteb.abstasks.abstask import AbsTask
@@ -54,6 +56,8 @@ def suite_tasks(config: BenchmarkConfig, cache_dir: Path) -> list[AbsTask]:
     Raises:
         ConfigError: A task is named that the suite does not have.
     """
+    if config.suite is None:
+        return _tasks_by_name(config.tasks or [])
     tasks = {task.metadata.name: task for task in _all_tasks(config.suite, cache_dir)}
     if config.tasks is None:
         return list(tasks.values())
@@ -73,6 +77,8 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
             # Picked out of the benchmark, which has chosen the English subsets and the splits.
             english = {task.metadata.name: task for task in mteb.get_benchmark(BENCHMARKS["mteb_en_v1"]).tasks}
             return [english[name] for name in (PAPER_16 if suite == "paper_16" else SMOKE)]
+    if suite not in ("offline", "offline_small"):
+        return _english(_benchmark(suite).tasks)
     from grace_exp.evaluation.mteb.tasks.lee import LeePairs
     from grace_exp.evaluation.mteb.tasks.sts_benchmark import StsbDev, StsbTest, StsbTestSmall
     from grace_exp.evaluation.mteb.tasks.vader import VaderMovies, VaderMoviesSmall
@@ -97,6 +103,46 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
         VaderMoviesSmall(cache_dir),
         StsbTestSmall(),
     ]
+
+
+OWN_SUITES = (*BENCHMARKS, "paper_16", "smoke", "offline", "offline_small")
+
+
+def _benchmark(name: str) -> Any:
+    """A benchmark of MTEB's.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    known = [benchmark.name for benchmark in mteb.get_benchmarks()]
+    aliases = [alias for benchmark in mteb.get_benchmarks() for alias in benchmark.aliases]
+    if name not in (*known, *aliases):
+        near = difflib.get_close_matches(name, [*OWN_SUITES, *known], n=5, cutoff=0.4)
+        raise ConfigError(
+            f"evaluation.benchmark.suite={name!r} is no benchmark; near it are {', '.join(near) or 'none'}. Ours are "
+            f"{', '.join(OWN_SUITES)}; MTEB's: {', '.join(known)}"
+        )
+    return mteb.get_benchmark(name)
+
+
+def _tasks_by_name(names: Sequence[str]) -> list[AbsTask]:
+    """Tasks of MTEB's, English subsets.
+
+    Raises:
+        ConfigError: There is none of a name.
+    """
+    from mteb.get_tasks import _TASKS_REGISTRY as registry
+
+    for name in names:
+        if name not in registry:
+            near = difflib.get_close_matches(name, registry, n=5, cutoff=0.4)
+            raise ConfigError(f"evaluation.benchmark.tasks: MTEB has no task {name!r}; near it are {', '.join(near)}")
+    return _english(mteb.get_task(name) for name in names)
+
+
+def _english(tasks: Iterable[AbsTask]) -> list[AbsTask]:
+    """Those that have English subsets, with these alone."""
+    return [task.filter_languages(["eng"]) for task in tasks if "eng" in task.metadata.languages]
 
 
 def single_tasks(tasks: Iterable[AbsTask]) -> Iterator[AbsTask]:

@@ -1,0 +1,98 @@
+"""Hard negatives for pairs: the nearest texts of other rows, by the embeddings of a model."""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import torch
+
+from grace_exp.config.compose import to_dict
+from grace_exp.config.data import DataConfig, SourceConfig
+from grace_exp.config.root import GraceConfig
+from grace_exp.data.rows import RejectLog
+from grace_exp.data.sources import load_source
+from grace_exp.errors import DataError
+from grace_exp.jobs.processes import processes
+from grace_exp.jobs.run_encoder import build_encoder
+from grace_exp.jobs.terminal import our_console
+from grace_exp.tracking.atomic import atomic_path
+from grace_exp.tracking.provenance import write_provenance
+
+
+def mine_negatives(config: GraceConfig) -> dict[str, float]:
+    """Read pairs (query, positive) from `job.input` and write triplets, ready for data=triplets, to `job.output`.
+
+    Columns beside these two, such as negatives of the input's own, are left behind.
+
+    Returns:
+        `mine/pairs` and `mine/triplets`.
+
+    Raises:
+        DataError: The input is not there, a row lacks a text, or no negative was found.
+        MissingResourceError: The model is not there.
+    """
+    import datasets
+    from sentence_transformers.util import mine_hard_negatives
+
+    job, mining = config.job, config.job.mine
+    assert job.input is not None and job.output is not None  # checked by JobConfig
+    source = SourceConfig(path=job.input, negative=None)
+    recipe = DataConfig(
+        name="pairs",
+        mode="supervised",
+        negatives=0,
+        sources={"input": source},
+        on_bad_row=config.data.on_bad_row,
+    )
+    rejects = RejectLog(Path(config.run_dir) / "rejects.jsonl")
+    loaded = load_source("input", source, recipe, rejects, Path(config.cache_dir))
+    write_provenance(Path(config.run_dir), to_dict(config), {"input": job.input, "digest": loaded.digest})
+    pairs = datasets.Dataset.from_dict({name: list(loaded.rows[name]) for name in ("query", "positive")})
+    console = our_console()
+    console.print(f"{len(pairs)} pairs of {job.input}", highlight=False, soft_wrap=True, markup=False)
+    with ExitStack() as stack:
+        device = stack.enter_context(processes(config.hardware))
+        encoder = stack.enter_context(closing(build_encoder(config, device)))
+        if job.encode.mode is not None:
+            encoder.mode = job.encode.mode
+        bf16 = config.hardware.precision == "bf16-mixed" and job.model is None
+        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
+        try:
+            mined = mine_hard_negatives(
+                pairs,
+                encoder.as_sentence_transformer(),
+                anchor_column_name="query",
+                positive_column_name="positive",
+                range_min=mining.range_min,
+                range_max=mining.range_max,
+                max_score=mining.max_score,
+                relative_margin=mining.relative_margin,
+                num_negatives=mining.negatives,
+                sampling_strategy=mining.sampling,
+                output_format="n-tuple",
+                batch_size=job.encode.batch_size,
+                verbose=False,
+            )
+        except ValueError as error:
+            raise DataError(f"job=mine_negatives: {error}") from error
+    names = [name for name in mined.column_names if name.startswith("negative")]
+    if not len(mined):
+        raise DataError(
+            "job=mine_negatives found no negatives: give more pairs, or loosen job.mine.relative_margin=null, "
+            "job.mine.range_min=0, job.mine.max_score=null"
+        )
+    triplets = datasets.Dataset.from_dict(
+        {
+            "query": list(mined["query"]),
+            "positive": list(mined["positive"]),
+            "negative": [list(row) for row in zip(*(mined[name] for name in names), strict=True)],
+        }
+    )
+    output = Path(job.output).expanduser()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(output) as path:
+        if output.suffix == ".parquet":
+            triplets.to_parquet(str(path))
+        else:
+            triplets.to_json(str(path), force_ascii=False)
+    console.print(f"{len(triplets)} triplets: {output}", highlight=False, soft_wrap=True, markup=False)
+    return {"mine/pairs": float(len(pairs)), "mine/triplets": float(len(triplets))}
