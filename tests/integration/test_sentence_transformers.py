@@ -1,6 +1,7 @@
 """Exports are models of sentence-transformers, with the encoder's vectors."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,39 @@ def test_prompt_only_models_consist_of_stock_modules(prompt_only: Path) -> None:
     model = SentenceTransformer(str(prompt_only), device="cpu")
     np.testing.assert_allclose(model.encode(texts), encoder.encode(texts), atol=1e-5)
     np.testing.assert_allclose(model.encode_query(texts[:2]), encoder.encode_query(texts[:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "stock"])
+def test_the_snippets_of_the_cards_run(
+    rationale_run: Path, prompt_only: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = prompt_only if kind == "stock" else rationale_run / kind
+    monkeypatch.chdir(folder.parent)
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_an_export_is_uploaded_whole(rationale_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+
+    class FakeApi:
+        def __init__(self, token: str | None) -> None:
+            calls.append(("token", token))
+
+        def create_repo(self, repo_id: str, **settings: Any) -> None:
+            calls.append(("create", (repo_id, settings)))
+
+        def upload_folder(self, *, repo_id: str, folder_path: str) -> str:
+            calls.append(("files", {path.name for path in Path(folder_path).iterdir()}))
+            return f"https://hub/{repo_id}/commit/1"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    encoder = encoder_of(rationale_run / "merged")
+    assert encoder.push_to_hub("me/model", token="t") == "https://hub/me/model/commit/1"
+    GraceEncoder.from_pretrained("tiny", cache=False, device="cpu").push_to_hub("me/tiny", private=False)
+    assert calls[1] == ("create", ("me/model", {"private": True, "exist_ok": True}))
+    needed = {"README.md", "config.json", "grace_config.json", "modules.json", "grace_module.py", "model.safetensors"}
+    assert needed <= calls[2][1]
+    assert needed - {"README.md"} <= calls[5][1]

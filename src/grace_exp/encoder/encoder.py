@@ -385,6 +385,12 @@ class GraceEncoder:
 
         save_folder(self, folder)
 
+    def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the model as a repository of a hub; returns its address. See `encoder.hub_upload.push`."""
+        from grace_exp.encoder.hub_upload import push
+
+        return push(self, repo_id, private=private, token=token)
+
     def close(self) -> None:
         """Give back the engine and close the cache."""
         self.engine.close()

@@ -92,7 +92,7 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
     """
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
-        found = _folder(_exported(folder))
+        found = _folder(export_in(folder))
     elif folder.exists() or path_or_name.startswith((".", "/", "~")):
         raise MissingResourceError(
             f"{path_or_name!r} is no folder (working directory {Path.cwd()}): name a run folder, an exported or "
@@ -143,7 +143,7 @@ def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "B
     return replace(backbone, model=model.merge_and_unload().to(dtype))
 
 
-def _exported(folder: Path) -> Path:
+def export_in(folder: Path) -> Path:
     """The model folder inside a run folder; any other folder itself."""
     for name in _EXPORTS:
         if (folder / name).is_dir():

@@ -13,12 +13,13 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.pretrained import SETTINGS_FILE
-from grace_exp.encoder.pretrained_folder import write_module
+from grace_exp.encoder.pretrained_folder import MODULE_FILE, write_module
 from grace_exp.encoder.stock_modules import fits_stock_modules, save_stock
 from grace_exp.errors import ConfigError
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.tracking.atomic import atomic_folder, write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
+from grace_exp.training.model_card import model_card
 
 FOLDER = "export"
 
@@ -71,7 +72,7 @@ def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[
         _save_model(unfinished, kind, model, backbone, config)
         base = {"base": base_fingerprint(model)} if kind == "adapter" else {}
         write_json_atomic(unfinished / SETTINGS_FILE, _settings(config) | base)
-        write_text_atomic(unfinished / "README.md", model_card(config, kind, results))
+        write_text_atomic(unfinished / "README.md", model_card(config, kind, results, stock=_is_stock(unfinished)))
     return folder
 
 
@@ -88,6 +89,11 @@ def _save_model(folder: Path, kind: str, model: Any, backbone: Backbone, config:
     backbone.tokenizer.save_pretrained(str(folder))
     instructions = config.prompt.instructions
     write_module(folder, {"query": instructions.query, "document": instructions.positive})
+
+
+def _is_stock(folder: Path) -> bool:
+    """Whether sentence-transformers loads it with modules of its own alone."""
+    return not (folder / MODULE_FILE).is_file()
 
 
 def _settings(config: GraceConfig) -> dict[str, Any]:
@@ -113,92 +119,3 @@ def _name_base(file: Path) -> None:
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = _found_from_anywhere(settings.get("base_model_name_or_path"))
     write_json_atomic(file, settings)
-
-
-_METHODS = {
-    "grace": "GRACE (arXiv 2510.04506): it reads a text and writes a rationale.",
-    "contrastive": "InfoNCE on texts without rationales, a baseline of GRACE (arXiv 2510.04506).",
-    "simcse": "SimCSE (arXiv 2104.08821) on texts without rationales, a baseline of GRACE (arXiv 2510.04506).",
-    "contrastive_on_rationales": "InfoNCE on texts with rationales, a baseline of GRACE (arXiv 2510.04506). The "
-    "rationales are the base model's: it reads them, and is not meant to write them.",
-    "rejection_sft": "cross-entropy on its best-rewarded rationales, a baseline of GRACE (arXiv 2510.04506): it reads "
-    "a text and writes a rationale.",
-}
-
-
-def _region(config: GraceConfig) -> str:
-    return "text" if config.method.prompt_only else config.backbone.pooling.region
-
-
-def _recipe(config: GraceConfig) -> list[str]:
-    """What the model card says of reward, objective and rationales."""
-    rollout, method = config.rollout, config.method
-    sampled = f"up to {rollout.max_tokens} tokens"
-    if method.name == "grace":
-        what = f"reward: {config.reward.name}; objective: {config.objective.name}; K = {rollout.group_size}, {sampled}"
-    elif method.name == "rejection_sft":
-        what = f"reward: {config.reward.name}; the best of {rollout.group_size} rationales, {sampled}"
-    else:
-        what = f"temperature {method.temperature}, {config.objective.mini_batch_size} instances an update"
-        what += f"; rationales of {sampled}" if method.name == "contrastive_on_rationales" else ""
-        what += f"; attention dropout {method.dropout}" if method.name == "simcse" else ""
-    return [f"- {what}"]
-
-
-def model_card(config: GraceConfig, kind: str, results: dict[str, Any]) -> str:
-    """A README with front matter that hubs read."""
-    pooling = config.backbone.pooling
-    base = {"embedded": "HuggingFaceTB/SmolLM2-135M-Instruct", "tiny": None}.get(
-        config.backbone.source, config.backbone.path
-    )
-    header = [
-        "---",
-        *([f"base_model: {base}"] if base else []),
-        "library_name: " + ("peft" if kind == "adapter" else "transformers"),
-    ]
-    header += [
-        "pipeline_tag: feature-extraction",
-        "tags:",
-        "- grace-exp",
-        "- text-embedding",
-        "- reinforcement-learning",
-        "---",
-    ]
-    loader = "peft import AutoPeftModelForCausalLM" if kind == "adapter" else "transformers import AutoModelForCausalLM"
-    figures = [
-        f"| {name} | {row.get('before', '')} | {row.get('after', '')} | {row.get('prompt_only_after', '')} |"
-        for name, row in results.get("table", {}).items()
-    ]
-    table = (
-        ["## Held-out figures", "", "| set | before | after | prompt only, after |", "|---|---|---|---|", *figures, ""]
-        if figures
-        else []
-    )
-    return "\n".join(
-        [
-            *header,
-            "",
-            f"# {config.name}",
-            "",
-            f"{config.backbone.name} trained with {_METHODS[config.method.name]}",
-            f"The pooled hidden states of `{_region(config)}` ({pooling.method}, layer {pooling.layer}) are its "
-            "embedding.",
-            "",
-            f"- data: {config.data.name} ({config.data.mode}), {config.job.steps} steps of {config.job.batch_size} "
-            f"instances, seed {config.seed}",
-            *_recipe(config),
-            f"- system prompt: {json.dumps(config.prompt.system, ensure_ascii=False)}",
-            "",
-            *table,
-            "## Use",
-            "",
-            "```python",
-            f"from {loader}",
-            "",
-            f'model = {loader.split()[-1]}.from_pretrained("{kind}")',
-            "```",
-            "",
-            f"Prompt, pooling and rationale budget are in `{SETTINGS_FILE}`.",
-            "",
-        ]
-    )
