@@ -17,7 +17,7 @@ from grace_exp.data.sources import LoadedSource
 from grace_exp.data.text_keys import batches, row_texts
 from grace_exp.data.token_lengths import TokenLengths
 
-_DETAILS = re.compile(r"\([^()]*\)|'[^']*'|\d[\d,.]*|\\u[0-9a-f]{4}|0x[0-9a-f]{2}")
+_DETAILS = re.compile(r"(?<!field )'[^']*'|\\u[0-9a-f]{4}|0x[0-9a-f]{2}|\d[\d,.]*")
 _BINS = (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _EXAMPLES = 3
 _EXAMPLE_CHARACTERS = 300
@@ -43,7 +43,7 @@ class LengthSummary:
 
 
 def rejected_by_reason(rejects: Path) -> dict[str, int]:
-    """Number of bad rows by reason, numbers and quoted names left out, most frequent first.
+    """Number of bad rows by reason (`reason_kind`), most frequent first.
 
     Args:
         rejects: The file of rejected rows; {} where it does not exist.
@@ -56,8 +56,8 @@ def rejected_by_reason(rejects: Path) -> dict[str, int]:
 
 
 def reason_kind(reason: str) -> str:
-    """A reason without what differs from row to row."""
-    return " ".join(_DETAILS.sub("...", reason.split("; ")[0]).split())
+    """A reason without what differs from row to row: numbers, quoted values, what was found or is expected."""
+    return " ".join(_DETAILS.sub("...", reason.split("; ")[0].split(": found")[0]).split())
 
 
 def length_summary(lengths: TokenLengths, role: str) -> LengthSummary | None:
