@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from grace_exp.config.base import STRICT
 from grace_exp.config.filters import PRESETS, FiltersConfig
 from grace_exp.config.own_parts import OwnFunction
+from grace_exp.config.prompt import InstructionsConfig
 
 FILE_FORMATS = {
     ".jsonl": "jsonl",
@@ -67,6 +68,8 @@ class SourceConfig:
     reader: OwnFunction | None = None
     """A function of the user's own that reads `path`, whatever that is: from it to rows, each a dict by column
     (docs/extending.md); null: as `format` says."""
+    instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)
+    """Instructions of this source's texts by role, in training; null: as `prompt.instructions`."""
 
     @property
     def single(self) -> "tuple[SourceConfig, ...]":
@@ -155,6 +158,12 @@ class DataConfig:
                 "and the mode of every source"
             )
         return self
+
+    @property
+    def instructions(self) -> dict[str, InstructionsConfig]:
+        """The instructions of the sources that have any, by name of the source."""
+        own = {name: source.instructions for name, source in self.sources.items()}
+        return {name: texts for name, texts in own.items() if any(vars(texts).values())}
 
     @property
     def effective_filters(self) -> FiltersConfig:

@@ -7,9 +7,9 @@ over-long text is cut at its own end, and the boundary between the system prompt
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from grace_exp.config.prompt import PromptConfig
+from grace_exp.config.prompt import InstructionsConfig, PromptConfig
 from grace_exp.data.batch import Role
 from grace_exp.data.lines import undecodable
 from grace_exp.data.plain_text import plain_text_tokenizer
@@ -44,6 +44,14 @@ class _Frame:
     pool_start: int
 
 
+class RoleText(NamedTuple):
+    """A text to build a prompt for: its role, and the source whose instructions it has; null: the prompt's own."""
+
+    role: Role
+    text: str
+    source: str | None = None
+
+
 class PromptBuilder:
     """Turns (role, text) into a `Prompt` with the model's own chat template.
 
@@ -58,6 +66,7 @@ class PromptBuilder:
         template_kwargs: Mapping[str, Any] | None = None,
         *,
         allow_empty: bool = False,
+        instructions: Mapping[str, InstructionsConfig] | None = None,
     ) -> None:
         """Render and tokenise the template of every role.
 
@@ -65,6 +74,7 @@ class PromptBuilder:
             tokenizer: Of the backbone, with its chat template.
             config: System prompt, instructions and the limit.
             template_kwargs: Variables of the chat template, such as `date_string`.
+            instructions: Of single sources, by name; a role that a source says nothing of has that of `config`.
             allow_empty: Whether an empty text gets the bare template; in training it is an error.
 
         Raises:
@@ -80,45 +90,52 @@ class PromptBuilder:
             raise ConfigError(
                 f"backbone: the tokenizer {tokenizer.name_or_path!r} has no chat template; choose an instruct model"
             )
-        instructions = {Role(role): text for role, text in vars(config.instructions).items()}
-        self._frames = {role: self._frame(config.system, instructions[role]) for role in Role}
+        everywhere = _by_role(config.instructions)
+        self._frames: dict[tuple[str | None, Role], _Frame] = {}
+        for source, own in [(None, everywhere), *((n, _by_role(i)) for n, i in (instructions or {}).items())]:
+            for role in Role:
+                self._frames[source, role] = self._frame(config.system, own[role] or everywhere[role])
 
     def __call__(self, role: Role, text: str) -> Prompt:
         """The prompt of one text. Outer white space of the text is dropped."""
-        return self.many([(role, text)])[0]
+        return self.many([RoleText(role, text)])[0]
 
     def frame(self, role: Role) -> tuple[tuple[int, ...], tuple[int, ...], int]:
         """What stands around a text of the role: tokens before it, tokens behind it, and where pooling starts."""
-        frame = self._frames[role]
+        frame = self._frames[None, role]
         return frame.head, frame.tail, frame.pool_start
 
-    def many(self, texts: Iterable[tuple[Role, str]]) -> list[Prompt]:
-        """The prompts of several (role, text) pairs, tokenised in one call.
+    def many(self, texts: Iterable[RoleText | tuple[Role, str]]) -> list[Prompt]:
+        """The prompts of several texts, tokenised in one call.
 
         Raises:
             DataError: A text is empty, and none may be.
         """
-        pairs = [(role, text.strip()) for role, text in texts]
-        for role, text in pairs:
+        asked = [RoleText(*given) for given in texts]
+        asked = [given._replace(text=given.text.strip()) for given in asked]
+        for role, text, _ in asked:
             if not text and not self._allow_empty:
                 raise DataError(f"prompt: the {role} text is empty; a rationale needs something to read")
         return [
-            self._join(self._frames[role], ids)
-            for (role, _), ids in zip(pairs, self._encode([t for _, t in pairs]), strict=True)
+            self._join(self._frame_of(role, source), ids)
+            for (role, _, source), ids in zip(asked, self._encode([given.text for given in asked]), strict=True)
         ]
+
+    def _frame_of(self, role: Role, source: str | None) -> _Frame:
+        return self._frames.get((source, role)) or self._frames[None, role]
 
     def text_lengths(self, texts: Sequence[str]) -> list[int]:
         """Number of tokens of each text as it stands in a prompt that has room for it."""
         return [len(ids) for ids in self._encode([text.strip() for text in texts])]
 
     def room(self, role: Role) -> int:
-        """How many tokens of a text fit into a prompt of the role."""
-        frame = self._frames[role]
-        return self._max_tokens - len(frame.head) - len(frame.tail)
+        """How many tokens of a text fit into any prompt of the role, whatever the source."""
+        frames = [frame for (_, other), frame in self._frames.items() if other is role]
+        return self._max_tokens - max(len(frame.head) + len(frame.tail) for frame in frames)
 
     def text_span(self, role: Role, prompt: Prompt) -> tuple[int, int]:
         """First token of the user's text in a prompt of this builder, and the first token behind it."""
-        frame = self._frames[role]
+        frame = self._frames[None, role]
         return len(frame.head), len(prompt.token_ids) - len(frame.tail)
 
     def _join(self, frame: _Frame, text_ids: list[int]) -> Prompt:
@@ -222,3 +239,7 @@ class PromptBuilder:
             )
         head, tail = rendered.split(_MARK)
         return head, tail
+
+
+def _by_role(instructions: InstructionsConfig) -> dict[Role, str | None]:
+    return {Role(role): text for role, text in vars(instructions).items()}

@@ -56,7 +56,12 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
     )
     config, made = _planned(config, backbone)
     policy = Policy(backbone.model, config.backbone.pooling, config.hardware, pad_token_id=backbone.pad_token_id)
-    prompts = PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs)
+    prompts = PromptBuilder(
+        backbone.tokenizer,
+        config.prompt,
+        config.backbone.template_kwargs,
+        instructions=config.data.instructions,
+    )
     decode: Callable[..., str] = lambda ids, **options: str(backbone.tokenizer.decode(list(ids), **options))  # noqa: E731
     if config.method.is_infonce:
         module = _contrastive(config, backbone, policy, prompts)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grace_exp.config.prompt import InstructionsConfig, PromptConfig
 from grace_exp.data.batch import Role
-from grace_exp.data.prompts import PromptBuilder
+from grace_exp.data.prompts import PromptBuilder, RoleText
 from grace_exp.errors import ConfigError, DataError
 
 SYSTEM = "Say in one sentence what this means."
@@ -250,3 +250,16 @@ def test_a_tokenizer_that_joins_template_and_text_is_refused(tokenizer: PreTrain
     assert len(ids(changed, "\n\n")) == 1
     with pytest.raises(ConfigError, match="does not split between chat template and text"):
         PromptBuilder(changed, config())
+
+
+def test_a_source_has_instructions_of_its_own_by_role(tokenizer: PreTrainedTokenizerBase) -> None:
+    everywhere = InstructionsConfig(query="A question.", positive="A text.")
+    config = PromptConfig(name="p", system=SYSTEM, instructions=everywhere)
+    own = PromptBuilder(tokenizer, config, instructions={"nq": InstructionsConfig(query="Find passages.")})
+    plain = PromptBuilder(tokenizer, config)
+    asked = InstructionsConfig(query="Find passages.", positive="A text.")
+    like = PromptBuilder(tokenizer, PromptConfig(name="p", system=SYSTEM, instructions=asked))
+    for role in (Role.QUERY, Role.POSITIVE):
+        assert own.many([RoleText(role, "x", "nq")]) == [like(role, "x")]
+        assert own.many([RoleText(role, "x", "other"), (role, "x")]) == [plain(role, "x")] * 2
+    assert own.room(Role.QUERY) == min(plain.room(Role.QUERY), like.room(Role.QUERY))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Instance, Role, TextBatch
-from grace_exp.data.prompts import PromptBuilder
+from grace_exp.data.prompts import PromptBuilder, RoleText
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
@@ -34,7 +34,7 @@ class ContrastiveModule(StepModule):
         """Where the trained embedding is pooled."""
         return "text"
 
-    def sequences(self, texts: Sequence[tuple[Role, str]]) -> list[TextSequence]:
+    def sequences(self, texts: Sequence[RoleText]) -> list[TextSequence]:
         """Texts as the model reads them: prompts alone."""
         return [TextSequence(prompt) for prompt in self.prompts.many(texts)]
 
@@ -56,9 +56,9 @@ class ContrastiveModule(StepModule):
     def _update(self, step: int, first: int, instances: Sequence[Instance]) -> dict[str, float]:
         temperature, hardware = self.config.method.temperature, self.config.hardware
         assert temperature is not None  # checked by MethodConfig
-        queries = [(Role.QUERY, instance.query) for instance in instances]
-        others = [(Role.POSITIVE, instance.positive) for instance in instances]
-        others += [(Role.NEGATIVE, text) for instance in instances for text in instance.negatives]
+        queries = [RoleText(Role.QUERY, instance.query, instance.source) for instance in instances]
+        others = [RoleText(Role.POSITIVE, instance.positive, instance.source) for instance in instances]
+        others += [RoleText(Role.NEGATIVE, text, one.source) for one in instances for text in one.negatives]
         sequences = self.sequences([*queries, *others])
         self.engine.sleep()  # forwards and updates have its memory
         views = self.views(sequences[: len(queries)], sequences[len(queries) :])

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from grace_exp.config.root import GraceConfig
-from grace_exp.data.batch import Role, TextBatch
-from grace_exp.data.prompts import PromptBuilder
+from grace_exp.data.batch import TextBatch
+from grace_exp.data.prompts import PromptBuilder, RoleText
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import Completion, Request, derive_seed
@@ -39,7 +39,7 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
         """Where the trained embedding is pooled: as in GRACE."""
         return self.config.backbone.pooling.region
 
-    def sequences(self, texts: Sequence[tuple[Role, str]]) -> list[TextSequence]:
+    def sequences(self, texts: Sequence[RoleText]) -> list[TextSequence]:
         """Texts with their rationales. A text has the same one in every step: its seed derives from run and text."""
         rollout = self.config.rollout
         prompts = self.prompts.many(texts)
@@ -53,7 +53,7 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
                         rollout.anchor_temperature,
                         derive_seed(self.config.seed, "start", role, text),
                     )
-                    for prompt, (role, text) in zip(prompts, texts, strict=True)
+                    for prompt, (role, text, _) in zip(prompts, texts, strict=True)
                 ]
             )
         completions = [answer[0] for answer in answers]

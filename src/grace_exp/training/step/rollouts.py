@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grace_exp.config.rollout import RolloutConfig
 from grace_exp.data.batch import Instance, Role, TextBatch
-from grace_exp.data.prompts import Prompt, PromptBuilder
+from grace_exp.data.prompts import Prompt, PromptBuilder, RoleText
 from grace_exp.policy.packing import TextSequence
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
 
@@ -139,7 +139,7 @@ def write_rollouts(
     if greedy:
         wanted += [(instance, role, text_of(instance, role), 0, True) for role in roles for instance in batch.instances]
 
-    texts = prompts.many((role, text) for _, role, text, _, _ in wanted)
+    texts = prompts.many(RoleText(role, text, instance.source) for instance, role, text, _, _ in wanted)
     requests = []
     for (instance, role, _, number, best), prompt in zip(wanted, texts, strict=True):
         sampled = role in roles and not best

@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from grace_exp.config.prompt import InstructionsConfig, PromptConfig
 from grace_exp.config.rollout import RolloutConfig
 from grace_exp.data.batch import Instance, Role, TextBatch
 from grace_exp.data.prompts import PromptBuilder
@@ -178,3 +180,14 @@ def test_a_process_without_instances_takes_part_in_the_call_for_engines_that_are
 ) -> None:
     rollouts = write_rollouts(TextBatch(0, []), engine, prompts, config(), seed=0)
     assert engine.calls == [[]] and rollouts.group == []
+
+
+def test_texts_have_the_instructions_of_their_source(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> None:
+    settings = PromptConfig(name="p", system="Read.", max_tokens=64)
+    own = InstructionsConfig(positive="A passage.", negative="Another passage.")
+    prompts = PromptBuilder(tokenizer, settings, instructions={"b": own})
+    plain = PromptBuilder(tokenizer, settings)
+    found = write_rollouts(TextBatch(step=0, instances=INSTANCES), engine, prompts, config(), seed=0)
+    for rollout in [*found.group, *found.others()]:
+        same = rollout.prompt == plain(rollout.role, rollout.text)
+        assert same == (rollout.instance.source == "a" or rollout.role is Role.QUERY)
