@@ -19,6 +19,9 @@ SMALL = [
     "callbacks.export=[]",
     "rollout.group_size=3",
     "rollout.max_tokens=6",
+    "logger.evolution_every_n_steps=0",
+    "callbacks.report=false",
+    "callbacks.watchdog=null",
 ]
 
 

@@ -13,7 +13,7 @@ HELDOUT = [
     "evaluation.every_n_steps=1",
 ]
 RUNS = {
-    "GRACE, with held-out figures": HELDOUT,
+    "GRACE, with held-out figures and the same texts again": [*HELDOUT, "logger.evolution_every_n_steps=1"],
     "a penalty, importance weights and entropy": [
         "objective.kl.coefficient=0.1",
         "objective.importance.mode=token",

@@ -67,11 +67,12 @@ def test_history_config_and_table_of_a_run_read_back(
     assert [row["train/loss"] for row in rows] == [1 / step for step in (1, 2, 3)]
     assert [row["reward/total/mean"] for row in rows] == [step * 0.1 for step in (1, 2, 3)]
 
-    shown = json.loads((path.parent / "files" / rows[2]["samples/rollouts.path"]).read_text())
     kept = pd.read_parquet(table.path_dir)
-    assert shown["columns"] == kept.columns.tolist()
-    expected = kept[kept["step"] == 3].astype(object)
-    assert shown["data"] == expected.where(expected.notna(), None).to_numpy().tolist()
+    for step in (1, 3):  # the steps of a table add to each other
+        shown = json.loads((path.parent / "files" / rows[step - 1]["samples/rollouts.path"]).read_text())
+        assert shown["columns"] == kept.columns.tolist()
+        expected = kept[kept["step"] == step].astype(object)
+        assert shown["data"] == expected.where(expected.notna(), None).to_numpy().tolist()
 
     (run,) = (record["run"] for record in records(path) if record["type"] == "run")
     sent = run["config"]["update"]
@@ -103,3 +104,42 @@ def test_a_run_that_was_left_open_is_not_written_to(config: GraceConfig) -> None
         own.log_metrics({"train/loss": 0.5}, 1)
     losses = {path.stem: [row["train/loss"] for row in history(path)] for path in run_files(config)}
     assert losses == {f"run-{left_open.version}": [], f"run-{own.version}": [0.5]}
+
+
+def test_a_whole_run_has_every_metric_both_tables_artifacts_and_intervals(train, monkeypatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    settings = ["logger=wandb", "logger.wandb.mode=offline", "logger.wandb.group=g", "logger.wandb.notes=why"]
+    settings += ["logger.samples_every_n_steps=1", "logger.evolution_every_n_steps=2", "callbacks.export=[merged]"]
+    settings += [
+        "evaluation=demo",
+        "~evaluation.sets.stsb",
+        "evaluation.sets.wordnet.size=6",
+        "evaluation.minilm=false",
+    ]
+    folder = train("job.steps=3", *settings).path
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found = records(path)
+
+    rows = [record["history"]["item"] for record in found if record["type"] == "history"]
+    table = pd.read_csv(folder / "metrics.csv")
+    for name in set(table) - {"step"}:
+        logged = {row["_step"]: row[name] for row in rows if name in row}
+        assert logged == {
+            int(step): pytest.approx(v) for step, v in zip(table["step"], table[name], strict=True) if v == v
+        }, name
+    of_tables = {"samples/rollouts": ("samples", [0, 1, 2]), "samples/evolution": ("evolution", [0, 1, 2])}
+    for key, (kept, steps) in of_tables.items():
+        parts = {row["_step"]: path.parent / "files" / row[f"{key}.path"] for row in rows if f"{key}.path" in row}
+        assert sorted(parts) == steps
+        shown = sum(len(json.loads(part.read_text())["data"]) for part in parts.values())
+        assert shown == len(pd.read_parquet(folder / kept))
+
+    (run,) = (record["run"] for record in found if record["type"] == "run")
+    assert (run["run_group"], run["job_type"], run["notes"]) == ("g", "train", "why")
+    artifacts = [record["artifact"] for record in found if record["type"] == "artifact"]
+    aliases = {one["name"].partition("-")[0]: one["aliases"] for one in artifacts}
+    assert {"config", "evaluation", "model"} <= aliases.keys() and {"last", "best"} <= set(aliases["model"])
+    rise = json.loads((folder / "summary.json").read_text())["heldout"]["wordnet"]["rise"]
+    updates = [record["summary"]["update"] for record in found if record["type"] == "summary"]
+    sent = {key: value for update in updates for key, value in update.items()}
+    assert [sent[f"heldout/wordnet/rise{end}"] for end in ("", "/low", "/high")] == pytest.approx(list(rise.values()))

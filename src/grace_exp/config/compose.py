@@ -66,7 +66,7 @@ def validate(settings: DictConfig) -> GraceConfig:
 
 
 def compose_config(overrides: list[str], run_dir: Path) -> GraceConfig:
-    """Composes and checks a run's settings outside Hydra's command line, for tests and scripts.
+    """Composes and checks a run's settings beside Hydra's command line: for tests, scripts, and the report of a run.
 
     Args:
         overrides: As on the command line, e.g. `["+experiment=demo", "seed=1"]`.

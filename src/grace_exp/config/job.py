@@ -60,7 +60,17 @@ class JobConfig:
     """The job and its size."""
 
     name: Literal[
-        "train", "evaluate", "prepare_data", "embed", "mine_negatives", "serve", "explain", "clear_cache", "plan"
+        "train",
+        "evaluate",
+        "prepare_data",
+        "embed",
+        "mine_negatives",
+        "serve",
+        "explain",
+        "report",
+        "dashboard",
+        "clear_cache",
+        "plan",
     ] = "train"
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
@@ -99,8 +109,17 @@ class JobConfig:
     """explain: the second text, in the role document."""
     pairs: Annotated[str, Field(pattern=r"\.(jsonl|csv|tsv|parquet)$")] | None = None
     """explain: a file of pairs, with the columns text_a and text_b, instead of these two texts."""
+    run: Annotated[list[str], Field(min_length=1)] | str | None = None
+    """report, dashboard: the folder of a run or a sweep, or a list of folders of runs."""
+    publish: bool = False
+    """dashboard: also save workspace and report on W&B, which needs a login."""
     encode: EncodeConfig = Field(default_factory=EncodeConfig)
     plan: PlanConfig = Field(default_factory=PlanConfig)
+
+    @property
+    def run_folders(self) -> list[str]:
+        """`run` as a list."""
+        return [self.run] if isinstance(self.run, str) else list(self.run or ())
 
     @model_validator(mode="after")
     def _embed_has_what_it_needs(self) -> Self:
@@ -115,6 +134,10 @@ class JobConfig:
         both = self.text_a is not None and self.text_b is not None
         if self.name == "explain" and both == (self.pairs is not None):
             raise ValueError("job=explain needs job.text_a and job.text_b, or a file of such pairs: job.pairs")
+        if self.name in ("report", "dashboard") and self.run is None:
+            raise ValueError(
+                f"job={self.name} needs job.run=<folder of a run or sweep>, or job.run=[<folder>,<folder>]"
+            )
         if self.model is not None and self.resume is not None:
             raise ValueError(f"model={self.model!r} with resume={self.resume!r}: name the weights once")
         return self

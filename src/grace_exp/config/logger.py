@@ -44,8 +44,14 @@ class WandbConfig:
     project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\\\#?%:\r\n]*$")] = "grace-exp"
     entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    job_type: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """null: the job's name."""
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default_factory=list)
     """W&B takes tags of 1 to 64 characters, and names of 128 at most."""
+    notes: str | None = None
+    """What the run is for, in Markdown."""
+    upload_export: bool = True
+    """Send the exported models as artifacts; false where they are large and stay here."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -58,3 +64,8 @@ class LoggerConfig:
     """How often rollouts are written to the samples table; 0: never."""
     samples_per_step: Annotated[int, Field(ge=1)] = 16
     """Rollouts a time, whole groups first."""
+    evolution_every_n_steps: Annotated[int, Field(ge=0)] = 50
+    """How often the same texts are written to again, for the evolution table; also before the first step and after the
+    last. 0: never. One time costs about evolution_texts / job.batch_size of a step's rollouts."""
+    evolution_texts: Annotated[int, Field(ge=2)] = 4
+    """Instances of the evolution table, on each process."""

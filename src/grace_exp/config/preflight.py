@@ -47,7 +47,7 @@ def check_machine(config: GraceConfig) -> None:
 
 def _problems(config: GraceConfig) -> Iterator[str]:
     job, backbone, evaluation = config.job, config.backbone, config.evaluation
-    uses_model = job.name not in ("prepare_data", "clear_cache", "plan")
+    uses_model = job.name not in ("prepare_data", "report", "dashboard", "clear_cache", "plan")
     measures = job.name in ("train", "evaluate")
     uses_backbone = uses_model and job.model is None  # GraceEncoder.from_pretrained says what is wrong with job.model
     if uses_model and config.hardware.accelerator == "gpu":

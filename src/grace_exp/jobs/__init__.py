@@ -56,6 +56,14 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.plan import plan
 
             return plan(config)
+        case "report":
+            from grace_exp.jobs.report import report
+
+            return report(config)
+        case "dashboard":
+            from grace_exp.jobs.dashboard import dashboard
+
+            return dashboard(config)
         case "clear_cache":
             from grace_exp.jobs.clear_cache import clear_cache
 

@@ -6,13 +6,13 @@ import warnings
 from rich.console import Console
 
 
-def our_console() -> Console:
+def our_console(*, stderr: bool = False) -> Console:
     """A console for what a job says; silent on all processes but the first.
 
     It prints brackets as they are: texts, paths and names of the user's may hold some. Style is given with
     `rich.text.Text` or `style=`.
     """
-    return Console(quiet=not is_first_process(), markup=False)
+    return Console(quiet=not is_first_process(), markup=False, stderr=stderr)
 
 
 def is_first_process() -> bool:

@@ -1,8 +1,10 @@
 """Train a policy: the main job."""
 
+import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -17,24 +19,39 @@ from grace_exp.jobs.plan import verdict, write_plan
 from grace_exp.jobs.recipe import configured_recipe
 from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reopen
 from grace_exp.jobs.terminal import is_first_process, our_console
+from grace_exp.jobs.train_report import reporting
 from grace_exp.objective.own_objective import try_custom_objective
 from grace_exp.reward.terms.own_term import try_custom_term
 from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.own_sources import record_own_parts
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.result import read_result
-from grace_exp.tracking.samples import SamplesTable
+from grace_exp.tracking.run_warnings import RunWarnings
+from grace_exp.tracking.samples import (
+    EVOLUTION_COLUMNS,
+    EVOLUTION_FOLDER,
+    EVOLUTION_TABLE,
+    SAMPLES_FOLDER,
+    SamplesTable,
+)
 from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing, stored_run_id
+from grace_exp.tracking.wandb_results import log_config, log_evaluation, log_export, set_summary
 from grace_exp.training.callbacks.children import wait_for_children
+from grace_exp.training.callbacks.evolution import Evolution
 from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation, stored_results
 from grace_exp.training.callbacks.inert_terms import InertTermsWarning
+from grace_exp.training.callbacks.json_lines import JsonLines
 from grace_exp.training.callbacks.mismatch_warning import MismatchWarning
 from grace_exp.training.callbacks.progress import ProgressDisplay
+from grace_exp.training.callbacks.watchdog import Watchdog
 from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
 from grace_exp.training.export import check_exportable, export_folder
 from grace_exp.training.resume import continued
 from grace_exp.training.run_summary import final_figures, print_report
 from grace_exp.training.trainer import build_trainer
+
+if TYPE_CHECKING:
+    import wandb
 
 
 def train(config: GraceConfig) -> dict[str, float]:
@@ -50,7 +67,7 @@ def train(config: GraceConfig) -> dict[str, float]:
     Raises:
         Interrupted: A signal ended the run early; its state is in a checkpoint.
     """
-    console = our_console()
+    console = our_console(stderr=config.callbacks.progress == "json")
     checkpoint_file, completed = None, 0
     if config.job.resume is not None:
         config, checkpoint_file, completed = continued(config)
@@ -84,15 +101,15 @@ def train(config: GraceConfig) -> dict[str, float]:
     elif config.job.resume is not None:
         console.print(f"continuing after step {completed} of {config.job.steps}", highlight=False)
 
-    csv, samples = MetricsCsv(run_dir / "metrics.csv"), SamplesTable(run_dir / "samples")
+    csv, samples = MetricsCsv(run_dir / "metrics.csv"), SamplesTable(run_dir / SAMPLES_FOLDER)
+    evolution = SamplesTable(run_dir / EVOLUTION_FOLDER, EVOLUTION_TABLE, EVOLUTION_COLUMNS)
     resume_id = stored_run_id(run_dir) if checkpoint_file is not None else None
     wandb_logger = build_wandb_logger(config, record, resume_id=resume_id) if config.logger.wandb else None
     loggers = [csv, *([wandb_logger] if wandb_logger else [])]
     with finishing(loggers):
         console.print(f"loading {config.backbone.name}", highlight=False)
-        assembled = assemble(
-            config, lambda step, rows: samples.log(step, rows, wandb_logger.experiment if wandb_logger else None)
-        )
+        run = wandb_logger.experiment if wandb_logger and is_first_process() else None
+        assembled = assemble(config, lambda step, rows: samples.log(step, rows, run))
         module = assembled.module
         if config.callbacks.export and is_first_process():
             check_exportable(assembled.backbone)
@@ -100,33 +117,62 @@ def train(config: GraceConfig) -> dict[str, float]:
             write_plan(config, assembled.plan)
             console.print(f"the plan {verdict(assembled.plan)}", highlight=False, markup=False, soft_wrap=True)
         announce = partial(console.print, highlight=False)
+        if run is not None:
+            log_config(run, run_dir)
+        warnings = RunWarnings(run_dir, partial(console.print, highlight=False, markup=False), run)
+        watchdog = Watchdog(config, warnings.add) if config.callbacks.watchdog is not None else None
+        lines = JsonLines(config, sys.stdout) if config.callbacks.progress == "json" else None
+        if lines is not None:
+            warnings.listeners.append(partial(lines.write, "warning"))
         stop = GracefulStop(run_dir, config.job.steps, announce)
         heldout = HeldoutEvaluation(config, assembled.decode, announce)
+        checkpoints = StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps)
         callbacks = [
             heldout,  # before `stop` takes over the signals: Ctrl-C ends an evaluation at once
             stop,
-            StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps),
-            InertTermsWarning(config, announce),
+            *([watchdog] if watchdog else []),
+            checkpoints,
+            InertTermsWarning(config, warnings.add),
             MismatchWarning(config, announce),
+            Evolution(config, partial(_log_evolution, evolution, run)),
             *(
                 [ProgressDisplay(config.job.steps, live=config.callbacks.progress == "bar", console=console)]
-                if config.callbacks.progress != "none"
+                if config.callbacks.progress in ("bar", "lines")
                 else []
             ),
+            *([lines] if lines else []),
         ]
         trainer = build_trainer(config.hardware, steps=config.job.steps, loggers=loggers, callbacks=callbacks)
         # What lies beyond the checkpoint is done again.
         csv.truncate(completed)
         samples.truncate(completed)
+        evolution.truncate(completed + 1)  # its steps count what is done
+        warnings.truncate(completed)
         drop_checkpoints_after(run_dir, completed)
-        with closing(module.engine):
-            trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_file, weights_only=True)
-        if trainer.is_global_zero:
-            stop.raise_if_interrupted()
-            finish(Trained(config, assembled.backbone, module, heldout, recipe.describe()))
-            _report(config, console)
-            wait_for_children(trainer.strategy.launcher)
-        return final_figures(module, heldout.results)
+        with reporting(config, console):
+            with closing(module.engine):
+                trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_file, weights_only=True)
+            if trainer.is_global_zero:
+                stop.raise_if_interrupted()
+                if watchdog is not None:
+                    watchdog.raise_if_collapsed()
+                finish(Trained(config, assembled.backbone, module, heldout, recipe.describe()))
+                if run is not None:
+                    log_evaluation(run, run_dir)
+                    set_summary(run, read_summary(run_dir)["heldout"])
+                    if config.logger.wandb is not None and config.logger.wandb.upload_export:
+                        folders = [export_folder(config, kind) for kind in sorted(config.callbacks.export)]
+                        log_export(run, folders, checkpoints.better_than_last())
+                _report(config, console)
+                wait_for_children(trainer.strategy.launcher)
+        figures = final_figures(module, heldout.results)
+        if lines is not None:
+            lines.write("end", figures={name: value for name, value in figures.items() if name != "step"})
+        return figures
+
+
+def _log_evolution(table: SamplesTable, run: "wandb.Run | None", done: int, rows: list[dict[str, object]]) -> None:
+    table.log(done, rows, run, wandb_step=max(0, done - 1))  # the step that the weights come from
 
 
 def _show(config: GraceConfig, console: Console) -> dict[str, float]:

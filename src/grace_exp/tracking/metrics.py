@@ -130,6 +130,7 @@ METRICS = (
     Metric("time/sync", "cost", "s", "lower", "Weights to the engine.", _BASELINE),
     Metric("time/evaluation_before", "cost", "s", "lower", "Held-out sets before training.", _HELDOUT),
     Metric("time/evaluation_during", "cost", "s", "lower", "Held-out sets during it.", "evaluation.every_n_steps"),
+    Metric("time/evolution", "cost", "s", "lower", "The same texts again.", "logger.evolution_every_n_steps"),
     Metric("perf/rationale_tokens_per_second", "cost", "tokens/s", "higher", "rollout/tokens / time/step."),
     Metric("perf/memory_planned_gib", "cost", "GiB", "", "Of one device, as planned.", _BASELINE),
     Metric("perf/memory_peak_gib", "cost", "GiB", "lower", "Taken at most since the start.", _BASELINE),

@@ -1,4 +1,4 @@
-"""What the policy wrote: a table of rollouts with their rewards, in the run folder and on W&B."""
+"""What the policy wrote: tables of rationales with their rewards, in the run folder and on W&B."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,11 @@ from grace_exp.tracking.atomic import atomic_path
 if TYPE_CHECKING:
     import wandb
 
-TABLE = "samples/rollouts"
-"""Key of the W&B table."""
+SAMPLES_FOLDER = "samples"
+EVOLUTION_FOLDER = "evolution"
+SAMPLES_TABLE = "samples/rollouts"
+EVOLUTION_TABLE = "samples/evolution"
+"""Keys of the W&B tables."""
 
 COLUMNS = {
     "step": "int64",
@@ -25,51 +28,76 @@ COLUMNS = {
     "rationale_tokens": "int64",
     "finish_reason": "string",
 }
-"""Columns of every table and their arrow types; `*_tokens` are counts. Other columns are reward figures (float64)."""
+"""Columns of a table and their arrow types; `*_tokens` are counts. Other columns are reward figures (float64)."""
+EVOLUTION_COLUMNS = COLUMNS | {"sample": "int64", "neighbours": "string"}
+"""Columns of the table of the same texts over time. `step` counts the steps done, so that 0 is before training;
+`sample` numbers the rationales of a text; `neighbours` are the nearest other texts of the table with their cosines, as
+JSON."""
 
 
 class SamplesTable:
     """A folder of parquet files, one for each logged step; `pandas.read_parquet(folder)` reads them as one table."""
 
-    def __init__(self, path_dir: Path) -> None:
-        """Use `path_dir`, which is made with the first rows."""
+    def __init__(self, path_dir: Path, key: str = SAMPLES_TABLE, columns: Mapping[str, str] = COLUMNS) -> None:
+        """Use `path_dir`, which is made with the first rows.
+
+        Args:
+            path_dir: The folder.
+            key: Of the W&B table.
+            columns: With their arrow types; every row has them.
+        """
         self.path_dir = path_dir
+        self._key = key
+        self._types = columns
+        self._shown: wandb.Table | None = None
 
     @rank_zero_only
-    def log(self, step: int, rows: Sequence[Mapping[str, Any]], run: "wandb.Run | None" = None) -> None:
+    def log(
+        self,
+        step: int,
+        rows: Sequence[Mapping[str, Any]],
+        run: "wandb.Run | None" = None,
+        *,
+        wandb_step: int | None = None,
+    ) -> None:
         """Write the rollouts of one step; a second call for the same step replaces them.
 
         Args:
             step: Put into column `step`.
-            rows: One mapping a rollout with the keys of `COLUMNS` but `step`, and one for each reward figure: a term's
-                name, `total`, `final`, `advantage`. None, or a missing key, where a rollout has no such figure (anchors
-                have no advantage).
-            run: Also show the rows there, as table `samples/rollouts`.
+            rows: One mapping a rollout with the keys of the columns but `step`, and one for each reward figure: a
+                term's name, `total`, `final`, `advantage`. None, or a missing key, where a rollout has no such figure
+                (anchors have no advantage).
+            run: Also show the rows there, added to those of earlier steps.
+            wandb_step: W&B's step, where it differs.
 
         Raises:
-            KeyError: A row lacks one of `COLUMNS`.
+            KeyError: A row lacks one of the columns.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        figures = list(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
+        figures = list(dict.fromkeys(name for row in rows for name in row if name not in self._types))
         columns: dict[str, list[Any]] = {"step": [step] * len(rows)}
-        columns |= {name: [row[name] for row in rows] for name in COLUMNS if name != "step"}
+        columns |= {name: [row[name] for row in rows] for name in self._types if name != "step"}
         columns |= {name: [row.get(name) for row in rows] for name in figures}
         # Types are given, not inferred: a column that happens to be empty in one file would not fit the others.
-        schema = pa.schema([(name, COLUMNS.get(name, "float64")) for name in columns])
+        schema = pa.schema([(name, self._types.get(name, "float64")) for name in columns])
         with atomic_path(self.path_dir / f"step-{step:06d}.parquet") as temporary:
             pq.write_table(pa.table(columns, schema=schema), temporary)
         if run is not None:
-            self._log_to(run, step, columns)
+            self._log_to(run, step if wandb_step is None else wandb_step, columns)
 
-    @staticmethod
-    def _log_to(run: "wandb.Run", step: int, columns: Mapping[str, list[Any]]) -> None:
+    def _log_to(self, run: "wandb.Run", step: int, columns: Mapping[str, list[Any]]) -> None:
         import wandb
 
-        data = [list(row) for row in zip(*columns.values(), strict=True)]
-        if step >= run.starting_step:
-            run.log({TABLE: wandb.Table(columns=list(columns), data=data)}, step=step)
+        if step < run.starting_step:
+            return
+        if self._shown is None:
+            # Of a table that is logged anew under its key, W&B shows the last one only; this one grows.
+            self._shown = wandb.Table(columns=list(columns), log_mode="INCREMENTAL", allow_mixed_types=True)
+        for row in zip(*columns.values(), strict=True):
+            self._shown.add_data(*row)
+        run.log({self._key: self._shown}, step=step)
 
     @rank_zero_only
     def truncate(self, step: int) -> None:

@@ -23,16 +23,17 @@ def write_json_atomic(path: Path, obj: Any) -> None:
     Raises:
         TypeError: `obj` holds something else.
     """
-    write_text_atomic(path, json.dumps(_finite(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(finite(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _finite(obj: Any) -> Any:
+def finite(obj: Any) -> Any:
+    """Plain data with None in the place of nan and inf, which JSON has not."""
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     if isinstance(obj, Mapping):
-        return {key: _finite(value) for key, value in obj.items()}
+        return {key: finite(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_finite(value) for value in obj]
+        return [finite(value) for value in obj]
     return obj
 
 

@@ -123,6 +123,8 @@ def _start_run(
             project=settings.project,
             entity=settings.entity,
             group=settings.group,
+            job_type=settings.job_type or config.job.name,
+            notes=settings.notes,
             tags=settings.tags,
             name=config.name,
             dir=config.run_dir,
@@ -156,7 +158,7 @@ def _mode(configured: Literal["auto", "online", "offline"]) -> WandbMode:
         return "online" if _wants_and_can_upload() else "offline"
     else:
         mode = configured
-    if mode == "online" and not _has_login():
+    if mode == "online" and not has_login():
         raise MissingResourceError(
             "W&B mode is online, but there is no login: run `wandb login`, set WANDB_API_KEY, or set "
             "logger.wandb.mode=offline"
@@ -168,10 +170,10 @@ def _wants_and_can_upload() -> bool:
     import wandb
 
     # `wandb offline` and `wandb disabled` leave their wish in wandb's settings file.
-    return wandb.setup().settings.mode in {"online", "run"} and _has_login()
+    return wandb.setup().settings.mode in {"online", "run"} and has_login()
 
 
-def _has_login() -> bool:
+def has_login() -> bool:
     """Tell whether wandb would find credentials for its server: environment, netrc file or its own settings."""
     import wandb
     from wandb.sdk.lib import wbauth

@@ -55,6 +55,7 @@ class StepCheckpoints(Callback):
         self._run_dir = run_dir
         self._steps = steps
         self._best: float | None = None
+        self._best_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop a best checkpoint that is not of this run."""
@@ -66,7 +67,7 @@ class StepCheckpoints(Callback):
         module = step_module(pl_module)
         completed = module.completed_steps
         if self._config.monitor is not None:
-            self._compare(trainer, module.history[-1].get(self._config.monitor))
+            self._compare(trainer, completed, module.history[-1].get(self._config.monitor))
         every = self._config.every_n_steps
         if trainer.should_stop or completed == self._steps or (every and completed % every == 0):
             self.save(trainer, completed)
@@ -81,26 +82,31 @@ class StepCheckpoints(Callback):
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure so far, and of what."""
-        return {"monitor": self._config.monitor, "mode": self._mode, "best": self._best}
+        """The best figure so far, of what, and after how many steps."""
+        return {"monitor": self._config.monitor, "mode": self._mode, "best": self._best, "at": self._best_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing, unless with another figure."""
         if (state_dict["monitor"], state_dict["mode"]) == (self._config.monitor, self._mode):
-            self._best = state_dict["best"]
+            self._best, self._best_at = state_dict["best"], state_dict.get("at")
+
+    def better_than_last(self) -> Path | None:
+        """The best checkpoint, where one is kept and it is not that of the last step."""
+        path = self._run_dir / FOLDER / BEST
+        return path if self._config.monitor is not None and self._best_at != self._steps and path.is_file() else None
 
     @property
     def _mode(self) -> str:
         return self._config.mode or ("max" if (self._config.monitor or "").startswith("val/") else "min")
 
-    def _compare(self, trainer: Trainer, figure: float | None) -> None:
+    def _compare(self, trainer: Trainer, completed: int, figure: float | None) -> None:
         """Save if the step's figure is the best so far; it has none where the metric was not measured."""
         sign = 1 if self._mode == "max" else -1
         better = (
             figure is not None and math.isfinite(figure) and (self._best is None or sign * (figure - self._best) > 0)
         )
         if trainer.strategy.broadcast(better):  # one process's word, in case of rounding
-            self._best = figure
+            self._best, self._best_at = figure, completed
             _write(trainer, self._run_dir / FOLDER / BEST)
 
 

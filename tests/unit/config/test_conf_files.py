@@ -70,6 +70,7 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     needed = ["data.sources.file.path=mine.jsonl"] if recipe["data"] in ("texts", "triplets") else []
     needed += ["job.input=mine.txt", "job.output=mine.npy"] if recipe["job"] == "embed" else []
     needed += ["job.input=mine.jsonl", "job.output=o.jsonl"] if recipe["job"] == "mine_negatives" else []
+    needed += ["job.run=mine"] if recipe["job"] in ("report", "dashboard") else []
     needed += ["job.text_a=A cat.", "job.text_b=A dog."] if recipe["job"] == "explain" else []
     needed += ["rollout.vllm.server.url=http://127.0.0.1:8000"] if recipe["rollout"] == "vllm_server" else []
     needed += ["hardware.devices=1"] if recipe["job"] == "serve" else []

@@ -1,6 +1,5 @@
-"""Says of reward terms that they train nothing, once each, on the terminal and in the log."""
+"""Warns of reward terms that train nothing, once each."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,25 +10,23 @@ from grace_exp.reward import InertTerms
 from grace_exp.training.module import step_module
 from grace_exp.training.step.rollouts import SIDES, TRAINED_ROLES
 
-_LOG = logging.getLogger(__name__)
-
 
 class InertTermsWarning(Callback):
     """Watches the shares that terms have in the advantages; see `reward.inert`."""
 
-    def __init__(self, config: GraceConfig, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: GraceConfig, warn: Callable[[int, str, str], None]) -> None:
         """Start watching.
 
         Args:
             config: The whole run.
-            announce: Told what was found, for the terminal.
+            warn: Told (step, kind, message) of what was found, see `tracking.run_warnings`.
         """
         roles = TRAINED_ROLES[config.rollout.policy_role]
         # Of several sides each has figures of its own, behind its name (`training.step.trained_role.role_metrics`).
         self._watched = [
             (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role])) for role in roles
         ]
-        self._announce = announce
+        self._warn = warn
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take in the step."""
@@ -40,5 +37,4 @@ class InertTermsWarning(Callback):
             own = {name.removeprefix(side): value for name, value in row.items() if name.startswith(side)}
             for text in terms.observe(own):
                 message = f"{side.rstrip('/')}: {text}" if side else text
-                self._announce(message)
-                _LOG.info(message)
+                self._warn(int(row["step"]), "inert_term", message)

@@ -1,0 +1,59 @@
+"""Settings that differ: between a run and its experiment, and between runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+
+from grace_exp.config.compose import compose_config, to_dict
+from grace_exp.errors import GraceError
+from grace_exp.review.run_files import RunFiles
+
+_NOT_SETTINGS = ("run_dir", "cache_dir")
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values."""
+    if isinstance(settings, Mapping) and settings:
+        return {key: value for name, part in settings.items() for key, value in flat(part, f"{prefix}{name}.").items()}
+    return {prefix[:-1]: settings}
+
+
+def changed_settings(run: RunFiles) -> list[dict[str, Any]] | None:
+    """What the run's command changed of its experiment, as `key`, `default`, `value`.
+
+    The experiment is composed from `conf/` as it is now.
+
+    Returns:
+        None where the run's command is not known or the experiment composes no longer.
+    """
+    if not run.overrides:
+        return None
+    experiment = [override for override in run.overrides if override.startswith("+experiment=")]
+    try:
+        default = to_dict(compose_config(experiment, run.path))
+    except (GraceError, HydraException):
+        return None
+    return [
+        {"key": key, "default": before, "value": value}
+        for key, (before, value) in _differing([default, dict(run.config)]).items()
+    ]
+
+
+def differing_settings(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    """Settings that are not the same in all runs, as `key` and `values`, one a run."""
+    return [{"key": key, "values": list(values)} for key, values in _differing([run.config for run in runs]).items()]
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    plain = [flat(one) for one in settings]
+    keys = dict.fromkeys(key for one in plain for key in one)
+    rows = {key: tuple(one.get(key) for one in plain) for key in keys if key not in _NOT_SETTINGS}
+    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
+
+
+def shown_path(path: Path) -> str:
+    """A path as a page names it: relative to the working directory where it lies below it."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

@@ -1,0 +1,63 @@
+"""What a W&B run keeps beside metrics and tables: artifacts, and summary values with their intervals."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import wandb
+
+
+def log_config(run: "wandb.Run", run_dir: Path) -> None:
+    """Keep the resolved settings and their provenance as artifact `config-<run id>`."""
+    _log(run, "config", [run_dir / "config.yaml", run_dir / "provenance.json"])
+
+
+def log_evaluation(run: "wandb.Run", run_dir: Path) -> None:
+    """Keep what evaluations wrote, item by item, as artifact `evaluation-<run id>`, where they wrote something."""
+    _log(run, "evaluation", [run_dir / "evaluation", run_dir / "summary.json"])
+
+
+def log_export(run: "wandb.Run", folders: Sequence[Path], best: Path | None) -> None:
+    """Keep the trained model as artifact `model-<run id>`, alias `last`.
+
+    Args:
+        run: The W&B run.
+        folders: Of the exported formats.
+        best: The checkpoint of the best step, which gets the alias `best`; None where the last weights are taken for
+            the best ones: then they have both.
+    """
+    if best is not None:
+        _log(run, "model", [best], aliases=["best"])
+    _log(run, "model", folders, aliases=["last"] if best is not None else ["last", "best"])
+
+
+def set_summary(run: "wandb.Run", heldout: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
+    """Put held-out figures into the run's summary, as `heldout/<set>/<figure>` with `.../low` and `.../high`.
+
+    Args:
+        run: The W&B run.
+        heldout: By set and figure: value, low, high; see `summary.json`.
+    """
+    for name, figures in heldout.items():
+        for key, score in figures.items():
+            run.summary[f"heldout/{name}/{key}"] = score["value"]
+            for end in ("low", "high"):
+                if score[end] is not None:
+                    run.summary[f"heldout/{name}/{key}/{end}"] = score[end]
+
+
+def _log(run: "wandb.Run", kind: str, paths: Sequence[Path], aliases: list[str] | None = None) -> None:
+    import wandb
+
+    present = [path for path in paths if path.exists()]
+    if not present:
+        return
+    artifact: Any = wandb.Artifact(f"{kind}-{run.id}", type=kind)
+    for path in present:
+        # Not copied: what a finished run wrote stays as it is.
+        if path.is_dir():
+            artifact.add_dir(str(path), name=path.name, policy="immutable", skip_cache=True)
+        else:
+            artifact.add_file(str(path), policy="immutable", skip_cache=True)
+    run.log_artifact(artifact, aliases=aliases)
