@@ -85,7 +85,7 @@ def is_ended(config: GraceConfig) -> bool:
 
 
 def finish(trained: Trained) -> None:
-    """Do the stages that are not done; those behind a stage that is done now are done again, for they build on it."""
+    """Do the stages that are not done; those behind one whose file had gone are done again, for they build on it."""
     done = _done(trained.config)
     for stage in stages(trained.config):
         if _whole(stage, done):
@@ -117,7 +117,9 @@ def _done(config: GraceConfig) -> list[str]:
 
 def _of(config: GraceConfig) -> dict[str, Any]:
     """What the end of a run depends on, beside what a resumed run may not change."""
-    return {"steps": config.job.steps, "name": config.name, "evaluation": asdict(config.evaluation)}
+    of = {"steps": config.job.steps, "name": config.name, "evaluation": asdict(config.evaluation)}
+    plain: dict[str, Any] = json.loads(json.dumps(of))  # as it is read back: JSON knows no tuples
+    return plain
 
 
 def _whole(stage: Stage, done: list[str]) -> bool:
