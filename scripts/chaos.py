@@ -237,7 +237,7 @@ def wait_for_moment(run: Run, draw: random.Random, seconds: float) -> None:
     end = time.monotonic() + PATIENCE
     while run.ended() is None and not any((run.folder / "checkpoints").glob("step-*")) and time.monotonic() < end:
         time.sleep(0.002)
-    run.wait(draw.uniform(0, 0.4 * seconds))
+    run.wait(draw.uniform(0, 0.15 * seconds))
 
 
 def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: float) -> None:
