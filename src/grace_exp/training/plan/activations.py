@@ -11,7 +11,7 @@ from grace_exp.training.plan.dimensions import Dimensions
 
 Attention = Literal["causal", "mask", "flex"]
 """causal: plain rows; mask: packed rows behind a dense mask; flex: packed rows behind a block mask."""
-Checkpointing = Literal["off", "selective", "full"]
+Checkpointing = Literal["off", "full"]
 FLOAT32 = 4
 
 
@@ -68,8 +68,6 @@ def training_activations(dimensions: Dimensions, forward: Forward) -> Activation
     if forward.checkpointing == "off":
         return Activations(shape.layers * layer + outside, working)
     kept = float(FLOAT32 * shape.hidden * tokens)
-    if forward.checkpointing == "selective":
-        kept += selective_token_bytes(dimensions, forward) * tokens
     return Activations(shape.layers * kept + outside, layer + working)
 
 
@@ -96,12 +94,6 @@ def layer_token_bytes(dimensions: Dimensions, forward: Forward) -> float:
         feed_forward -= value * shape.intermediate * ("down_proj" not in dimensions.adapted)
     adapters = value * dimensions.lora.rank * len(dimensions.adapted) if dimensions.lora is not None else 0
     return 2 * norm + read + heads_norm + attention + feed_forward + adapters
-
-
-def selective_token_bytes(dimensions: Dimensions, forward: Forward) -> float:
-    """What selective checkpointing keeps of one token in one layer: results of matrix products and attention."""
-    widths = sum(columns for _, columns in dimensions.linear.values())
-    return forward.value * (widths + dimensions.query_width) + FLOAT32 * dimensions.shape.heads
 
 
 def weight_copies(dimensions: Dimensions, value: int) -> int:
