@@ -201,3 +201,28 @@ def test_what_cannot_be_had_is_said_before_a_model_is_loaded(
         evaluate("task", "evaluation.benchmark.tasks=[Nonsense]")
     with pytest.raises(ConfigError, match=r"prompts has 'Retrieval-side': allowed are query, document"):
         evaluate("prompt", "+evaluation.benchmark.prompts={Retrieval-side: 'Read it.'}")
+
+
+def test_a_task_of_nanobeir_runs_on_made_up_data_and_counts_tokens_and_milliseconds(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    (task,) = suite_tasks(BenchmarkConfig(suite="NanoBEIR", tasks=["NanoSciFactRetrieval"]), tmp_path)
+
+    def load_data(num_proc: int | None = None, **kwargs: Any) -> None:
+        texts = ["A cat sleeps.", "Rain in May", "Prices fell by 3 %"]
+        corpus = [{"id": f"d{row}", "title": "", "text": text} for row, text in enumerate(texts)]
+        queries = [{"id": f"q{row}", "text": text} for row, text in enumerate(texts)]
+        relevant = {f"q{row}": {f"d{row}": 1} for row in range(3)}
+        (split,) = task.eval_splits
+        data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
+        task.dataset = {"default": {split: {**data, "relevant_docs": relevant, "top_ranked": None}}}
+        task.data_loaded = True
+
+    task.load_data = load_data
+    encoder = GraceEncoder.from_pretrained("tiny", cache=False, device="cpu", prompt="Read.", max_tokens=4)
+    model = MtebEncoder.of_grace(encoder, mode="rationale")
+    (score,) = evaluate_tasks(model, [task], tmp_path, batch_size=8, announce=lambda line: None)
+    assert (score.task, score.metric) == ("NanoSciFactRetrieval", "ndcg_at_10")
+    assert 0 < score.score <= 100
+    assert score.tokens_per_text is not None and 1 <= score.tokens_per_text <= 4
+    assert score.ms_per_text is not None and score.ms_per_text > 0
