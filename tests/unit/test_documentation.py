@@ -45,7 +45,7 @@ def test_commands_compose(page: str, line: str, tmp_path: Path, monkeypatch: pyt
     swept = "-m" in arguments
     overrides = [word for word in arguments if "=" in word or word.startswith("+")]
     overrides = [one_job(word) if swept else word for word in overrides if not word.startswith("hydra")]
-    given = [word.replace("<time>", "2026-01-01").replace("...", "x") for word in overrides]
+    given = [re.sub(r"<[^>]*>", "x", word).replace("...", "x") for word in overrides]
     compose_config(given, tmp_path)
 
 
