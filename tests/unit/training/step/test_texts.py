@@ -15,7 +15,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.evaluation.heldout import Example, SetResult
 from grace_exp.evaluation.scores import ItemScores
 from grace_exp.training.callbacks.heldout_evaluation import read_results, write_results
-from grace_exp.training.export import model_card
+from grace_exp.training.model_card import model_card
 from grace_exp.training.run_summary import heldout_table
 
 
@@ -53,7 +53,7 @@ def test_held_out_results_read_back_as_they_were(tmp_path: Path) -> None:
     ],
 )
 def test_the_model_card_names_the_base_model_where_there_is_one(config: GraceConfig, backbone, base) -> None:
-    card = model_card(replace(config, backbone=BackboneConfig(name="b", **backbone)), "merged", {})
+    card = model_card(replace(config, backbone=BackboneConfig(name="b", **backbone)), "merged", {}, stock=False)
     front = yaml.safe_load(card.split("---\n")[1])
     assert front.get("base_model") == base
     assert "Held-out figures" not in card and "AutoModelForCausalLM" in card
