@@ -91,6 +91,10 @@ format: $(VENV)/.installed-dev ## Format the code and mend what ruff can mend
 	$(bin)/ruff format
 	$(bin)/ruff check --fix
 
+.PHONY: docs
+docs: $(VENV)/.installed-dev ## Build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
+
 .PHONY: hooks
 hooks: $(VENV)/.installed-dev ## Check style and types at every git commit
 	$(bin)/pre-commit install
@@ -105,7 +109,7 @@ bench: $(VENV)/.installed-dev ## Run every benchmark
 
 .PHONY: clean
 clean: ## Remove caches and builds; VENV and runs/ stay
-	rm -rf dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf dist build site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment ---
@@ -122,7 +126,7 @@ $(VENV)/.installed-gpu: $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	@echo "Installing into $(VENV): tools for development and evaluation"
-	@$(pip_install) -c $(CONSTRAINTS) -e '.[data,dev,embedded,eval,general,serve,sweep]'
+	@$(pip_install) -c $(CONSTRAINTS) -e '.[data,dev,docs,embedded,eval,general,serve,sweep]'
 	@touch $@
 
 $(VENV)/.installed-run: $(pins) | $(bin)/python

@@ -110,7 +110,7 @@ def test_a_file_name_occurs_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "requirement", requirements("data", "embedded", "eval", "serve", "sweep", "dev"), ids=lambda r: r.name
+    "requirement", requirements("data", "embedded", "eval", "serve", "sweep", "dev", "docs"), ids=lambda r: r.name
 )
 def test_the_cpu_pins_hold_every_direct_dependency_within_its_range(requirement: Requirement) -> None:
     assert requirement.specifier.contains(pins("cpu.txt")[canonicalize_name(requirement.name)])
@@ -175,6 +175,7 @@ def test_ci_runs_the_targets_that_the_readme_names() -> None:
     assert os.access(script, os.X_OK)
     assert re.findall(r"^make (\S+)$", script.read_text(encoding="utf-8"), flags=re.MULTILINE) == [
         "lint",
+        "docs",
         "test",
         "test-vllm",
     ]

@@ -77,7 +77,7 @@ def allowed(hint: Any) -> str:
         return ", or ".join(arms + ["null"] * (len(arms) < len(arguments)))
     if origin is Literal:
         return " or ".join(", ".join(map(repr, arguments)).rsplit(", ", 1))
-    if origin is list:
+    if origin in (list, tuple):
         return f"a list, each entry {allowed(arguments[0])}"
     if origin is dict:
         return f"a mapping from names, each to {allowed(arguments[1])}"
@@ -131,7 +131,7 @@ def _type_at(path: Sequence[str | int]) -> Any:
 def _inside(hint: Any, part: str | int) -> Any:
     if dataclasses.is_dataclass(hint):
         return get_type_hints(hint, include_extras=True).get(str(part))
-    return get_args(hint)[-1] if get_origin(hint) in (dict, list) else None
+    return get_args(hint)[-1] if get_origin(hint) in (dict, list, tuple) else None
 
 
 def _arms(hint: Any) -> list[Any]:

@@ -1,0 +1,42 @@
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "reference_pages.py"))
+
+
+@pytest.mark.parametrize("name", SCRIPT["PAGES"])
+def test_generated_pages_are_up_to_date(name: str) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert page == SCRIPT["PAGES"][name](), "run: python scripts/reference_pages.py"
+
+
+def test_a_setting_has_its_values_default_and_docstring() -> None:
+    row = next(line for line in SCRIPT["settings_page"]().splitlines() if line.startswith("| `rollout.group_size` "))
+    assert (
+        row == "| `rollout.group_size` | a whole number, at least 1 | `8` | K: rationales sampled per trained text. |"
+    )
+
+
+def test_settings_inside_mappings_and_groups_that_are_off_are_listed() -> None:
+    page = SCRIPT["settings_page"]()
+    for key in (
+        "data.sources.<name>.path",
+        "backbone.lora.rank",
+        "objective.replay.capacity",
+        "reward.terms.infonce.weight",
+    ):
+        assert f"| `{key}` |" in page
+
+
+def test_every_choice_of_the_command_line_is_described() -> None:
+    rows = [line for line in SCRIPT["reference_page"]().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == [] or all(
+        "grace_exp" in row or "|  |" not in row for row in rows
+    )
+
+
+def test_a_cell_holds_no_markup_outside_of_code() -> None:
+    assert SCRIPT["cell"]("a|b *c* `x_<y>`") == "a\\|b \\*c\\* `x_<y>`"
