@@ -46,9 +46,9 @@ def settings_page() -> str:
         "# Settings",
         WRITTEN_BY.format("the schemas in `src/grace_exp/config/` and the defaults in `conf/`"),
         "Set a value on the command line (`rollout.group_size=4`) or in a file of `conf/`. A default is that of "
-        "`conf/` without an experiment; `${...}` is computed from other settings. `<name>` is a name of your choice, "
-        "`[]` an entry of a list. `python -m grace_exp +experiment=demo --cfg job` prints the values of a run. A value that is "
-        "not allowed, or that contradicts another, is refused before the run starts.",
+        "`conf/` without an experiment; `${...}` is computed from other settings. `<name>` is a name of your "
+        "choice, `[]` an entry of a list. `python -m grace_exp +experiment=demo --cfg job` prints the values of a "
+        "run. A value that is not allowed, or that contradicts another, is refused before the run starts.",
     ]
     for group, rows in groups.items():
         lines += [f"## {group or 'Of the run'}", table(("key", "values", "default", "meaning"), map(row_of, rows))]
