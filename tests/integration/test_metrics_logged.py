@@ -24,8 +24,8 @@ RUNS = {
     "rejection": ["method=rejection_sft"],
 }
 """A setting that logs a new metric gets a run here, or joins one."""
-NOT_TRAINING = ("mteb/", "general/")
-"""Prefixes of the figures of job=evaluate: tests/integration/test_mteb.py and test_general.py see them logged."""
+NOT_TRAINING = ("mteb/", "general/", "controls/")
+"""Prefixes of the figures of job=evaluate: test_mteb.py, test_general.py and test_other_jobs.py see them."""
 NOT_HERE = {metric.name for metric in METRICS if metric.when == "a GPU"}
 """Needs a device that the tests have not."""
 

@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from grace_exp.config.compose import compose_config
 from grace_exp.errors import ConfigError, DataError
+from grace_exp.evaluation.scores import ItemScores
 from grace_exp.jobs import run
+from grace_exp.tracking.metrics import find_metric
 
 HELD_OUT = [
     "evaluation=demo",
@@ -129,3 +132,41 @@ def test_the_demo_of_the_tiny_model_says_its_steps_and_where_things_are(invoke: 
     assert f"Run folder: {tmp_path / 'out'}" in out and f"Model: {tmp_path / 'out' / 'export' / 'merged'}" in out
     for word in ("Lightning", "Tip", "GPU available", "it/s", "weights_only"):
         assert word not in out
+
+
+def test_controls_stand_beside_the_held_out_figures(tmp_path: Path, capsys) -> None:
+    sets = [setting.replace("size=12", "size=8") for setting in HELD_OUT]
+    overrides = ["+experiment=demo_tiny", "rollout.max_tokens=6", *sets, "job=evaluate", "evaluation.bootstrap=50"]
+    figures = run(compose_config([*overrides, "evaluation.controls=true"], tmp_path))
+    assert "Modes and control rationales" in capsys.readouterr().out
+    rows = ["prompt_only", "rationale", "query_only", "empty", "random_words", "repeated", "swapped"]
+    expected = {"stsb": [row for row in rows if row != "query_only"], "wordnet": rows}
+    named = {name for name in figures if name.startswith("controls/")}
+    assert named == {
+        f"controls/{name}/{row}{ending}"
+        for name, some in expected.items()
+        for row in some
+        for ending in ("", "/centred")
+    }
+    assert all(find_metric(name) is not None for name in named)
+    for name in expected:
+        for row in ("rationale", "prompt_only"):
+            assert figures[f"controls/{name}/{row}"] == pytest.approx(figures[f"val/{name}/{row}"], abs=1e-6)
+    assert len({round(figures[f"controls/stsb/{row}"], 3) for row in expected["stsb"]}) > 2
+
+    written = pd.read_csv(tmp_path / "evaluation" / "controls.csv").set_index(["set", "row"])
+    assert [row for _, row in written.index] == [*expected["stsb"], *expected["wordnet"]]
+    tokens = written["tokens_per_text"]
+    for name in expected:
+        assert (tokens[name, "prompt_only"], tokens[name, "empty"]) == (0, 1)
+        assert tokens[name, "random_words"] == tokens[name, "swapped"] == tokens[name, "rationale"] <= 6
+    assert (written["ms_per_text"] > 0).all() and (written["low"] <= written["score"]).all()
+    record = json.loads((tmp_path / "evaluation" / "controls.json").read_text())
+    assert (record["max_tokens"], len(record["rows"])) == (6, len(written))
+    for kept, (_, line) in zip(record["rows"], written.iterrows(), strict=True):
+        assert ItemScores.from_dict(kept["centred"]).figure() == pytest.approx(line["centred"], abs=1e-4)
+
+
+def test_controls_without_held_out_sets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.controls=true, but evaluation=offline_small has no held-out"):
+        compose_config(["job=evaluate", "evaluation=offline_small", "evaluation.controls=true"], tmp_path)

@@ -109,6 +109,8 @@ class EvaluationConfig:
     """Resamples for the 95 % intervals; 0: no intervals."""
     minilm: bool = False
     """Score all-MiniLM-L6-v2 on the same sets, for scale."""
+    controls: bool = False
+    """In job=evaluate, measure the held-out sets also in other modes and with control rationales (docs/controls.md)."""
     benchmark: BenchmarkConfig | None = None
     """MTEB tasks for job=evaluate; null: none."""
     general: GeneralConfig | None = None

@@ -138,6 +138,10 @@ class PromptBuilder:
         frame = self._frames[None, role]
         return len(frame.head), len(prompt.token_ids) - len(frame.tail)
 
+    def text_ids(self, role: Role, prompt: Prompt) -> tuple[int, ...]:
+        """The tokens of the user's text in a prompt of this builder, without those that were cut."""
+        return prompt.token_ids[slice(*self.text_span(role, prompt))]
+
     def _join(self, frame: _Frame, text_ids: list[int]) -> Prompt:
         room = self._max_tokens - len(frame.head) - len(frame.tail)
         kept = text_ids[:room]

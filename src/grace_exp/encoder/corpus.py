@@ -29,7 +29,14 @@ class Corpus:
 
 
 def embed_corpus(
-    texts: Sequence[str], role: Role, region: Region, *, hidden: int, samples: int, **settings: Any
+    texts: Sequence[str],
+    role: Role,
+    region: Region,
+    *,
+    hidden: int,
+    samples: int,
+    rationales: Sequence[tuple[int, ...]] | None = None,
+    **settings: Any,
 ) -> Corpus:
     """Embed texts; equal texts are written to and computed once.
 
@@ -39,16 +46,23 @@ def embed_corpus(
         region: The one pooling region.
         hidden: Length of an embedding.
         samples: Rationales a text.
+        rationales: As in `embed_texts`.
         settings: The other arguments of `embed_texts`.
     """
-    distinct = list(dict.fromkeys(texts))
+    nothing: list[tuple[int, ...] | None] = [None] * len(texts)
+    asked = list(zip(texts, rationales or nothing, strict=True))
+    distinct = list(dict.fromkeys(asked))
     vectors = np.empty((len(distinct), hidden), dtype=np.float32)
     written: list[NDArray[np.int32]] = []
     for start in range(0, len(distinct), BLOCK):
-        block = embed_texts(distinct[start : start + BLOCK], role, regions=(region,), samples=samples, **settings)
+        part = distinct[start : start + BLOCK]
+        given = None if rationales is None else [ids for _, ids in part if ids is not None]
+        block = embed_texts(
+            [text for text, _ in part], role, regions=(region,), samples=samples, rationales=given, **settings
+        )
         vectors[start : start + BLOCK] = block.embeddings[region]
         written += [np.array(completion.token_ids, dtype=np.int32) for completion in block.completions]
-    row_of = {text: row for row, text in enumerate(distinct)}
-    rows = [row_of[text] for text in texts]
+    row_of = {one: row for row, one in enumerate(distinct)}
+    rows = [row_of[one] for one in asked]
     ids = [written[row * samples + sample] for row in rows for sample in range(samples)] if written else []
     return Corpus(vectors[rows], ids)

@@ -5,7 +5,7 @@ Training's held-out figures, the encoder and the benchmarks all come through `em
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ def embed_texts(
     seed: int,
     regions: Sequence[Region],
     samples: int = 1,
+    rationales: Sequence[tuple[int, ...]] | None = None,
     batch_size: int | None = None,
     model_cache: ModelCache | None = None,
     advance: Callable[[int], None] | None = None,
@@ -68,6 +69,7 @@ def embed_texts(
         seed: Of sampling; a text's rationale depends on it, the role and the text alone.
         regions: Pooling regions to return; without a rationale only `text` and `text_and_rationale` are there.
         samples: Rationales a text. The embedding of several is the mean of theirs, each brought to length 1 first.
+        rationales: Token ids of one rationale per text, to be taken instead of writing any; `max_tokens` is 0 then.
         batch_size: Texts that are written to and computed at a time, halved where memory runs out; null: all at once,
             and the engine sleeps when they are written.
         model_cache: What is known already, and where to keep what is new, batch by batch.
@@ -76,20 +78,29 @@ def embed_texts(
     Raises:
         torch.OutOfMemoryError: A single text does not fit.
     """
-    everything = list(dict.fromkeys(texts))
+    nothing: list[tuple[int, ...] | None] = [None] * len(texts)
+    asked = list(zip(texts, rationales or nothing, strict=True))
+    everything = list(dict.fromkeys(asked))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     distinct = everything[rank::world] or everything[:1]  # a process without a share repeats a text: all take part
-    written = samples if max_tokens else 0
+    written = 1 if rationales is not None else samples if max_tokens else 0
     works = works_of(
-        distinct, role, prompts, max_tokens=max_tokens, temperature=temperature, seed=seed, samples=samples
+        [text for text, _ in distinct],
+        role,
+        prompts,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        samples=samples,
     )
+    works = [replace(work, given=given) for work, (_, given) in zip(works, distinct, strict=True)]
     share = _Share(works, policy, engine, regions, model_cache, advance or (lambda done: None)).embed(batch_size)
     parts = [share]
     if world > 1:
         parts = [share] * world
         dist.all_gather_object(parts, share)
-    place = {text: divmod(number, world) for number, text in enumerate(everything)}  # (row, process)
-    order = [place[text] for text in texts]
+    place = {one: divmod(number, world) for number, one in enumerate(everything)}  # (row, process)
+    order = [place[one] for one in asked]
     return Embedded(
         {region: np.stack([parts[process].embeddings[region][row] for row, process in order]) for region in regions},
         [parts[process].completions[row * written + sample] for row, process in order for sample in range(written)],
@@ -140,6 +151,9 @@ class _Share:
         if model_cache is not None:
             self._completions = model_cache.rationales(works)
             self._vectors = model_cache.embeddings(works, regions)
+        for row, work in enumerate(works):
+            if work.given is not None:
+                self._completions[row] = [Completion(work.given, (0.0,) * len(work.given), "stop")]
 
     def embed(self, batch_size: int | None) -> Embedded:
         """Do what is missing, `batch_size` texts at a time."""

@@ -21,6 +21,7 @@ from grace_exp.encoder.cache import RationaleCache
 from grace_exp.encoder.corpus import embed_corpus
 from grace_exp.encoder.engines import EngineMaker, engine_maker
 from grace_exp.encoder.fingerprint import fingerprint
+from grace_exp.encoder.given_rationales import given_ids
 from grace_exp.encoder.instructions import Instructions
 from grace_exp.encoder.model_cache import ModelCache, computed_with
 from grace_exp.encoder.modes import Mode, check_call, listed, longest_of, role_of, writes
@@ -188,6 +189,7 @@ class GraceEncoder:
         temperature: float = 0.0,
         seed: int = 0,
         samples: int = 1,
+        rationales: Sequence[str | Sequence[int]] | None = None,
     ) -> Embeddings:
         """Embed texts. Afterwards `rationales` holds what was written.
 
@@ -213,17 +215,25 @@ class GraceEncoder:
             temperature: 0: greedy.
             seed: Of sampling. A text's rationale depends on it, the role and the text, not on its neighbours.
             samples: Rationales a text. The embedding of several is the mean of theirs, each brought to length 1 first.
+            rationales: One per text, to be embedded with it instead of writing any: texts, which get the end token
+                behind them, or token ids (`rationale_ids` of an earlier call), which are taken as they are.
 
         Returns:
             float32 [n, hidden], or [hidden] for one text.
 
         Raises:
             ConfigError: No such prompt, role or mode, or settings that contradict each other.
-            DataError: Something is no text.
+            DataError: Something is no text, or there is not one of the given rationales per text.
             torch.OutOfMemoryError: A single text does not fit.
         """
         single = isinstance(texts, str)
         inputs = listed(texts)
+        given = None
+        if rationales is not None:
+            several = samples if samples > 1 else None
+            writing = {"mode": mode, "max_tokens": max_tokens, "temperature": temperature, "samples": several}
+            given = given_ids(rationales, len(inputs), self.backbone, **writing)
+            max_tokens = 0
         dimensions = self.truncate_dim if truncate_dim is None else truncate_dim
         mode = mode or self.mode
         budget = self.max_tokens if max_tokens is None else max_tokens
@@ -239,10 +249,10 @@ class GraceEncoder:
         part = role_of(role, prompt_name)
         if not writes(mode, part):
             budget = 0
-        longest = longest_of(self.prompt.max_tokens, budget)
+        longest = longest_of(self.prompt.max_tokens, budget if given is None else max(map(len, given), default=0))
         check_positions(self.policy.causal_lm.config, self.name, longest)
         check_attention(self.policy.causal_lm.config, self.name, longest.tokens)
-        region: Region = self.policy.pooling.region if budget else "text"
+        region: Region = self.policy.pooling.region if budget or given else "text"
         builder = self._instructions.builder(prompt, prompt_name, part)
 
         self._rationale_ids = []
@@ -260,6 +270,7 @@ class GraceEncoder:
                 temperature=temperature,
                 seed=seed,
                 samples=samples,
+                rationales=given,
                 batch_size=batch_size,
                 model_cache=self.model_cache(self.cache) if inputs else None,
                 advance=visible if callable(visible) else advance,

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from grace_exp.data.batch import Role
+from grace_exp.encoder.control_rationales import empty, repeated
 from grace_exp.encoder.modes import Mode, role_of, writes
 from grace_exp.errors import ConfigError
 from grace_exp.policy.packing import Region, TextSequence
@@ -257,11 +258,8 @@ def _controls(encoder: "GraceEncoder", texts: Sequence[_PreparedText], region: R
     """Cosines of the two texts with other rationales, by name."""
     end = encoder.backbone.end_token_ids[0]
     rationales: dict[str, list[Sequence[int]]] = {
-        "empty": [(end,)] * 2,
-        "repeated": [
-            (*prepared.prompt.token_ids[slice(*prepared.builder.text_span(prepared.role, prepared.prompt))], end)
-            for prepared in texts
-        ],
+        "empty": [empty(end)] * 2,
+        "repeated": [repeated(prepared.builder.text_ids(prepared.role, prepared.prompt), end) for prepared in texts],
         "swapped": [prepared.completion_ids for prepared in reversed(texts)],
     }
     cosines = {"prompt_only": _cosine(encoder, [TextSequence(prepared.prompt) for prepared in texts], "text")}

@@ -26,10 +26,17 @@ def computed_with(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One text on its way to an embedding: its prompt, and the rationales wanted (`n` of 0: none)."""
+    """One text on its way to an embedding: its prompt, and the rationales wanted (`n` of 0: none).
+
+    Attributes:
+        prompt: Of the text.
+        request: For its rationales.
+        given: Token ids of a rationale that is there already; `request` asks for none then.
+    """
 
     prompt: Prompt
     request: Request
+    given: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class ModelCache:
     """Rationales and embeddings of one model in a cache.
 
     A rationale is decided by weights, engine, prompt tokens, temperature, budget, seed and which sample it is (greedy:
-    without the last two); an embedding by its rationales, the pooling and where it starts.
+    without the last two); an embedding by its rationales (a given one: its token ids), the pooling and where it starts.
 
     Attributes:
         cache: Where they are kept.
@@ -109,6 +116,8 @@ class ModelCache:
         digest.update(_ids(work.prompt.token_ids))
         for key in self._rationale_keys(work.request):
             digest.update(key)
+        if work.given is not None:
+            digest.update(b"given" + _ids(work.given))
         return digest.digest()
 
     def _completion(self, value: bytes) -> Completion:

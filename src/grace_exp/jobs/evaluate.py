@@ -8,11 +8,13 @@ from rich.console import Console
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
+from grace_exp.evaluation.control_table import control_figures, control_rows, control_table, write_controls
 from grace_exp.evaluation.heldout import evaluate_minilm
 from grace_exp.evaluation.scores import score
-from grace_exp.jobs.assemble import assemble
+from grace_exp.jobs.assemble import Assembled, assemble
 from grace_exp.jobs.processes import processes
-from grace_exp.jobs.terminal import our_console
+from grace_exp.jobs.run_encoder import encoder_around
+from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.training.callbacks.heldout_evaluation import heldout_results, write_results
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
@@ -27,7 +29,7 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
             as it is. A benchmark also takes `job.model`.
 
     Returns:
-        `val/<set>/{rationale,prompt_only}`, `mteb/*` and `general/*`.
+        `val/<set>/{rationale,prompt_only}`, `controls/*`, `mteb/*` and `general/*`.
 
     Raises:
         MissingResourceError: There is no such checkpoint or model, or data is missing.
@@ -69,6 +71,7 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
     bf16 = config.hardware.precision == "bf16-mixed"
     with closing(module.engine), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         results = heldout_results(config, module, assembled.decode)
+        controls = _controls(config, assembled, console) if config.evaluation.controls else {}
     write_results(Path(config.run_dir) / "evaluation" / "now.json", results, config)
     minilm = evaluate_minilm(config.evaluation) if config.evaluation.minilm else {}
     resamples = config.evaluation.bootstrap
@@ -81,8 +84,27 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
         for name, result in results.items()
     }
     console.print(heldout_table(config, rows))
-    return {
+    return controls | {
         f"val/{name}/{row}": items.figure()
         for name, result in results.items()
         for row, items in (("rationale", result.rationale), ("prompt_only", result.prompt_only))
     }
+
+
+def _controls(config: GraceConfig, assembled: Assembled, console: Console) -> dict[str, float]:
+    """Figures of modes and control rationales, also in `<run_dir>/evaluation/controls.{csv,json}`."""
+    budget = config.evaluation.max_tokens or config.rollout.max_tokens  # as in `heldout_results`
+    encoder = encoder_around(assembled, config, max_tokens=budget, cache=None)  # times are the model's, not a cache's
+    rows = control_rows(
+        encoder,
+        config.evaluation,
+        seed=config.seed,
+        batch_size=config.job.encode.batch_size,
+        announce=lambda line: console.print(line, highlight=False),
+    )
+    resamples = config.evaluation.bootstrap
+    if is_first_process():
+        about = {"model": encoder.name, "max_tokens": budget, "seed": config.seed}
+        write_controls(Path(config.run_dir) / "evaluation", rows, resamples, about)
+    console.print(control_table(rows, resamples))
+    return control_figures(rows)

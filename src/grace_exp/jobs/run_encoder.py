@@ -10,7 +10,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.encoder.cache import GIB, RationaleCache
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.pretrained import CACHE_FOLDER
-from grace_exp.jobs.assemble import assemble, build_engine
+from grace_exp.jobs.assemble import Assembled, assemble, build_engine
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
@@ -43,12 +43,19 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
         check_same_model(checkpoint["grace"]["config"], config)
         module.load_state_dict(checkpoint["state_dict"])
     module.to(device)
+    return encoder_around(assembled, config, max_tokens=budget, cache=cache)
+
+
+def encoder_around(
+    assembled: Assembled, config: GraceConfig, *, max_tokens: int, cache: RationaleCache | None
+) -> GraceEncoder:
+    """An encoder of a model that is loaded, with its settings in training."""
     return GraceEncoder(
         assembled.backbone,
-        policy=module.policy,
-        engine=module.engine,
+        policy=assembled.module.policy,
+        engine=assembled.module.engine,
         prompt=config.prompt,
-        max_tokens=budget,
+        max_tokens=max_tokens,
         mode="prompt_only" if config.method.prompt_only else "rationale",
         template_kwargs=config.backbone.template_kwargs,
         cache=cache,

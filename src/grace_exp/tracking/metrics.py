@@ -61,6 +61,7 @@ class Metric:
 
 _BASELINE = "every method"
 _HELDOUT = "evaluation with sets"
+_CONTROLS = "evaluation.controls=true"
 
 METRICS = (
     # ---- learning: is it getting better?
@@ -139,6 +140,8 @@ METRICS = (
     # ---- evaluation: by a job of its own
     Metric("mteb/<task>", "evaluation", "points", "higher", "Main score, or an average.", "job=evaluate"),
     Metric("mteb/category/<category>", "evaluation", "points", "higher", "Mean over its tasks.", "job=evaluate"),
+    Metric("controls/<set>/<row>", "evaluation", "points", "", "Held-out figure of a mode or control.", _CONTROLS),
+    Metric("controls/<set>/<row>/centred", "evaluation", "points", "", "The same, the mean removed.", _CONTROLS),
     Metric("general/<task>/<figure>", "evaluation", "", "", "General ability, see docs/evaluation.md.", "job=evaluate"),
 )
 """Every name that a run logs, in the order in which it is shown."""

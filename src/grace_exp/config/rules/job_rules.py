@@ -49,6 +49,11 @@ def _evaluation_rules(config: Groups, require: Require) -> None:
         "evaluation=offline_small",
     )
     require(
+        bool(evaluation.sets) or not evaluation.controls,
+        f"evaluation.controls=true, but evaluation={evaluation.name} has no held-out sets to measure them on: choose "
+        "evaluation=demo or heldout, or set evaluation.controls=false",
+    )
+    require(
         not evaluation.sets or model is None,
         f"job.model={model} with evaluation={evaluation.name}: held-out sets are measured with "
         "job.resume; job.model is for benchmarks, as evaluation=offline_small",

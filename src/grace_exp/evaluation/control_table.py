@@ -1,0 +1,223 @@
+"""What a model's rationales do for held-out figures: modes and control rationales, centred and not, in one table."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from grace_exp.config.evaluation import EvaluationConfig
+from grace_exp.data.batch import Role
+from grace_exp.data.plain_text import plain_text_tokenizer
+from grace_exp.encoder.control_rationales import OwnRationale, TokenIds, control_rationales
+from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.evaluation.heldout_sets import HeldoutSet, load_set
+from grace_exp.evaluation.scores import ItemScores, Vectors, item_scores, score
+from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.summary import write_json_atomic
+
+_SCORE_COLUMNS = ("score", "low", "high", "centred", "centred_low", "centred_high")
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """One set embedded in one way.
+
+    Attributes:
+        set_name: Of the held-out set.
+        row: A mode (`prompt_only`, `rationale`, `query_only`) or a control of `control_rationales`.
+        plain: Items scored with the embeddings as they are.
+        centred: Items scored after the mean embedding of the set's texts of the same role was removed.
+        tokens_per_text: Mean rationale length.
+        ms_per_text: Time of a distinct text. Given rationales take no writing.
+    """
+
+    set_name: str
+    row: str
+    plain: ItemScores
+    centred: ItemScores
+    tokens_per_text: float
+    ms_per_text: float
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Texts that are embedded in one role."""
+
+    role: Role
+    texts: list[str]
+
+
+def control_rows(
+    encoder: GraceEncoder,
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    batch_size: int = 32,
+    announce: Callable[[str], None] = lambda line: None,
+) -> list[ControlRow]:
+    """Evaluate every set of the configuration in all modes and with all control rationales.
+
+    Args:
+        encoder: The model, best without a cache, so that times are those of the model.
+        config: The sets, and the temperature of the model's own rationales.
+        seed: Of their sampling, of random words, and of who gets whose rationale.
+        batch_size: Texts at a time.
+        announce: Told which set is next.
+
+    Raises:
+        DataError: A set has a single text.
+    """
+    rows = []
+    for name, chosen in config.sets.items():
+        announce(f"controls: {name}")
+        rows += _Rows(encoder, name, load_set(name, chosen), seed, batch_size).all(config.temperature)
+    return rows
+
+
+class _Rows:
+    """The rows of one set."""
+
+    def __init__(self, encoder: GraceEncoder, name: str, heldout: HeldoutSet, seed: int, batch_size: int) -> None:
+        self._encoder = encoder
+        self._name = name
+        self._heldout = heldout
+        self._seed = seed
+        self._settings: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False, "seed": seed}
+        if heldout.scores is not None:  # both columns play the same part, as in `evaluate_sets`
+            self._sides = [_Side(Role.QUERY, [*heldout.first, *heldout.second])]
+        else:
+            self._sides = [_Side(Role.QUERY, heldout.first), _Side(Role.POSITIVE, heldout.second)]
+
+    def all(self, temperature: float) -> list[ControlRow]:
+        """Modes first, then controls."""
+        self._encoder.encode(self._sides[0].texts[:1], mode="rationale", **self._settings)  # first calls take longer
+        prompt_only, _ = self._row("prompt_only", [{"mode": "prompt_only"}] * len(self._sides))
+        written, own = self._row("rationale", [{"mode": "rationale", "temperature": temperature}] * len(self._sides))
+        rows = [prompt_only, written]
+        if len(self._sides) > 1:
+            query_only = {"mode": "query_only", "temperature": temperature}
+            rows.append(self._row("query_only", [query_only] * len(self._sides))[0])
+        controls = [
+            control_rationales(texts, self._words(), self._encoder.backbone.end_token_ids, self._seed)
+            for texts in map(self._own, self._sides, own)
+        ]
+        for control in controls[0]:
+            given = [
+                {"rationales": [made[control][text] for text in side.texts]}
+                for side, made in zip(self._sides, controls, strict=True)
+            ]
+            rows.append(self._row(control, given)[0])
+        return rows
+
+    def _row(self, row: str, settings: Sequence[dict[str, Any]]) -> tuple[ControlRow, list[list[TokenIds]]]:
+        """Embed the set with settings of `encode` per side; also the rationales per side."""
+        vectors: list[Vectors] = []
+        rationales: list[list[TokenIds]] = []
+        start = perf_counter()
+        for side, chosen in zip(self._sides, settings, strict=True):
+            found = self._encoder.encode(side.texts, role=side.role, **self._settings, **chosen)
+            vectors.append(np.asarray(found))
+            rationales.append([tuple(ids) for ids in self._encoder.rationale_ids])
+        seconds = perf_counter() - start
+        distinct = sum(len(set(side.texts)) for side in self._sides)
+        texts = sum(len(side.texts) for side in self._sides)
+        tokens = sum(len(ids) for some in rationales for ids in some)
+        return (
+            ControlRow(
+                self._name,
+                row,
+                plain=self._scored(vectors),
+                centred=self._scored([centred(found) for found in vectors]),
+                tokens_per_text=tokens / texts,
+                ms_per_text=1000 * seconds / distinct,
+            ),
+            rationales,
+        )
+
+    def _scored(self, vectors: Sequence[Vectors]) -> ItemScores:
+        middle = len(self._heldout.first)
+        first, second = vectors if len(vectors) > 1 else (vectors[0][:middle], vectors[0][middle:])
+        return item_scores(first, second, self._heldout)
+
+    def _own(self, side: _Side, rationales: Sequence[TokenIds]) -> dict[str, OwnRationale]:
+        builder = self._encoder.prompt_builder(side.role)
+        prompts = builder.many((side.role, text) for text in side.texts)
+        return {
+            text: OwnRationale(builder.text_ids(side.role, prompt), ids)
+            for text, prompt, ids in zip(side.texts, prompts, rationales, strict=True)
+        }
+
+    def _words(self) -> list[TokenIds]:
+        """Token ids of the distinct words of the set's texts, each with a space before it."""
+        words = sorted({word for side in self._sides for text in side.texts for word in text.split()})
+        tokenize = plain_text_tokenizer(self._encoder.backbone.tokenizer)
+        return [tuple(ids) for ids in tokenize([f" {word}" for word in words]) if ids]
+
+
+def centred(vectors: Vectors) -> Vectors:
+    """Embeddings [texts, hidden] with their mean removed."""
+    wide = vectors.astype(np.float64)
+    result: Vectors = (wide - wide.mean(axis=0)).astype(np.float32)
+    return result
+
+
+def control_figures(rows: Sequence[ControlRow]) -> dict[str, float]:
+    """By metric name: `controls/<set>/<row>` and `controls/<set>/<row>/centred`, points."""
+    return {
+        f"controls/{row.set_name}/{row.row}{ending}": items.figure()
+        for row in rows
+        for ending, items in (("", row.plain), ("/centred", row.centred))
+    }
+
+
+def control_table(rows: Sequence[ControlRow], resamples: int) -> Table:
+    """Sets and rows by score, score of centred embeddings (both with 95 % intervals), tokens and milliseconds."""
+    table = Table(title="Modes and control rationales, points", title_justify="left")
+    table.add_column("set")
+    table.add_column("row", no_wrap=True)
+    for column in ("score", "centred", "tokens per text", "ms per text"):
+        table.add_column(column, justify="right")
+    for number, row in enumerate(rows):
+        if number and row.set_name != rows[number - 1].set_name:
+            table.add_section()
+        figures = [str(score(items, resamples)) for items in (row.plain, row.centred)]
+        table.add_row(row.set_name, row.row, *figures, f"{row.tokens_per_text:.1f}", f"{row.ms_per_text:.1f}")
+    return table
+
+
+def write_controls(folder: Path, rows: Sequence[ControlRow], resamples: int, about: Mapping[str, Any]) -> None:
+    """Write `controls.csv` (a line a row) and `controls.json` (with every item's score, to resample differences from).
+
+    Args:
+        folder: Where to.
+        rows: Of all sets.
+        resamples: Of the bootstrap; 0: no intervals.
+        about: What the figures depend on, for the JSON.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["set", "row", *_SCORE_COLUMNS, "tokens_per_text", "ms_per_text"])
+    for row in rows:
+        figures = [score(items, resamples) for items in (row.plain, row.centred)]
+        values = [value for found in figures for value in (found.value, found.low, found.high)]
+        costs = [f"{row.tokens_per_text:.2f}", f"{row.ms_per_text:.2f}"]
+        writer.writerow([row.set_name, row.row, *("" if value is None else f"{value:.4f}" for value in values), *costs])
+    write_text_atomic(folder / "controls.csv", text.getvalue())
+    records = [
+        {
+            "set": row.set_name,
+            "row": row.row,
+            "plain": row.plain.as_dict(),
+            "centred": row.centred.as_dict(),
+            "tokens_per_text": row.tokens_per_text,
+            "ms_per_text": row.ms_per_text,
+        }
+        for row in rows
+    ]
+    write_json_atomic(folder / "controls.json", {**about, "rows": records})
