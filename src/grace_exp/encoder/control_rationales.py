@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grace_exp.errors import DataError
+from grace_exp.rollout.protocol import derive_seed
 
 TokenIds = tuple[int, ...]
 
@@ -32,7 +33,7 @@ def control_rationales(
         own: Distinct texts with what the model wrote to them.
         words: Token ids of the words that random ones are drawn from.
         end_token_ids: Tokens that end a rationale; the first is used.
-        seed: Of the random words and of who gets whose rationale. The order of the texts plays no part.
+        seed: Of who gets whose rationale and, with the text, of its random words. The texts' order plays no part.
 
     Returns:
         By control, then text: `empty`, `random_words`, `repeated`, `swapped`.
@@ -43,11 +44,11 @@ def control_rationales(
     end = end_token_ids[0]
     texts = sorted(own)
     partners = partner_of(texts, seed)
-    generator = np.random.default_rng([seed, 1])
     return {
         "empty": {text: empty(end) for text in texts},
         "random_words": {
-            text: random_words(own[text].rationale_ids, words, end_token_ids, generator) for text in texts
+            text: random_words(own[text].rationale_ids, words, end_token_ids, _generator(seed, "words", text))
+            for text in texts
         },
         "repeated": {text: repeated(own[text].text_ids, end) for text in texts},
         "swapped": {text: own[partners[text]].rationale_ids for text in texts},
@@ -95,5 +96,9 @@ def partner_of(texts: Sequence[str], seed: int) -> dict[str, str]:
     if len(texts) < 2:
         raise DataError("controls: another text's rationale needs two different texts or more; the set has one")
     ordered = sorted(texts)
-    ring = [ordered[place] for place in np.random.default_rng([seed, 0]).permutation(len(ordered))]
+    ring = [ordered[place] for place in _generator(seed, "partners").permutation(len(ordered))]
     return dict(zip(ring, [*ring[1:], ring[0]], strict=True))
+
+
+def _generator(*parts: int | str) -> np.random.Generator:
+    return np.random.default_rng(derive_seed(*parts))
