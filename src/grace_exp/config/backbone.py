@@ -13,9 +13,11 @@ class LoraConfig:
     """Low-rank adapters on the linear layers (peft); without them every weight is trained."""
 
     rank: Annotated[int, Field(ge=1)] = 16
+    """Of the two matrices of each adapter."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On what goes into an adapter, in training."""
     target_modules: str | list[str] = "all-linear"
     """peft's name for "every linear layer but the output head", or a list of module names."""
 
@@ -27,6 +29,7 @@ class PoolingConfig:
     region: Literal["text_and_rationale", "rationale", "text"] = "text_and_rationale"
     """`text` is every prompt token after the system prompt, template tokens included."""
     method: Literal["mean", "last", "max"] = "mean"
+    """How the region's hidden states become one vector."""
     layer: int = -1
     """Of the model's hidden states: -1 the last one after the final norm, -2 the one before, 0 the input embeddings."""
 
@@ -41,15 +44,23 @@ class ShapeConfig:
     path: str | None = None
     """The model that this is the shape of; where `backbone.path` names another one, it is not used."""
     layers: Count
+    """Decoder layers."""
     hidden: Count
+    """Width of the hidden states."""
     intermediate: Count
+    """Width inside the MLP."""
     heads: Count
+    """Attention heads."""
     kv_heads: Count
+    """Heads of keys and values."""
     head_dim: Count
+    """Width of a head."""
     vocabulary: Count
+    """Tokens of the embedding matrix."""
     tied: bool = True
     """Whether the output head is the input embedding."""
     qkv_bias: bool = False
+    """Whether queries, keys and values have a bias."""
     qk_norm: bool = False
     """Whether queries and keys are normed in every head."""
 
@@ -70,7 +81,9 @@ class BackboneConfig:
     """Adapters to train; null trains every weight."""
     pooling: PoolingConfig = Field(default_factory=PoolingConfig)
     attention: Literal["sdpa", "eager"] = "sdpa"
+    """transformers' implementation."""
     gradient_checkpointing: bool = False
+    """Keep no activations inside a layer and compute them again in the backward pass: less memory, more time."""
     shape: ShapeConfig | None = None
     """For `job=plan`; null, or of another model than `path`: read from the model's config.json."""
     template_kwargs: dict[str, str | int | bool] = Field(default_factory=dict)

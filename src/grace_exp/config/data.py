@@ -50,9 +50,11 @@ class SourceConfig:
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"
+    """Of a hub data set."""
     query: str = "query"
     """Column names; `negative` may hold one text or a list of them."""
     positive: str = "positive"
+    """Column name."""
     negative: str | None = "negative"
     """null: instances without a negative."""
     text: str = "text"
@@ -99,6 +101,7 @@ class DataConfig:
     """A recipe: sources, how they mix, and what happens to bad rows."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the choice."""
     mode: Literal["supervised", "unsupervised", "mixed"]
     """supervised: (query, positive, negative) rows; unsupervised: one text a row; mixed: sources of both kinds."""
     sources: dict[str, SourceConfig]
@@ -129,6 +132,7 @@ class DataConfig:
     """Of the sources. given: each source's own; proportional: its number of rows; temperature: the number of rows to
     the power of 1 / weights_temperature."""
     weights_temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Above 1, small sources are drawn more often than by their size."""
     distinct_texts: bool = False
     """No two instances of a batch have a text in common, as far as the data allow: they would be each other's false
     negatives. Instances change places with later ones of the same source."""

@@ -16,7 +16,9 @@ class EvaluationSetConfig:
     kind: Literal["sts", "retrieval"]
     """sts: Spearman of cosine and human score; retrieval: nDCG@10 of an example's gloss among all glosses."""
     source: Literal["stsb", "wordnet"]
+    """STS Benchmark, or WordNet's glosses and examples."""
     split: Literal["dev", "test"] = "dev"
+    """Of the source."""
     size: Annotated[int, Field(ge=2)] | None = None
     """Pairs drawn with a fixed seed of its own; null takes all."""
 
@@ -96,13 +98,17 @@ class EvaluationConfig:
     """Greedy rationales on held-out sets, before the first step and after the last."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the choice."""
     sets: dict[str, EvaluationSetConfig] = Field(default_factory=dict)
+    """Held-out sets, by the name that figures have: val/<name>/..."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Rationale budget; null: as in training. In benchmarks job.encode.max_tokens comes first."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of held-out sets (in benchmarks: job.encode.temperature). 0 is greedy; above it, sampling is seeded."""
     before: bool = True
+    """Evaluate before the first step."""
     after: bool = True
+    """Evaluate after the last step."""
     every_n_steps: Annotated[int, Field(ge=1)] | None = None
     """Also during training, after every n steps; null: never."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000

@@ -16,8 +16,11 @@ class TokenLimits:
     """A number of tokens of a text by role, template and system prompt not counted; null: no limit."""
 
     query: Tokens | None = None
+    """For queries; null: no limit."""
     positive: Tokens | None = None
+    """For positives; null: no limit."""
     negative: Tokens | None = None
+    """For negatives; null: no limit."""
 
     def __bool__(self) -> bool:
         """Whether any role has a limit."""

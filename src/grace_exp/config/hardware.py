@@ -16,11 +16,15 @@ class HardwareConfig:
     """Devices, precision, and how much a forward may hold."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the choice."""
     accelerator: Literal["cpu", "gpu"] = "cpu"
+    """Where the policy is."""
     devices: Annotated[int, Field(ge=1)] = 1
     """Processes per node; on GPUs one each."""
     nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines; each runs `devices` processes."""
     strategy: Literal["auto", "ddp"] = "auto"
+    """auto is for one process, ddp for several."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning's names. bf16-mixed keeps float32 weights: at a learning rate of 1e-6 bf16 weights would not move."""
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -72,6 +72,7 @@ class JobConfig:
         "clear_cache",
         "plan",
     ] = "train"
+    """Which job runs; job=NAME on the command line chooses its file of conf/job/."""
     steps: Annotated[int, Field(ge=1)] = 1000
     """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64

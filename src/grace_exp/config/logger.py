@@ -42,8 +42,11 @@ class WandbConfig:
     mode: Literal["auto", "online", "offline"] = "auto"
     """auto: online with a login, offline without (`wandb sync` uploads it later)."""
     project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\\\#?%:\r\n]*$")] = "grace-exp"
+    """Where the run is shown on W&B."""
     entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """User or team on W&B; null: the login's default."""
     group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Runs of one group are shown together."""
     job_type: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """null: the job's name."""
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default_factory=list)

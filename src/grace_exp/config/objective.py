@@ -89,12 +89,14 @@ class ObjectiveConfig:
     """Policy gradient with a baseline."""
 
     name: Annotated[str, Field(min_length=1)] = "grpo"
+    """Name of the choice."""
     algorithm: Literal[
         "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "copg", "custom"
     ] = "grpo"
     """Baseline and loss; `custom`: functions of your own, which the setting `custom` names. Formulas and sources of the
     others in docs/objectives.md and grace_exp/objective/<algorithm>.py."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Lower clip of the probability ratio: see clip_high."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """The probability ratio is clipped to [1 - clip_low, 1 + clip_high]; rloo, remax and copg have no ratio."""
     advantage_scale: Literal["none", "group_std", "batch_std"] = "none"

@@ -13,8 +13,11 @@ class InstructionsConfig:
     """Optional text per role, put behind the system prompt (and so outside the pooled region)."""
 
     query: str | None = None
+    """For queries; null: none."""
     positive: str | None = None
+    """For positives; null: none."""
     negative: str | None = None
+    """For negatives; null: none."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -22,6 +25,7 @@ class PromptConfig:
     """The system prompt; the text itself is the user turn."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the choice."""
     system: str | None
     """null: no system message (templates may insert their own)."""
     instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)

@@ -14,6 +14,7 @@ class TermConfig:
     """A term and its weight; weight 0 still computes and logs it."""
 
     weight: float = 1.0
+    """The term's factor in the total; 0: computed and logged only."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class InfoNceConfig(TermConfig):
     """Log-softmax of the positive against the batch: a term whose negatives act on the advantage."""
 
     temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Divides the cosines."""
     direction: Literal["rollout_to_anchors", "anchor_to_rollouts", "both"] = "rollout_to_anchors"
     """Who picks: the rollout its own anchor among all, the anchor this rollout among those of other texts, or the mean
     of both."""
@@ -134,7 +136,9 @@ class RewardConfig:
     """total = sum of weight x term, divided by temperature; then the truncation rule."""
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the choice."""
     temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Divides the sum of weighted terms."""
     terms: TermsConfig
     truncation: TruncationConfig = Field(default_factory=TruncationConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
