@@ -22,6 +22,25 @@ from grace_exp.reward.terms import TERMS
 ROOT = Path(__file__).parents[1]
 WRITTEN_BY = "Written by `python scripts/reference_pages.py` from {}: edit those."
 REQUIRED = "required"
+UNCHANGED = {
+    "optim.beta2": "who trains long runs with other moments than AdamW's usual ones",
+    "data.batch_by": "who mixes sources whose texts are too easily told apart",
+    "data.weights_temperature": "who mixes sources of very different size",
+    "data.leak_ngram": "who trains on texts much shorter or longer than sentences",
+    "job.mine.range_min": "who mines in a corpus with many unlabelled positives",
+    "job.plan.decode_efficiency": "who has measured an engine's decoding",
+    "job.serve.api_key_env": "who serves to others than this machine",
+    "job.serve.gather_ms": "who weighs latency against throughput",
+    "job.serve.shutdown_s": "who runs under a scheduler with a grace period",
+    "rollout.vllm.sync_timeout": "who has large weights or a slow disk",
+    "rollout.vllm.server.exchange_dir": "who has a server on CPUs with another view of the file system",
+    "logger.wandb.upload_export": "who has models too large for W&B",
+    "callbacks.watchdog.min_entropy_share": "who trains at another temperature",
+    "callbacks.watchdog.max_truncated_share": "who expects rationales to be cut",
+    "callbacks.watchdog.max_common_share": "who has many equal texts",
+    "callbacks.watchdog.max_zero_spread_share": "who rewards with few distinct values",
+}
+"""Settings that no experiment, study, example or test changes: who needs them."""
 MISSING = object()
 
 
@@ -52,6 +71,11 @@ def settings_page() -> str:
     ]
     for group, rows in groups.items():
         lines += [f"## {group or 'Of the run'}", table(("key", "values", "default", "meaning"), map(row_of, rows))]
+    lines += [
+        "## Who needs what no run here changes",
+        "No experiment, study, example or test of this repository sets these.",
+        table(("key", "for"), [(f"`{key}`", reason) for key, reason in UNCHANGED.items()]),
+    ]
     return "\n\n".join(lines) + "\n"
 
 

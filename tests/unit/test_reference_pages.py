@@ -38,6 +38,11 @@ def test_every_setting_says_what_it_is() -> None:
     assert [row for row in rows if row.endswith("|  |") and row not in terms] == []
 
 
+def test_settings_that_no_run_changes_exist() -> None:
+    page = SCRIPT["settings_page"]()
+    assert [key for key in SCRIPT["UNCHANGED"] if page.count(f"| `{key}` |") != 2] == []
+
+
 def test_every_choice_of_the_command_line_is_described() -> None:
     rows = [line for line in SCRIPT["reference_page"]().splitlines() if line.startswith("| `")]
     assert [row for row in rows if row.endswith("|  |")] == []
