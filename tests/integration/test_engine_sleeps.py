@@ -46,8 +46,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     build, update = assemble.build_engine, StepModule.update
 
-    def recorded(*arguments: Any) -> Recorder:
-        return Recorder(build(*arguments), made)
+    def recorded(*arguments: Any, **settings: Any) -> Recorder:
+        return Recorder(build(*arguments, **settings), made)
 
     def updated(*arguments: Any) -> Any:
         made.append("update")

@@ -23,8 +23,10 @@ class HardwareConfig:
     """Processes per node; on GPUs one each."""
     nodes: Annotated[int, Field(ge=1)] = 1
     """Machines; each runs `devices` processes."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """auto is for one process, ddp for several."""
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """auto: one process. ddp: each process holds the whole model. fsdp2: each holds its part of weights, gradients and
+    moments, and whole layers while it computes them; `share_head` has no effect.
+    """
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning's names. bf16-mixed keeps float32 weights: at a learning rate of 1e-6 bf16 weights would not move."""
     threads: Annotated[int, Field(ge=1)] | None = None

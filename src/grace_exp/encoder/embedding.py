@@ -195,7 +195,7 @@ class _Share:
                 self._engine.sleep()
             self._compute(batch)
         except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            if len(batch) == 1 or self._policy.sharded:  # sharded processes compute as many batches as each other
                 raise
             return False
         return True

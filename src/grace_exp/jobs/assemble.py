@@ -72,7 +72,7 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
             policy=policy,
             reference=reference,
             encoder=encoder,
-            engine=build_engine(config, backbone),
+            engine=build_engine(config, backbone, sharded=_is_sharded(config)),
             prompts=prompts,
             decode=decode,
             log_samples=log_samples,
@@ -124,7 +124,9 @@ def _contrastive(config: GraceConfig, backbone: Backbone, policy: Policy, prompt
     from grace_exp.training.baselines.simcse import SimCseModule
 
     kind = SimCseModule if config.method.name == "simcse" else ContrastiveModule
-    return kind(config, policy=policy, engine=build_engine(config, backbone), prompts=prompts)
+    return kind(
+        config, policy=policy, engine=build_engine(config, backbone, sharded=_is_sharded(config)), prompts=prompts
+    )
 
 
 def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[InitialModel, InitialModelEngine]":
@@ -135,7 +137,8 @@ def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[Ini
     from grace_exp.encoder.pretrained import CACHE_FOLDER
     from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
 
-    start = InitialModel(backbone.model, apart=config.rollout.engine != "transformers")
+    apart = config.rollout.engine != "transformers" or _is_sharded(config)
+    start = InitialModel(backbone.model, apart=apart)
     limit = int(config.job.encode.cache_gib * GIB)
     cache = RationaleCache(Path(config.cache_dir) / CACHE_FOLDER, size_limit=limit)
     how = computed_with(
@@ -151,8 +154,19 @@ def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[Ini
     return start, InitialModelEngine(start, engine, ModelCache(cache, model, config.backbone.pooling))
 
 
-def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
-    """The engine that the job needs: see `engine_of`."""
+def _is_sharded(config: GraceConfig) -> bool:
+    """Whether the trainer will share the policy's weights out among processes."""
+    return config.job.name == "train" and config.hardware.strategy == "fsdp2"
+
+
+def build_engine(config: GraceConfig, backbone: Backbone, *, sharded: bool = False) -> RolloutEngine:
+    """The engine that the job needs: see `engine_of`.
+
+    Args:
+        config: The run.
+        backbone: What it writes with.
+        sharded: Whether that model will be shared out among processes.
+    """
     match engine_of(config):
         case "transformers":
             from grace_exp.rollout.transformers_engine import TransformersEngine
@@ -162,6 +176,7 @@ def build_engine(config: GraceConfig, backbone: Backbone) -> RolloutEngine:
                 end_token_ids=backbone.end_token_ids,
                 pad_token_id=backbone.pad_token_id,
                 batch_tokens=config.rollout.batch_tokens,
+                sharded=sharded,
             )
         case "vllm":
             from grace_exp.rollout.vllm.build import build_vllm

@@ -21,6 +21,7 @@ from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reop
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.jobs.train_report import reporting
 from grace_exp.objective.own_objective import try_custom_objective
+from grace_exp.policy.sharding import make_whole
 from grace_exp.reward.terms.own_term import try_custom_term
 from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.own_sources import record_own_parts
@@ -152,6 +153,8 @@ def train(config: GraceConfig) -> dict[str, float]:
         with reporting(config, console):
             with closing(module.engine):
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_file, weights_only=True)
+            if module.policy.sharded and not stop.stopped and config.callbacks.export:
+                make_whole(assembled.backbone.model)
             if trainer.is_global_zero:
                 stop.raise_if_interrupted()
                 if watchdog is not None:

@@ -7,7 +7,7 @@ chat template and the system prompt) can be computed once, too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -96,6 +96,11 @@ class MicroBatch:
         query, key = self.block[:, self.head :, None], self.block[:, None, :]
         causal = torch.ones(self.block.shape[1], self.block.shape[1], dtype=torch.bool, device=self.block.device).tril()
         return (causal[self.head :] & ((key == 0) | (key == query)))[:, None]
+
+    def without_targets(self) -> "MicroBatch":
+        """The same rows, of which nothing is asked of the output head."""
+        names = ("predictors", "targets", "temperatures", "owners", "offsets")
+        return replace(self, **{name: getattr(self, name)[:0] for name in names})
 
     def membership(self, region: Region) -> Tensor:
         """Tokens that each sequence's embedding is pooled over, [n, width] bool."""
@@ -243,6 +248,20 @@ def _pairs(row: _Row, sequences: Sequence[TextSequence]) -> float:
     prompt = len(row.prompt.token_ids)
     lengths = [len(sequences[member].completion_ids) for member in row.members]
     return prompt**2 / 2 + sum(length * prompt + length**2 / 2 for length in lengths)
+
+
+def idle_batch(pad_token_id: int, device: torch.device) -> MicroBatch:
+    """A row of one token that holds no sequence: a forward and a backward pass that change nothing."""
+    row = collate(
+        [TextSequence(Prompt((pad_token_id,), 0))],
+        [0],
+        share_prompts=False,
+        share_head=False,
+        max_row_tokens=1,
+        pad_token_id=pad_token_id,
+        device=device,
+    )
+    return replace(row, indices=[], rows=row.rows[:0], slots=row.slots[:0], tokens=0, pairs=0.0)
 
 
 def _common_head(rows: list[_Row]) -> int:

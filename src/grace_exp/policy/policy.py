@@ -15,11 +15,13 @@ from grace_exp.errors import ConfigError
 from grace_exp.policy.compiled_layers import compile_layers
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.output_head import compute_dtype, use_float32_head
-from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, pack
+from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, idle_batch, pack
 from grace_exp.policy.pooling import pool
+from grace_exp.policy.sharding import most_of_all_processes, shard
 from grace_exp.policy.work_counter import WorkCounter
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
 
@@ -85,6 +87,8 @@ class Policy(LightningModule):
         self.pad_token_id = pad_token_id
         self.scored, self.trained = WorkCounter(), WorkCounter()
         """What was computed without and with gradients."""
+        self.sharded = False
+        """Whether the processes share the weights out among themselves."""
         config = model.config.get_text_config()
         for setting in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, setting, None) not in (None, 1, 1.0):
@@ -102,6 +106,11 @@ class Policy(LightningModule):
 
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
+    def shard(self, mesh: "DeviceMesh") -> None:
+        """Leave this process its part of the weights; see `policy.sharding`."""
+        shard(self, mesh)
+        self.sharded = True
+
     @property
     def _counter(self) -> WorkCounter:
         return self.trained if torch.is_grad_enabled() else self.scored
@@ -112,22 +121,34 @@ class Policy(LightningModule):
         return self.model.training and self.causal_lm.is_gradient_checkpointing
 
     def plan(self, sequences: Sequence[TextSequence], token_budget: int) -> list[list[int]]:
-        """Indices of `sequences` per micro-batch."""
-        return pack(
+        """Indices of `sequences` per micro-batch.
+
+        Of a sharded policy all processes ask for a plan and get one of the same length: empty micro-batches stand in
+        front of those of a process that has fewer.
+        """
+        plan = pack(
             sequences,
             share_prompts=self.hardware.packing,
             token_budget=token_budget,
             max_row_tokens=self.hardware.max_row_tokens,
             pad_to=self.hardware.pad_to,
         )
+        if self.sharded:
+            most = most_of_all_processes(len(plan), self.model.device)
+            plan = [[] for _ in range(most - len(plan))] + plan
+        return plan
 
     def collate(self, sequences: Sequence[TextSequence], indices: Sequence[int]) -> MicroBatch:
         """The tensors of one micro-batch of a plan."""
+        if not indices:
+            return idle_batch(self.pad_token_id, self.model.device)
+        # A head is a forward of its own, of which sharded processes would run different numbers.
+        share_head = self.hardware.share_head and not self._checkpoints_gradients and not self.sharded
         return collate(
             sequences,
             indices,
             share_prompts=self.hardware.packing,
-            share_head=self.hardware.share_head and not self._checkpoints_gradients,
+            share_head=share_head,
             max_row_tokens=self.hardware.max_row_tokens,
             pad_token_id=self.pad_token_id,
             device=self.model.device,
@@ -156,6 +177,9 @@ class Policy(LightningModule):
         """
         last_hidden, pooled = self._hidden_states(batch, self.pooling.layer if regions else -1)
         embeddings = self._pool(pooled if embedding_gradients else pooled.detach(), batch, regions)
+        if not len(batch.targets) and not torch.is_grad_enabled():
+            nothing = torch.zeros(0, device=last_hidden.device)
+            return embeddings, nothing, nothing if entropy else None
         read = (
             last_hidden.flatten(0, 1)[batch.predictors],
             batch.targets,
@@ -237,9 +261,8 @@ class Policy(LightningModule):
         found: dict[Region, dict[int, Tensor]] = {}
         with self._evaluating():
             for indices in self.plan(sequences, self.hardware.score_budget):
-                batch = self.collate(sequences, indices)
-                _, pooled = self._hidden_states(batch, self.pooling.layer)
-                for region, embeddings in self._pool(pooled, batch, regions or (self.pooling.region,)).items():
+                batch = self.collate(sequences, indices).without_targets()
+                for region, embeddings in self(batch, regions or (self.pooling.region,))[0].items():
                     found.setdefault(region, {}).update(zip(batch.indices, embeddings, strict=True))
         return {region: torch.stack([rows[i] for i in range(len(sequences))]) for region, rows in found.items()}
 
@@ -310,7 +333,7 @@ def collect(sequences: Sequence[TextSequence], passes: Iterable[ForwardPass]) ->
         if logprobs is None or mask is None:
             logprobs = torch.zeros(len(sequences), longest, device=device)
             mask = torch.zeros(len(sequences), longest, dtype=torch.bool, device=device)
-        rows = torch.tensor(batch.indices, device=device)[batch.owners]
+        rows = torch.tensor(batch.indices, dtype=torch.long, device=device)[batch.owners]
         logprobs[rows, batch.offsets] = forward.logprobs.detach()
         mask[rows, batch.offsets] = True
         for region, embeddings in forward.embeddings.items():

@@ -16,6 +16,8 @@ def pool(hidden: Tensor, batch: MicroBatch, *, region: Region, method: Literal["
     Raises:
         ValueError: A sequence has no token in the region.
     """
+    if not batch.n:
+        return hidden[batch.rows, 0].float()  # [0, hidden], with a way back
     member = batch.membership(region)
     counts = member.sum(dim=1)
     if not bool((counts > 0).all()):

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence
 from grace_exp.policy.policy import Policy, Scored
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class Reference(LightningModule):
@@ -50,6 +53,11 @@ class Reference(LightningModule):
         """As `Policy.embed`."""
         with self._start() as policy:
             return policy.embed(sequences, regions)
+
+    def shard(self, mesh: "DeviceMesh") -> None:
+        """Leave this process its part of the copy, if there is one."""
+        if self.copy is not None:
+            self.copy.shard(mesh)
 
     @contextmanager
     def _start(self) -> Iterator[Policy]:

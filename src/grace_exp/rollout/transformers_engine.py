@@ -30,6 +30,7 @@ class TransformersEngine:
         end_token_ids: Sequence[int],
         pad_token_id: int,
         batch_tokens: int,
+        sharded: bool = False,
     ) -> None:
         """Write with `model`.
 
@@ -38,24 +39,29 @@ class TransformersEngine:
             end_token_ids: Tokens that end a rationale.
             pad_token_id: Fills shorter rows; masked by position, so it may equal an end token.
             batch_tokens: Upper bound of sequences x (prompt + max_tokens) decoded at once, by each thread on a CPU.
+            sharded: Whether `model`, whole as yet, will be shared out among processes: the engine then writes with a
+                copy of its own, for which they all come to the next `generate` after a `sync`.
         """
         self._model = model
-        self._merged: MergedCopy | None = None
+        self._merged = MergedCopy(model, apart=True) if sharded else None
+        self._fresh = False
         self._end_token_ids = list(end_token_ids)
         self._pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
 
     def sync(self, model: nn.Module) -> None:
-        """Fold the adapters in anew; without adapters the engine reads the policy's own weights already."""
-        if self._merged is not None:
-            self._merged.refresh()
+        """Without adapters the engine reads the policy's own weights; a copy is refreshed when it writes next."""
+        self._fresh = False
 
     def _writer(self) -> PreTrainedModel:
         """The model that decodes. The copy is made at first use: by then the model is on its device."""
-        if not isinstance(self._model, PeftModel):
-            return self._model
         if self._merged is None:
-            self._merged = MergedCopy(self._model)
+            if not isinstance(self._model, PeftModel):
+                return self._model
+            self._merged, self._fresh = MergedCopy(self._model), True
+        if not self._fresh:
+            self._merged.refresh()
+            self._fresh = True
         return self._merged.model
 
     def sleep(self) -> None:

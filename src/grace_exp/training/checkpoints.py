@@ -163,13 +163,18 @@ class GracefulStop(Callback):
             signal.signal(number, handler)
         self._previous = {}
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the run before its last step; the same on all processes."""
+        return self._stopped_after is not None and self._stopped_after < self._steps
+
     def raise_if_interrupted(self) -> None:
         """After `fit`: tell the user where the state is.
 
         Raises:
             Interrupted: A signal ended the run before its last step.
         """
-        if self._stopped_after is not None and self._stopped_after < self._steps:
+        if self.stopped and self._stopped_after is not None:
             raise Interrupted(
                 f"stopped by {self._signal or 'a signal to another process'} after step {self._stopped_after} of "
                 f"{self._steps}; saved {checkpoint_path(self._run_dir, self._stopped_after)}\n"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ from grace_exp.training.step.stored_instances import StoredInstances
 from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
 from grace_exp.training.step.update import MiniBatch, accumulate_gradients
 from grace_exp.training.step.variety import most_common_share, rationale_key
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 SampleSink = Callable[[int, list[dict[str, object]]], None]
 
@@ -254,6 +257,15 @@ class GraceModule(StepModule):
             for trained_role in trained_roles
         }
         self.log_samples(step, sample_rows(rollouts, figures, self.decode, self.config.logger.samples_per_step))
+
+    def shard(self, mesh: "DeviceMesh") -> None:
+        """As every method's; also what is read beside the policy."""
+        super().shard(mesh)
+        for other in {self.reference, self.encoder}:
+            if isinstance(other, Reference):
+                other.shard(mesh)
+            elif isinstance(other, MovingAverage):
+                other.share()
 
     def configure_optimizers(self) -> Any:
         """As every method's; a moving average follows each update that is made."""

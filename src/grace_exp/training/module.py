@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.seed import seed_everything
@@ -18,11 +18,15 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Instance, TextBatch
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.policy.policy import Policy
+from grace_exp.policy.sharding import part_of, whole
 from grace_exp.rollout.protocol import RolloutEngine, derive_seed
 from grace_exp.tracking.summary import PhaseTimer
 from grace_exp.training.plan.usage import Usage
 from grace_exp.training.step.nonfinite import report_nonfinite
 from grace_exp.training.step.update import first_nonfinite
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Backward = Callable[[Tensor, bool], None]
 """Backward of a loss; the second argument says whether it is the update's last, after which gradients are exchanged."""
@@ -108,7 +112,7 @@ class StepModule(LightningModule):
         self._zero_gradients()
         loss = accumulate(backward)
         parameters = self.policy.trainable_parameters()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         learning_rate = float(optimizer.param_groups[0]["lr"])
         # Gradients are averaged over processes, so a bad one anywhere is seen everywhere; a bad loss is not.
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
@@ -117,7 +121,8 @@ class StepModule(LightningModule):
                 torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optim.max_grad_norm, norm)
             optimizer.step()
         else:
-            culprit = first_nonfinite((name, p.grad) for name, p in self.policy.named_parameters())
+            named = self.policy.named_parameters()
+            culprit = first_nonfinite((name, whole(p.grad)) for name, p in named if p.grad is not None)
             self._zero_gradients()
             self.skipped_updates += 1
             report_nonfinite(
@@ -148,6 +153,15 @@ class StepModule(LightningModule):
             scheduler.step()
 
     # ---- several processes ----------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Under `hardware.strategy=fsdp2`, leave this process its part of the weights; Lightning calls it."""
+        if self.config.hardware.strategy == "fsdp2" and not self.policy.sharded:
+            self.shard(self.device_mesh["data_parallel"])  # type: ignore[index]
+
+    def shard(self, mesh: "DeviceMesh") -> None:
+        """Share the weights out among the processes of `mesh`."""
+        self.policy.shard(mesh)
 
     def on_train_start(self) -> None:
         """Under DDP, make the buckets that are exchanged the gradients' only storage from the first update on.
@@ -260,7 +274,9 @@ class StepModule(LightningModule):
                 "checkpoint and model do not fit: missing "
                 f"{sorted(trained - set(state_dict))[:3]}, unknown {sorted(set(state_dict) - trained)[:3]}"
             )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        own = dict(self.named_parameters())
+        parts = {name: part_of(value, own[name]) for name, value in state_dict.items()}
+        return super().load_state_dict(parts, strict=False, assign=assign)
 
 
 def step_module(module: LightningModule) -> StepModule:

@@ -12,10 +12,13 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.training.callbacks.children import EndChildren
+from grace_exp.training.sharded_strategy import ShardedStrategy
+
+_TIMEOUT = timedelta(hours=2)
 
 
 def build_trainer(
@@ -52,12 +55,14 @@ def _without_srun(hardware: HardwareConfig) -> list[ClusterEnvironment]:
     return [LightningEnvironment()] if alone else []
 
 
-def _strategy(hardware: HardwareConfig) -> DDPStrategy | str:
+def _strategy(hardware: HardwareConfig) -> Strategy | str:
     if hardware.strategy == "auto":
         return "auto"
+    if hardware.strategy == "fsdp2":
+        return ShardedStrategy(hardware.devices * hardware.nodes, timeout=_TIMEOUT)
     # Gradients live in the buckets that are exchanged (`StepModule.on_train_start`). The time limit is that of one
     # exchange; what a slow process writes between two of them must fit into it.
-    return DDPStrategy(gradient_as_bucket_view=True, timeout=timedelta(hours=2))
+    return DDPStrategy(gradient_as_bucket_view=True, timeout=_TIMEOUT)
 
 
 class MappedCheckpoints(TorchCheckpointIO):

@@ -10,8 +10,10 @@ def machine_rules(config: Groups, require: Require) -> None:
     require(
         config.processes == 1 or hardware.strategy != "auto",
         f"hardware.strategy='auto' is for one process, but hardware.devices x hardware.nodes = {config.processes}: "
-        "set hardware.strategy=ddp",
+        "set hardware.strategy=ddp, or fsdp2 where the model does not fit",
     )
+    if hardware.strategy == "fsdp2":
+        _sharding_rules(config, require)
     require(
         hardware.accelerator != "cpu" or hardware.precision == "32-true",
         f"hardware.precision={hardware.precision!r} with hardware.accelerator='cpu': CPUs train in '32-true' "
@@ -58,3 +60,27 @@ def machine_rules(config: Groups, require: Require) -> None:
             "hardware.keep_forward=true takes scored log-probs for old ones, which those of stored rationales "
             "(objective.replay) are not: set hardware.keep_forward=false",
         )
+
+
+def _sharding_rules(config: Groups, require: Require) -> None:
+    """Sharded processes run the same forwards of the policy in the same order, and only through the policy."""
+    hardware, rollout = config.hardware, config.rollout
+    key = "hardware.strategy='fsdp2'"
+    require(
+        config.job.name in ("train", "plan"),
+        f"{key} with job={config.job.name}: weights are shared out in training only; set hardware.strategy=ddp",
+    )
+    require(
+        not (hardware.packing and hardware.packed_attention == "flex"),
+        f"{key} with hardware.packed_attention='flex': its check at first use is a forward that other processes do not "
+        "run; set hardware.packing=false, or hardware.packed_attention=mask",
+    )
+    require(
+        not hardware.compile,
+        f"{key} with hardware.compile=true: compiled layers have not been tried with gathered weights; set "
+        "hardware.compile=false",
+    )
+    require(
+        rollout.engine == "transformers" or not rollout.vllm.probe,
+        f"{key} with rollout.vllm.probe=true: the probe computes with a whole model; set rollout.vllm.probe=false",
+    )

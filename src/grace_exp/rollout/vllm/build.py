@@ -118,7 +118,12 @@ def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu"
         max_model_len=longest_sequence(config, model),
         max_sequences=vllm.max_sequences,
         available=available_bytes(place),
-        policy=policy_bytes(model, device, trains=config.job.name == "train"),
+        policy=policy_bytes(
+            model,
+            device,
+            trains=config.job.name == "train",
+            shards=config.processes if config.hardware.strategy == "fsdp2" else 1,
+        ),
         overhead=device_overhead(device, processes=config.processes, eager=runs_eagerly(vllm, device)),
         tensor_parallel=vllm.tensor_parallel,
         copies=weight_copies(device),

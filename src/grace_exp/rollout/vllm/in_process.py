@@ -18,7 +18,7 @@ from grace_exp.rollout.vllm.isolation import TimedThread, undisturbed
 from grace_exp.rollout.vllm.llm import end_llm, make_llm
 from grace_exp.rollout.vllm.memory import MemoryPlan
 from grace_exp.rollout.vllm.requests import check_lengths, completions, sampling_settings
-from grace_exp.rollout.vllm.weights import checkpoint_weights
+from grace_exp.rollout.vllm.weights import checkpoint_weights, save_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -198,7 +198,7 @@ class VllmEngine:
         # A name and number of its own each time: vLLM keeps what it knows under an old one.
         self._lora_count += 1
         folder = Path(self._scratch.name) / f"adapter-{self._lora_count}"
-        model.save_pretrained(str(folder))
+        save_adapter(model, folder)
         adapter = LoRARequest(folder.name, self._lora_count, str(folder))
         if self._lora is not None:
             self._llm.llm_engine.remove_lora(self._lora.lora_int_id)

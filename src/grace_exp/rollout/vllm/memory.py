@@ -171,7 +171,7 @@ def plan_memory(
     return plan
 
 
-def policy_bytes(model: nn.Module, device: str, *, trains: bool) -> int:
+def policy_bytes(model: nn.Module, device: str, *, trains: bool, shards: int = 1) -> int:
     """What a policy is still to take of the device: weights that are not there yet, gradients and optimizer moments.
 
     Gradients of several processes live in the buckets that are exchanged, so that they are there once.
@@ -180,10 +180,11 @@ def policy_bytes(model: nn.Module, device: str, *, trains: bool) -> int:
         model: With or without adapters; training adds gradients and two moments in float32 to what requires them.
         device: `cpu` or `cuda`.
         trains: Whether it is trained; an evaluation holds the weights alone.
+        shards: Processes that share out weights, gradients and moments; each holds its part, rounded up.
     """
     weights = sum(value.numel() * value.element_size() for value in model.parameters() if value.device.type != device)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    return weights + (3 * _FLOAT32 * trained if trains else 0)
+    return -(-(weights + (3 * _FLOAT32 * trained if trains else 0)) // shards)
 
 
 def device_overhead(device: str, *, processes: int, eager: bool) -> int:

@@ -18,7 +18,7 @@ from grace_exp.rollout.vllm.nccl import NcclTransfer
 from grace_exp.rollout.vllm.requests import check_lengths, completions, sampling_settings
 from grace_exp.rollout.vllm.server_command import check_server, serve_command
 from grace_exp.rollout.vllm.server_process import ServerProcess, choose_port
-from grace_exp.rollout.vllm.weights import write_model_folder, write_weights
+from grace_exp.rollout.vllm.weights import save_adapter, take_part, write_model_folder, write_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,6 +124,10 @@ class VllmServerEngine:
         self._syncs += 1
         if _rank() == 0:
             self._call(lambda: self._send(model))
+        elif self._adapters:
+            save_adapter(model, None)
+        else:
+            take_part(model)
         if self._adapters:
             self._name = _adapter_name(self._syncs)
         _wait_for_all()
@@ -193,7 +197,7 @@ class VllmServerEngine:
         # A name of its own each time: vLLM keeps what it knows under an old one.
         name = _adapter_name(self._syncs)
         folder = self._exchange / name
-        model.save_pretrained(str(folder))
+        save_adapter(model, folder)
         self._client.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, seconds=seconds)
         if self._syncs > 1:
             old = _adapter_name(self._syncs - 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grace_exp.errors import GraceError
+from grace_exp.policy.sharding import is_sharded, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +23,8 @@ def checkpoint_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight; tied ones come once.
 
-    Folded weights are made one at a time, so that nothing is held twice.
+    Folded weights are made one at a time, so that nothing is held twice. Of a model that processes share out among
+    themselves, all of them go through all weights, each of which comes together on every process.
 
     Args:
         model: With or without peft's adapters.
@@ -33,12 +35,12 @@ def checkpoint_weights(
     for name, parameter in base.named_parameters():
         if ".lora_" in name:
             continue
-        value = parameter.detach()
+        value = whole(parameter.detach())
         module_name, adapted, rest = name.rpartition(_BASE_LAYER)
         if adapted and adapters and rest == "weight":
             layer: Any = base.get_submodule(module_name)
             for adapter in layer.active_adapters:
-                value = value + layer.get_delta_weight(adapter).to(value.dtype)
+                value = value + whole(layer.get_delta_weight(adapter)).to(value.dtype)
         yield name.replace(_BASE_LAYER, "."), value if dtype is None else value.to(dtype)
 
 
@@ -47,6 +49,25 @@ def weight_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, parameter in plain_model(model).named_parameters():
         if ".lora_" not in name:
             yield name.replace(_BASE_LAYER, "."), tuple(parameter.shape)
+
+
+def take_part(model: nn.Module) -> None:
+    """On a process that needs no weights: what `checkpoint_weights` of another process waits for."""
+    if is_sharded(model):
+        for _ in checkpoint_weights(model):
+            pass
+
+
+def save_adapter(model: Any, folder: Path | None) -> None:
+    """Write the adapters as peft does; of a sharded model all processes call it, those without a folder to take part.
+
+    Args:
+        model: With adapters.
+        folder: Where to; None: nowhere.
+    """
+    state = {name: whole(value.detach()) for name, value in model.named_parameters() if ".lora_" in name}
+    if folder is not None:
+        model.save_pretrained(str(folder), state_dict=state)
 
 
 def plain_model(model: nn.Module) -> "PreTrainedModel":

@@ -7,7 +7,7 @@ embeddings are carried on into the weights.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class GradientCache:
             for indices in plan:
                 left -= 1
                 # Nothing is asked of the output head.
-                batch = _without_targets(policy.collate(view, indices))
-                rows = torch.tensor(indices, device=batch.input_ids.device) + first
+                batch = policy.collate(view, indices).without_targets()
+                rows = torch.tensor(indices, dtype=torch.long, device=batch.input_ids.device) + first
                 state = _RandomState(batch.input_ids.device)
                 with torch.set_grad_enabled(keep_all or left == 0):
                     found = self._embed(batch)
@@ -111,10 +111,3 @@ class _RandomState:
             if self._cuda is not None:
                 torch.cuda.set_rng_state(self._cuda, self._device)
             yield
-
-
-def _without_targets(batch: MicroBatch) -> MicroBatch:
-    return replace(
-        batch,
-        **{name: getattr(batch, name)[:0] for name in ("predictors", "targets", "temperatures", "owners", "offsets")},
-    )

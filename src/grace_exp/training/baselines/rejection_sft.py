@@ -38,7 +38,8 @@ class RejectionSftModule(GraceModule):
             nonlocal summed
             plan = self.policy.plan(sequences, self.config.hardware.train_budget)
             for number, forward in enumerate(self.policy.planned_passes(sequences, plan), start=1):
-                owners = torch.tensor(forward.batch.indices, device=weights.device)[forward.batch.owners]
+                chosen_rows = torch.tensor(forward.batch.indices, dtype=torch.long, device=weights.device)
+                owners = chosen_rows[forward.batch.owners]
                 loss = -(forward.logprobs * weights[owners]).sum()
                 # Gradients are averaged over processes.
                 backward(loss * self.trainer.world_size / divisor, number == len(plan))

@@ -105,6 +105,11 @@ def accumulate_gradients(
     passes, count = _passes(policy, mini_batch, config, token_budget)
     for number, forward in enumerate(passes, start=1):
         batch = forward.batch
+        if not batch.indices:  # another process has one more
+            if penalised is not None:
+                penalised(batch)
+            backward(forward.logprobs.sum(), number == count)
+            continue
         logprobs, mask = batch.ragged(forward.logprobs)
         width = logprobs.shape[1]
         rows = torch.tensor(batch.indices, device=logprobs.device)

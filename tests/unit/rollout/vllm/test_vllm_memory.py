@@ -115,6 +115,7 @@ def test_a_policy_in_training_takes_gradients_and_moments_and_weights_that_are_s
     size = 4 * model_shape(shared_model).parameters
     assert policy_bytes(shared_model, "cuda", trains=True) == 4 * size
     assert policy_bytes(shared_model, "cpu", trains=True) == 3 * size  # its weights are there already
+    assert policy_bytes(shared_model, "cuda", trains=True, shards=4) == size
     assert available_bytes(torch.device("cpu")) > 0
 
 
