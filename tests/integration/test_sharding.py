@@ -33,6 +33,7 @@ FULL = [
 RUNS = {
     "full": [
         *FULL,
+        "backbone.gradient_checkpointing=full",
         "callbacks.export=[merged]",
         "evaluation=demo",
         "evaluation.minilm=false",
@@ -51,6 +52,7 @@ RUNS = {
         "reward.encoder.kind=ema",
         "reward.encoder.decay=0.5",
         "+backbone.lora.rank=4",
+        "backbone.gradient_checkpointing=selective",
         "callbacks.export=[adapter,merged]",
     ],
     "contrastive": [*STEADY, "hardware.train_tokens=80", "method=contrastive", "optim.max_grad_norm=0.01"],

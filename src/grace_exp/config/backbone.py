@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
@@ -65,6 +65,10 @@ class ShapeConfig:
     """Whether queries and keys are normed in every head."""
 
 
+def _checkpointing_choice(value: object) -> object:
+    return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
+
+
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class BackboneConfig:
     """The instruct model that is the policy."""
@@ -81,9 +85,12 @@ class BackboneConfig:
     """Adapters to train; null trains every weight."""
     pooling: PoolingConfig = Field(default_factory=PoolingConfig)
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """transformers' implementation."""
-    gradient_checkpointing: bool = False
-    """Keep no activations inside a layer and compute them again in the backward pass: less memory, more time."""
+    gradient_checkpointing: Annotated[Literal["off", "full", "selective"], BeforeValidator(_checkpointing_choice)] = (
+        "off"
+    )
+    """What the backward pass computes again. full: every layer. selective: what is cheap; the results of matrix
+    products and of attention are kept. true and false mean full and off.
+    """
     shape: ShapeConfig | None = None
     """For `job=plan`; null, or of another model than `path`: read from the model's config.json."""
     template_kwargs: dict[str, str | int | bool] = Field(default_factory=dict)

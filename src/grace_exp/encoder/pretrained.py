@@ -122,7 +122,7 @@ def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "B
 
     from grace_exp.policy.load_backbone import load_backbone
 
-    config = replace(pretrained.backbone, lora=None, gradient_checkpointing=False)
+    config = replace(pretrained.backbone, lora=None, gradient_checkpointing="off")
     first = dtype if pretrained.adapter is None else torch.float32
     backbone = load_backbone(config, cache_dir=cache_dir, seed=pretrained.seed, dtype=first)
     own_tokenizer = Path(config.path or "") / TOKENIZER_FOLDER

@@ -69,8 +69,11 @@ def load_backbone(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = _with_lora(model, config)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.gradient_checkpointing != "off":
+        from grace_exp.policy.recomputation import checkpointing_arguments
+
+        chosen = checkpointing_arguments(config.gradient_checkpointing)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=chosen)
     return Backbone(model, tokenizer, ends, int(pad))
 
 

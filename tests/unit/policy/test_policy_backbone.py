@@ -146,6 +146,9 @@ def test_target_modules_that_name_nothing_are_an_error_that_names_the_setting() 
         load(lora=LoraConfig(target_modules=["nothing"]))
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-def test_gradient_checkpointing_is_as_configured(checkpointing: bool) -> None:
-    assert load(gradient_checkpointing=checkpointing).model.is_gradient_checkpointing is checkpointing
+@pytest.mark.parametrize(
+    ("asked", "kind"), [(True, "full"), (False, "off"), ("full", "full"), ("selective", "selective"), ("off", "off")]
+)
+def test_gradient_checkpointing_is_as_configured(asked: Any, kind: str) -> None:
+    assert BackboneConfig(name="tiny", source="tiny", gradient_checkpointing=asked).gradient_checkpointing == kind
+    assert load(gradient_checkpointing=asked).model.is_gradient_checkpointing is (kind != "off")

@@ -78,14 +78,16 @@ def test_gradients_are_those_of_plain_forwards(
     assert_equal_gradients(policy_gradients(policy(**settings), asked, token_budget), expected)
 
 
+@pytest.mark.parametrize("kind", ["full", "selective"])
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
 def test_gradient_checkpointing_changes_no_gradient(
-    tmp_path: Path, policy: Make, sequences: Sequences, lora: LoraConfig | None
+    tmp_path: Path, policy: Make, sequences: Sequences, lora: LoraConfig | None, kind: Any
 ) -> None:
-    def gradients(checkpointing: bool) -> dict[str, Tensor]:
+    def gradients(checkpointing: Any) -> dict[str, Tensor]:
         config = BackboneConfig(name="tiny", source="tiny", gradient_checkpointing=checkpointing, lora=lora)
         model = load_backbone(config, cache_dir=tmp_path, seed=0, dtype=torch.float32).model.train()
-        assert model.is_gradient_checkpointing is checkpointing
+        again = checkpointing != "off"
+        assert model.is_gradient_checkpointing is again
         calls = []
         layer: Any = next(m for name, m in model.named_modules() if name.endswith("layers.0.mlp"))
         layer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -95,10 +97,10 @@ def test_gradient_checkpointing_changes_no_gradient(
                     parameter.add_(0.1)
         found = policy_gradients(policy(model), sequences(GROUPS))
         micro_batches = len(policy(model).plan(sequences(GROUPS), 100_000))
-        assert len(calls) == micro_batches * (2 if checkpointing else 1)  # it is on: layers are computed again
+        assert len(calls) == micro_batches * (2 if again else 1)  # it is on: layers are computed again
         return found
 
-    assert_equal_gradients(gradients(True), gradients(False))
+    assert_equal_gradients(gradients(kind), gradients("off"))
 
 
 def test_lora_gradients_are_those_of_plain_forwards(

@@ -133,7 +133,8 @@ def _attention(config: GraceConfig) -> Attention:
 
 
 def _checkpointing(config: GraceConfig) -> Checkpointing:
-    return "full" if config.backbone.gradient_checkpointing else "off"
+    # "selective" keeps less than "off" does, which is the upper bound that is planned with.
+    return "full" if config.backbone.gradient_checkpointing == "full" else "off"
 
 
 def _copies(config: GraceConfig, dimensions: Dimensions) -> int:

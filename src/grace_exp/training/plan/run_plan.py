@@ -177,7 +177,7 @@ def _changes(settings: PlanSettings) -> dict[str, Callable[[PlanSettings], PlanS
     """Single changes by what the command line says for them, the harmless first."""
     changes: dict[str, Callable[[PlanSettings], PlanSettings]] = {}
     if settings.checkpointing != "full":
-        changes["backbone.gradient_checkpointing=true"] = lambda run: replace(run, checkpointing="full")
+        changes["backbone.gradient_checkpointing=full"] = lambda run: replace(run, checkpointing="full")
     if settings.train_tokens is not None:
         changes["hardware.train_tokens=auto"] = lambda run: replace(run, train_tokens=None)
     if settings.chunk > _SMALL_CHUNK:
