@@ -176,7 +176,7 @@ def reward_of_run(
             folder,
         )
 
-        def choose(config: object, backbone: object) -> RolloutEngine:
+        def choose(config: object, backbone: object, **_: object) -> RolloutEngine:
             if engine == "transformers":
                 return build(config, backbone)  # type: ignore[arg-type]
             shared_engine.sync(backbone.model)  # type: ignore[attr-defined]
