@@ -85,6 +85,7 @@ class BackboneConfig:
     """Adapters to train; null trains every weight."""
     pooling: PoolingConfig = Field(default_factory=PoolingConfig)
     attention: Literal["sdpa", "eager"] = "sdpa"
+    """transformers' implementation."""
     gradient_checkpointing: Annotated[Literal["off", "full", "selective"], BeforeValidator(_checkpointing_choice)] = (
         "off"
     )
