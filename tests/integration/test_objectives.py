@@ -8,7 +8,7 @@ from grace_exp.config.compose import conf_dir
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "objective").glob("*.yaml"))
 STEPS = ["job.steps=2", "objective.mini_batch_size=2"]
-OWN_SCALE = {"grpo": "none", "grpo_std": "group_std", "dapo": "group_std", "gspo": "group_std"}
+OWN_SCALE = {"grpo": "none", "grpo_std": "group_std", "dapo": "group_std", "gspo": "group_std", "exact": "none"}
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -17,6 +17,8 @@ def test_a_preset_trains(train, preset: str) -> None:
     for name in ("train/loss", "train/surrogate", "train/ratio", "train/approx_kl", "mismatch/ratio_mean"):
         assert all(math.isfinite(value) for value in run.figure(name)), name
     assert all(value > 0 for value in run.figure("train/grad_norm"))
+    pathwise = preset in ("exact", "grpo_pathwise")
+    assert ("train/pathwise" in run.metrics) == ("train/pathwise_norm" in run.metrics) == pathwise
     # The transformers engine computes what the trainer does.
     assert run.figure("mismatch/ratio_max") == pytest.approx([1, 1], abs=1e-3)
     assert run.figure("mismatch/nonfinite") == [0, 0]

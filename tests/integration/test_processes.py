@@ -24,6 +24,7 @@ TWO = [
     "hardware.devices=2",
     "hardware.strategy=ddp",
     "objective.mini_batch_size=2",  # each takes one of its two instances
+    "objective.pathwise={weight: 1, parts_every_n_steps: 1}",
     "+backbone.lora.rank=4",
     "optim.learning_rate=0.01",
     "optim.epsilon=0.001",  # so large that rounding in a gradient near zero cannot turn an update around

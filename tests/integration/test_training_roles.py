@@ -59,9 +59,11 @@ class Watch:
 def test_every_reward_trains_a_step_of_any_side(train, number: int, reward: str) -> None:
     role = ROLES[number % 3]
     untouched = [f"reward={reward}", f"data={DATA.get(reward, 'wordnet')}", f"rollout.policy_role={role}"]
-    run = train(*STEP, *untouched, "objective.advantage_scale=group_std")
+    run = train(*STEP, *untouched, "objective.advantage_scale=group_std", "objective.pathwise.weight=1")
     assert all(value > 0 for value in run.figure("train/grad_norm"))
     assert all(math.isfinite(float(value)) for value in run.metrics.drop(columns="step").iloc[0])
+    assert all(run.figure(f"train/{part}_norm")[0] > 1e-6 for part in ("policy_gradient", "pathwise"))
+    assert -1 <= run.figure("train/gradient_cosine")[0] <= 1
     sides = {name.split("/")[0] for name in run.metrics if name.startswith(("positive/", "query/"))}
     assert sides == ({"positive", "query"} if role == "both" else set())
     trained = run.samples.dropna(subset="advantage")

@@ -12,6 +12,8 @@ BACKBONES = {
 ROWS = (
     "sup",
     "unsup",
+    "exact_sup",
+    "exact_unsup",
     "base",
     "reasoning",
     "contrastive",

@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
 from grace_exp.config.own_parts import ModulePath, Name
+from grace_exp.config.pathwise import PathwiseConfig
 from grace_exp.config.require import requirements
 
 
@@ -86,7 +87,7 @@ class CustomObjectiveConfig:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Policy gradient with a baseline."""
+    """Policy gradient with a baseline; beside it, the reward's gradient through the embeddings."""
 
     name: Annotated[str, Field(min_length=1)] = "grpo"
     """Name of the choice."""
@@ -111,6 +112,9 @@ class ObjectiveConfig:
     """Instances per optimizer update, over all processes."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Bonus per token for the entropy of the policy's distribution; 0: the entropy is not computed."""
+    policy_gradient_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the policy loss, its KL penalty and entropy bonus included; 0: the pathwise gradient alone."""
+    pathwise: PathwiseConfig = Field(default_factory=PathwiseConfig)
     kl: KlConfig = Field(default_factory=KlConfig)
     importance: ImportanceConfig = Field(default_factory=ImportanceConfig)
     overlong: OverlongConfig | None = None
@@ -157,5 +161,22 @@ class ObjectiveConfig:
                 not copg or self.importance.mode == "none",
                 f"importance.mode={self.importance.mode!r} with algorithm='copg': it needs no importance weights; set "
                 "objective.importance.mode=none",
+            )
+            alone = self.policy_gradient_weight == 0
+            require(
+                not alone or self.pathwise.weight > 0,
+                "policy_gradient_weight=0 with pathwise.weight=0 trains nothing: give one of them a weight above 0",
+            )
+            require(
+                not alone
+                or (self.entropy_coefficient == 0 and (self.kl.coefficient == 0 or self.kl.placement == "reward")),
+                "policy_gradient_weight=0 leaves out the policy loss, of which entropy_coefficient="
+                f"{self.entropy_coefficient} and kl.coefficient={self.kl.coefficient} (kl.placement='loss') are part: "
+                "set both to 0",
+            )
+            require(
+                not alone or self.replay is None,
+                "policy_gradient_weight=0 with replay: stored rationales are there for the policy gradient; set "
+                "replay=null",
             )
         return self

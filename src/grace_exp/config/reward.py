@@ -8,6 +8,9 @@ from pydantic.dataclasses import dataclass
 from grace_exp.config.base import STRICT
 from grace_exp.config.own_parts import ModulePath, Name
 
+WITHOUT_GRADIENT = ("format", "length")
+"""Terms that read no embedding, so that none gets a gradient from them."""
+
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class TermConfig:

@@ -1,7 +1,7 @@
 """The policy: a language model whose one forward gives embeddings and log-probs."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.output_head import compute_dtype, use_float32_head
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, idle_batch, pack
 from grace_exp.policy.pooling import pool
+from grace_exp.policy.random_state import RandomState
 from grace_exp.policy.sharding import most_of_all_processes, shard
 from grace_exp.policy.work_counter import WorkCounter
 
@@ -260,10 +261,10 @@ class Policy(LightningModule):
         """The embeddings alone, per region float32 [n, hidden]: as `score`, without the output head."""
         found: dict[Region, dict[int, Tensor]] = {}
         with self._evaluating():
-            for indices in self.plan(sequences, self.hardware.score_budget):
-                batch = self.collate(sequences, indices).without_targets()
-                for region, embeddings in self(batch, regions or (self.pooling.region,))[0].items():
-                    found.setdefault(region, {}).update(zip(batch.indices, embeddings, strict=True))
+            plan = self.plan(sequences, self.hardware.score_budget)
+            for indices in plan:
+                for region, embeddings in self.embedding_pass(sequences, indices, regions).items():
+                    found.setdefault(region, {}).update(zip(indices, embeddings, strict=True))
         return {region: torch.stack([rows[i] for i in range(len(sequences))]) for region, rows in found.items()}
 
     @torch.no_grad()
@@ -283,6 +284,23 @@ class Policy(LightningModule):
         member = batch.membership(region or self.pooling.region)[0]
         return hidden[0][member].float(), batch.position_ids[0][member]
 
+    def embedding_pass(
+        self, sequences: Sequence[TextSequence], indices: Sequence[int], regions: Sequence[Region] = ()
+    ) -> dict[Region, Tensor]:
+        """One forward without the output head, in the mode that the model is in; with gradients where they are on.
+
+        Args:
+            sequences: What was planned.
+            indices: A micro-batch of the plan.
+            regions: Pooled regions; none: the configured one.
+
+        Returns:
+            Per region, float32 [n, hidden] in the order of `indices`.
+        """
+        batch = self.collate(sequences, indices).without_targets()
+        embeddings, _, _ = self(batch, regions or (self.pooling.region,), embedding_gradients=torch.is_grad_enabled())
+        return embeddings
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """No dropout, no gradient checkpointing."""
@@ -299,10 +317,12 @@ class Policy(LightningModule):
         token_budget: int,
         regions: Sequence[Region] = (),
         *,
+        embedding_gradients: bool = False,
         entropy: bool = False,
     ) -> Iterator[ForwardPass]:
         """The forwards of any number of sequences, one micro-batch after another."""
-        return self.planned_passes(sequences, self.plan(sequences, token_budget), regions, entropy=entropy)
+        plan = self.plan(sequences, token_budget)
+        return self.planned_passes(sequences, plan, regions, embedding_gradients=embedding_gradients, entropy=entropy)
 
     def planned_passes(
         self,
@@ -310,12 +330,25 @@ class Policy(LightningModule):
         plan: Sequence[Sequence[int]],
         regions: Sequence[Region] = (),
         *,
+        embedding_gradients: bool = False,
         entropy: bool = False,
+        states: Sequence[RandomState] = (),
     ) -> Iterator[ForwardPass]:
-        """The forwards of a plan of `sequences`."""
-        for indices in plan:
+        """The forwards of a plan of `sequences`.
+
+        Args:
+            sequences: What was planned.
+            plan: Indices per micro-batch.
+            regions: Regions to pool.
+            embedding_gradients: As in `forward`.
+            entropy: As in `forward`.
+            states: For each micro-batch, the random state to compute it from; none: as it stands.
+        """
+        for number, indices in enumerate(plan):
             batch = self.collate(sequences, indices)
-            yield ForwardPass(batch, *self(batch, regions, entropy=entropy))
+            with states[number].restored() if states else nullcontext():
+                found = self(batch, regions, embedding_gradients=embedding_gradients, entropy=entropy)
+            yield ForwardPass(batch, *found)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimizer should see."""

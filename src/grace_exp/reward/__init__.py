@@ -2,6 +2,7 @@
 
 from grace_exp.reward.composer import Reward, compose_reward, required_inputs
 from grace_exp.reward.diagnostics import embedding_metrics
+from grace_exp.reward.gradient import RewardGradients, reward_gradients
 from grace_exp.reward.inert import InertTerms
 from grace_exp.reward.inputs import EmbeddingError, RewardInputs
 from grace_exp.reward.overlap import augmentation_overlap
@@ -14,10 +15,12 @@ __all__ = [
     "InertTerms",
     "ParsedRationale",
     "Reward",
+    "RewardGradients",
     "RewardInputs",
     "augmentation_overlap",
     "compose_reward",
     "embedding_metrics",
     "parse_rationale",
     "required_inputs",
+    "reward_gradients",
 ]

@@ -90,7 +90,7 @@ def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
         config: Terms, weights, temperature, truncation.
 
     Returns:
-        Reward: Values without gradient.
+        Reward: Values without gradient, unless `inputs.differentiable` asks for it.
 
     Raises:
         ValueError: A set term reads what `required_inputs` names and `inputs` does not hold.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from grace_exp.config.reward import RewardConfig
+from grace_exp.config.reward import WITHOUT_GRADIENT, RewardConfig
 
 NO_SHARE = 1e-6
 """Below it a share is a matter of rounding."""
@@ -25,18 +25,25 @@ class InertTerms:
     """
 
     def __init__(
-        self, config: RewardConfig, *, trained: Literal["positive", "query"] = "positive", patience: int = 10
+        self,
+        config: RewardConfig,
+        *,
+        trained: Literal["positive", "query"] = "positive",
+        pathwise: bool = False,
+        patience: int = 10,
     ) -> None:
         """Start watching.
 
         Args:
             config: Names the terms with a weight.
             trained: Which side's rationales are trained.
+            pathwise: Whether terms train through the embeddings too: those that read any then need no share.
             patience: Steps in a row without a share until a term is reported.
         """
         terms = {name: term for name, term in vars(config.terms).items() if term is not None}
         self._anchors = {name: getattr(term, "anchor", "rollout") for name, term in terms.items()}
-        self._steps = dict.fromkeys([name for name, term in terms.items() if term.weight != 0], 0)
+        watched = [name for name, term in terms.items() if term.weight != 0]
+        self._steps = dict.fromkeys([name for name in watched if not pathwise or name in WITHOUT_GRADIENT], 0)
         self._trained = trained
         self._patience = patience
 

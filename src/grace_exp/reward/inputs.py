@@ -19,7 +19,8 @@ class RewardInputs:
     """The embeddings of the groups of a step, over all processes.
 
     Rewards read directions only. Unit vectors are kept in float64: neither autocast nor TF32 touches float64 products,
-    either of which would put errors of 1e-2 into totals divided by a temperature of 0.1. They carry no gradient.
+    either of which would put errors of 1e-2 into totals divided by a temperature of 0.1. They carry no gradient, unless
+    `differentiable` asks for it.
 
     Attributes:
         rollouts: Embeddings of the trained texts' rationales, `[groups, K, hidden]` float32.
@@ -39,6 +40,7 @@ class RewardInputs:
         bare: Embeddings of the trained texts without rationale, `[groups, hidden]`, or None.
         text_keys: The texts by a number each, equal texts by equal ones: query, positive, negatives,
             `[groups, 2 + M]` int64. None: all texts differ.
+        differentiable: Whether unit vectors carry the gradient of the embeddings; see `gradient.reward_gradients`.
 
     Raises:
         EmbeddingError: An embedding is zero or holds nan or inf.
@@ -58,6 +60,7 @@ class RewardInputs:
     swapped_from: Tensor | None = None
     bare: Tensor | None = None
     text_keys: Tensor | None = None
+    differentiable: bool = False
 
     def __post_init__(self) -> None:
         """Check shapes (broadcasting would hide a wrong one) and directions."""
@@ -95,12 +98,12 @@ class RewardInputs:
     @cached_property
     def unit_rollouts(self) -> Tensor:
         """`[groups, K, hidden]` float64, each of length 1."""
-        return _unit(self.rollouts, "rollout")
+        return self._unit(self.rollouts, "rollout")
 
     @cached_property
     def unit_anchors(self) -> Tensor:
         """`[groups, A, hidden]` float64, each of length 1."""
-        return _unit(self.anchors, "anchor")
+        return self._unit(self.anchors, "anchor")
 
     @cached_property
     def unit_negatives(self) -> Tensor:
@@ -109,17 +112,17 @@ class RewardInputs:
             return self.unit_anchors[:, :0]
         there = self.has_negative[..., None]
         # Padding becomes a vector with a direction, then nothing.
-        return _unit(torch.where(there, self.negatives, 1.0), "negative") * there
+        return self._unit(torch.where(there, self.negatives, 1.0), "negative") * there
 
     @cached_property
     def unit_swapped(self) -> Tensor | None:
         """`[groups, K, hidden]` float64, each of length 1."""
-        return None if self.swapped is None else _unit(self.swapped, "rollout with a swapped rationale")
+        return None if self.swapped is None else self._unit(self.swapped, "rollout with a swapped rationale")
 
     @cached_property
     def unit_bare(self) -> Tensor | None:
         """`[groups, hidden]` float64, each of length 1."""
-        return None if self.bare is None else _unit(self.bare, "the text without rationale")
+        return None if self.bare is None else self._unit(self.bare, "the text without rationale")
 
     @cached_property
     def has_negative(self) -> Tensor:
@@ -171,10 +174,13 @@ class RewardInputs:
         """Identity mask, `[groups, groups]` bool."""
         return torch.eye(self.rollouts.shape[0], dtype=torch.bool, device=self.rollouts.device)
 
+    def _unit(self, vectors: Tensor, what: str) -> Tensor:
+        return _unit(vectors if self.differentiable else vectors.detach(), what)
+
 
 def _unit(vectors: Tensor, what: str) -> Tensor:
     """Vectors `[groups, ..., hidden]` divided by their lengths, in float64."""
-    vectors = vectors.detach().double()
+    vectors = vectors.double()
     # Lengths cannot overflow or vanish: squares of float32 magnitudes fit float64.
     lengths = vectors.norm(dim=-1, keepdim=True)
     bad = ~torch.isfinite(lengths) | (lengths == 0)

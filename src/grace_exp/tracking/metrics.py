@@ -62,6 +62,8 @@ class Metric:
 _BASELINE = "every method"
 _HELDOUT = "evaluation with sets"
 _CONTROLS = "evaluation.controls=true"
+_PATHWISE = "objective.pathwise.weight > 0"
+_PARTS = "objective.pathwise.parts_every_n_steps"
 
 METRICS = (
     # ---- learning: is it getting better?
@@ -102,6 +104,10 @@ METRICS = (
     Metric("embed/augmentation_overlap", "geometry", "", "lower", "Label-free quality of the augmentations."),
     # ---- stability: may one trust the update?
     Metric("train/loss", "stability", "", "", "The loss that was minimised.", _BASELINE),
+    Metric("train/pathwise", "stability", "reward", "lower", "Minus the mean reward at the update.", _PATHWISE),
+    Metric("train/pathwise_norm", "stability", "", "", "Norm of the pathwise part of the gradient.", _PARTS),
+    Metric("train/policy_gradient_norm", "stability", "", "", "Norm of its policy-gradient part.", _PARTS),
+    Metric("train/gradient_cosine", "stability", "cosine", "", "Of the two parts.", _PARTS),
     Metric("train/grad_norm", "stability", "", "", "Norm of the gradient before clipping.", _BASELINE),
     Metric("train/learning_rate", "stability", "", "", "Learning rate of the step's updates.", _BASELINE),
     Metric("train/skipped_updates", "stability", "updates", "lower", "Left out so far: nan or inf.", _BASELINE),

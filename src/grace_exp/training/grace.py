@@ -25,17 +25,21 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.objective.aggregate import denominator
 from grace_exp.objective.registry import needs_greedy_baseline, needs_reference_kl
 from grace_exp.policy.average import MovingAverage
+from grace_exp.policy.freezing import freeze_beyond_pooling
 from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference
-from grace_exp.reward import EmbeddingError, required_inputs
+from grace_exp.reward import EmbeddingError
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.tracking.summary import write_json_atomic
 from grace_exp.training.module import Backward, StepModule
 from grace_exp.training.step.dynamic_sampling import Resampler
+from grace_exp.training.step.gradient_parts import policy_gradient
 from grace_exp.training.step.mismatch import engine_logprobs, mismatch_metrics
-from grace_exp.training.step.nonfinite import rollout_evidence
+from grace_exp.training.step.nonfinite import report_nonfinite, rollout_evidence
 from grace_exp.training.step.rewards import StepRewards
 from grace_exp.training.step.rollouts import Rollouts, sample_rows, write_rollouts
+from grace_exp.training.step.step_inputs import StepInputs
+from grace_exp.training.step.step_pathwise import StepPathwise, embedding_gradients
 from grace_exp.training.step.step_scores import StepScores
 from grace_exp.training.step.stored_instances import StoredInstances
 from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
@@ -80,14 +84,18 @@ class GraceModule(StepModule):
         self.encoder = encoder
         self.decode = decode
         self.log_samples = log_samples
+        if config.objective.policy_gradient_weight == 0:
+            freeze_beyond_pooling(policy)
         self.stored = StoredInstances(config) if config.objective.replay is not None else None
 
     # ---- the step -------------------------------------------------------------------------------------------------
 
     def step(self, batch: TextBatch) -> dict[str, float]:
         """One GRACE step (not one optimizer update)."""
+        decode = partial(self.decode, skip_special_tokens=True)
+        inputs = StepInputs(self.config, self, decode, batch.step)
         try:
-            rollouts, scores, trained_roles, metrics = self._sample(batch)
+            rollouts, scores, trained_roles, metrics = self._sample(batch, inputs)
         except EmbeddingError as error:  # on all processes, which have the same embeddings
             if self.config.optim.on_nonfinite == "stop":
                 raise
@@ -99,24 +107,29 @@ class GraceModule(StepModule):
             metrics |= self._written(rollouts, scores)
         if self.stored is not None:
             self.stored.add(rollouts, scores)
+        pathwise = None
+        if self.config.objective.pathwise.weight > 0:
+            pathwise = StepPathwise(self.config, self.policy, self, inputs, scores, rollouts, trained_roles).part
         with self.timer("update"):
-            metrics |= self._update(batch.step, trained_batch(rollouts, scores, trained_roles, self.own))
+            metrics |= self._update(batch.step, trained_batch(rollouts, scores, trained_roles, self.own, pathwise))
         self._log_samples(batch.step, rollouts, trained_roles)
         return metrics
 
-    def _sample(self, batch: TextBatch) -> tuple[Rollouts, StepScores, list[TrainedRole], dict[str, float]]:
+    def _sample(
+        self, batch: TextBatch, inputs: StepInputs
+    ) -> tuple[Rollouts, StepScores, list[TrainedRole], dict[str, float]]:
         """Write and judge; where so configured, again in place of instances that teach nothing."""
-        config = self.config
-        objective, region = config.objective, config.backbone.pooling.region
+        config, objective = self.config, self.config.objective
         scores = StepScores(
             self.policy,
             config.hardware,
-            (region, "text") if "bare" in required_inputs(config.reward) else (region,),
+            inputs.regions,
             encoder=self.encoder,
             reference=self.reference if needs_reference_kl(objective) else None,
             entropy=objective.entropy_coefficient > 0,
+            embedding_gradients=embedding_gradients(objective),
         )
-        rewards = StepRewards(config, scores, self, partial(self.decode, skip_special_tokens=True), batch.step)
+        rewards = StepRewards(config, scores, self, inputs)
         rollouts = self._write(batch)
         if objective.dynamic_sampling is None:
             self.engine.sleep()  # scoring and updates have its memory
@@ -225,6 +238,13 @@ class GraceModule(StepModule):
         tokens, rationales = self.sum(mini_batch.counts()).tolist()
         divisor = denominator(tokens, rationales, objective, self.config.rollout.max_tokens)
         totals: dict[str, Tensor] = {}
+        figures: dict[str, float] = {}
+        pathwise, apart = None, policy_gradient(objective, step, self.policy.trainable_parameters())
+        if mini_batch.pathwise is not None:
+            try:
+                pathwise = mini_batch.pathwise(start, len(mini_batch.advantages))
+            except EmbeddingError as error:  # on all processes, which have the same embeddings
+                return self._without_direction(step, start, mini_batch, error)
 
         def accumulate(backward: Backward) -> Tensor:
             totals.update(
@@ -236,14 +256,41 @@ class GraceModule(StepModule):
                     token_budget=self.config.hardware.train_budget,
                     divisor=divisor / world,  # gradients are averaged over processes
                     backward=backward,
+                    pathwise=pathwise,
+                    policy_gradient=apart,
                 )
             )
+            if apart is not None:
+                figures.update(apart.metrics(self.mean))
             return totals["loss"]
 
         done = self.update(step, start, partial(rollout_evidence, mini_batch), accumulate)
         sums = {name: self.sum(value).item() for name, value in totals.items()}
         means = {name: value / (divisor if name == "loss" else max(tokens, 1.0)) for name, value in sums.items()}
-        return means | done
+        if pathwise is not None:
+            figures["pathwise"] = -pathwise.value.item()
+            means["loss"] *= objective.policy_gradient_weight
+            means["loss"] += objective.pathwise.weight * figures["pathwise"]
+        return means | figures | done
+
+    def _without_direction(
+        self, step: int, start: int, mini_batch: MiniBatch, error: EmbeddingError
+    ) -> dict[str, float]:
+        """Leave out an update before which the weights have broken down, or stop."""
+        self.skipped_updates += 1
+        report_nonfinite(
+            Path(self.config.run_dir),
+            step=step,
+            first_instance=start,
+            rank=self.global_rank,
+            loss=math.nan,
+            grad_norm=math.nan,
+            parameter=None,
+            evidence={"error": str(error)} | rollout_evidence(mini_batch),
+            stop=self.config.optim.on_nonfinite == "stop",
+        )
+        self.advance_schedule()
+        return dict.fromkeys(("loss", "grad_norm", "learning_rate"), math.nan)
 
     # ---- logging, optimizer, state --------------------------------------------------------------------------------
 

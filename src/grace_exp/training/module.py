@@ -181,6 +181,11 @@ class StepModule(LightningModule):
     def _zero_gradients(self) -> None:
         self._optimizer().zero_grad(set_to_none=not self._has_buckets)  # none would leave the buckets
 
+    @property
+    def world_size(self) -> int:
+        """How many processes share the run."""
+        return self.trainer.world_size
+
     def gather(self, tensor: Tensor) -> Tensor:
         """Concatenate over processes along the first dimension, in rank order; no gradient."""
         if self.trainer.world_size == 1:
@@ -196,6 +201,12 @@ class StepModule(LightningModule):
     def sum(self, value: Tensor) -> Tensor:
         """Sum over processes."""
         reduced = self.trainer.strategy.reduce(value, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over processes."""
+        reduced = self.trainer.strategy.reduce(value, reduce_op="mean")
         assert isinstance(reduced, Tensor)
         return reduced
 

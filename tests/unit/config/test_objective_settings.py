@@ -13,6 +13,9 @@ def composed(*overrides: str) -> GraceConfig:
     return compose_config(["+experiment=demo_tiny", *overrides], Path("run"))
 
 
+PATHWISE, ALONE = "objective.pathwise.weight=1.0", "objective.policy_gradient_weight=0"
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -25,6 +28,18 @@ def composed(*overrides: str) -> GraceConfig:
         ),
         (["objective=copg", "objective.importance.mode=token"], "objective: importance.mode='token' with algorithm="),
         (["rollout.group_size=1", "objective=rloo"], "rollout.group_size=1: an advantage compares"),
+        (["objective=exact"], "objective=exact with objective.advantage_scale='batch_std'"),
+        ([PATHWISE, "reward.encoder.kind=ema"], "objective.pathwise.weight=1.0 with reward.encoder.kind='ema'"),
+        ([PATHWISE, "reward.encoder.kind=frozen"], "objective.pathwise.weight=1.0 with reward.encoder.kind='frozen'"),
+        ([PATHWISE, "method=rejection_sft"], "objective.pathwise.weight=1.0 with method=rejection_sft"),
+        (
+            [PATHWISE, "reward=format_length", "reward.terms.infonce.weight=0"],
+            "objective.pathwise.weight=1.0, but no term with a weight reads an embedding (format, length)",
+        ),
+        ([ALONE], "objective: policy_gradient_weight=0 with pathwise.weight=0 trains nothing"),
+        ([PATHWISE, ALONE, "objective.entropy_coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),
+        ([PATHWISE, ALONE, "objective.kl.coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),
+        ([PATHWISE, ALONE, "objective=copg"], "objective: policy_gradient_weight=0 with replay"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(overrides: list[str], words: str) -> None:
@@ -36,6 +51,16 @@ def test_settings_that_contradict_each_other_are_named(overrides: list[str], wor
 @pytest.mark.parametrize("preset", ["remax", "reinforce_pp"])
 def test_a_baseline_outside_the_group_needs_no_group(preset: str) -> None:
     assert composed(f"objective={preset}", "rollout.group_size=1").rollout.group_size == 1
+
+
+def test_without_a_policy_gradient_no_group_is_needed() -> None:
+    assert composed(PATHWISE, ALONE, "rollout.group_size=1").rollout.group_size == 1
+
+
+def test_the_exact_preset_weighs_both_parts_alike() -> None:
+    objective = composed("objective=exact", "objective.advantage_scale=none").objective
+    assert (objective.algorithm, objective.aggregation, objective.length_normalizer) == ("rloo", "constant", 1)
+    assert objective.policy_gradient_weight == objective.pathwise.weight == 1
 
 
 def test_presets_have_the_figures_of_their_sources() -> None:

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from grace_exp.config.reward import (
     HardNegativeConfig,
+    LengthConfig,
     NegativeConfig,
     RewardConfig,
     TermConfig,
@@ -65,3 +67,11 @@ def test_a_term_that_differs_where_no_two_rationales_are_kept_says_so(make_input
     cut = replace(inputs, truncated=inputs.truncated | True)
     (text,) = InertTerms(config, patience=1).observe(compose_reward(cut, config).metrics())
     assert text.startswith("reward.terms.positive") and "no two rationales of a group are kept" in text
+
+
+def test_terms_that_train_through_the_embeddings_need_no_share(make_inputs: Make) -> None:
+    config = replace(PAPER, terms=replace(PAPER.terms, length=LengthConfig()))
+    inert = InertTerms(config, pathwise=True, patience=2)
+    inputs = replace(make_inputs(), lengths=torch.full((4, 3), 5))
+    found = [text for _ in range(4) for text in inert.observe(compose_reward(inputs, config).metrics())]
+    assert len(found) == 1 and found[0].startswith("reward.terms.length has had no share")

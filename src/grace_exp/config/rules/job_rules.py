@@ -29,7 +29,9 @@ def _training_rules(config: Groups, require: Require) -> None:
         "differs within it: train with 'text_and_rationale' or 'rationale'",
     )
     require(
-        config.rollout.group_size > 1 or config.objective.algorithm in ("remax", "reinforce_pp"),
+        config.rollout.group_size > 1
+        or config.objective.algorithm in ("remax", "reinforce_pp")
+        or config.objective.policy_gradient_weight == 0,
         "rollout.group_size=1: an advantage compares the rationales of a group; train with 2 or more, or with "
         "objective=remax or reinforce_pp",
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Instance, Role, TextBatch
 from grace_exp.data.prompts import PromptBuilder, RoleText
+from grace_exp.policy.freezing import freeze_beyond_pooling
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
@@ -84,18 +85,3 @@ class ContrastiveModule(StepModule):
         cut = len({sequence.prompt for sequence in sequences if sequence.prompt.text_tokens_cut})
         metrics["rollout/prompts_cut"] = self.sum(loss.new_tensor(cut)).item()
         return metrics | {f"train/{name}": value for name, value in done.items()}
-
-
-def freeze_beyond_pooling(policy: Policy) -> None:
-    """Freeze the weights that no embedding depends on: layers above `pooling.layer`, and an output head of its own.
-
-    They would get no gradient, for which the exchange between processes would wait.
-    """
-    decoder: Any = policy.causal_lm.get_decoder()
-    index = policy.pooling.layer % (len(decoder.layers) + 1)
-    if index < len(decoder.layers):
-        for module in (*decoder.layers[index:], decoder.norm):
-            module.requires_grad_(False)
-    head = policy.causal_lm.get_output_embeddings()
-    if head.weight is not policy.causal_lm.get_input_embeddings().weight:
-        head.requires_grad_(False)

@@ -5,8 +5,7 @@ embedding; then each micro-batch is embedded again, with gradients and the same 
 embeddings are carried on into the weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence
 from grace_exp.policy.policy import Policy
+from grace_exp.policy.random_state import RandomState
 
 
 class GradientCache:
@@ -56,7 +56,7 @@ class GradientCache:
                 # Nothing is asked of the output head.
                 batch = policy.collate(view, indices).without_targets()
                 rows = torch.tensor(indices, dtype=torch.long, device=batch.input_ids.device) + first
-                state = _RandomState(batch.input_ids.device)
+                state = RandomState(batch.input_ids.device)
                 with torch.set_grad_enabled(keep_all or left == 0):
                     found = self._embed(batch)
                 self._parts.append(_Part(batch, rows, state, found))
@@ -91,23 +91,5 @@ class GradientCache:
 class _Part:
     batch: MicroBatch
     rows: Tensor
-    state: "_RandomState"
+    state: RandomState
     embeddings: Tensor
-
-
-class _RandomState:
-    """The generators that dropout draws from, as they stand."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Let them stand so again for the block, and afterwards as they stood before it."""
-        with torch.random.fork_rng(devices=[self._device] if self._cuda is not None else []):
-            torch.set_rng_state(self._cpu)
-            if self._cuda is not None:
-                torch.cuda.set_rng_state(self._cuda, self._device)
-            yield

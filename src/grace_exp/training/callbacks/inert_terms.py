@@ -23,8 +23,10 @@ class InertTermsWarning(Callback):
         """
         roles = TRAINED_ROLES[config.rollout.policy_role]
         # Of several sides each has figures of its own, behind its name (`training.step.trained_role.role_metrics`).
+        pathwise = config.objective.pathwise.weight > 0
         self._watched = [
-            (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role])) for role in roles
+            (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role], pathwise=pathwise))
+            for role in roles
         ]
         self._warn = warn
 

@@ -172,6 +172,11 @@ def write_rollouts(
     )
 
 
+def sequences_of(rollouts: Sequence[Rollout]) -> list[TextSequence]:
+    """What the policy scores, one a rollout."""
+    return [rollout.sequence() for rollout in rollouts]
+
+
 def text_of(instance: Instance, role: Role) -> str:
     """The query or the positive of an instance."""
     return instance.query if role is Role.QUERY else instance.positive

@@ -1,7 +1,8 @@
 """What the forwards of a step say of its rationales: embeddings for the reward, log-probs for the update."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from grace_exp.config.hardware import HardwareConfig
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import ForwardPass, Policy, Scored, collect
 from grace_exp.policy.reference import Reference
-from grace_exp.training.step.rollouts import Rollout
+from grace_exp.training.step.rollouts import Rollout, sequences_of
 
 
 class RewardEncoder(Protocol):
@@ -20,6 +21,14 @@ class RewardEncoder(Protocol):
     def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
         """Embeddings per region, float32 [n, hidden]."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingPass:
+    """Rollouts of one forward without the output head, and their embeddings per region [n, hidden], with gradients."""
+
+    rollouts: Sequence[Rollout]
+    embeddings: dict[Region, Tensor]
 
 
 class StepScores:
@@ -38,6 +47,7 @@ class StepScores:
         encoder: RewardEncoder | None,
         reference: Reference | None,
         entropy: bool,
+        embedding_gradients: Literal["none", "trained", "all"] = "none",
     ) -> None:
         """Start with nothing.
 
@@ -48,6 +58,8 @@ class StepScores:
             encoder: Of the reward; None: the policy.
             reference: Gives its log-probs of the trained rollouts, for a KL penalty in the reward; None: not needed.
             entropy: Whether forwards kept for the update hold it.
+            embedding_gradients: Of which rollouts forwards kept for the update carry the gradients of embeddings; of
+                `all`, those of what is not trained are kept too.
         """
         self._policy = policy
         self._hardware = hardware
@@ -55,11 +67,14 @@ class StepScores:
         self._encoder = encoder
         self._reference = reference
         self._entropy = entropy
+        self._embedding_gradients = embedding_gradients
         self._embeddings: dict[Region, dict[Rollout, Tensor]] = {region: {} for region in regions}
         self._logprobs: dict[Rollout, Tensor] = {}
         self._reference_logprobs: dict[Rollout, Tensor] = {}
         self.passes: list[ForwardPass] = []
         """Forwards of the trained rollouts with gradients, kept for the update where `keep_forward` is set."""
+        self.other_passes: list[EmbeddingPass] = []
+        """Those of all others, kept where their embeddings get gradients too."""
 
     def add(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> None:
         """Compute rollouts that are new to this step.
@@ -77,13 +92,15 @@ class StepScores:
                 self._keep(covered, scored)
                 left = left[len(covered) :]
         if trained and self._reference is not None:
-            scored = self._reference.score(_sequences(trained), self._regions)
+            scored = self._reference.score(sequences_of(trained), self._regions)
             self._reference_logprobs |= _rows(trained, scored)
             if encoder is self._reference:
                 self._keep(trained, scored)
                 left = left[len(trained) :]
-        if left:
-            for region, rows in encoder.embed(_sequences(left), self._regions).items():
+        if left and self._hardware.keep_forward and self._embedding_gradients == "all":
+            self._embed_with_gradients(left)
+        elif left:
+            for region, rows in encoder.embed(sequences_of(left), self._regions).items():
                 self._embeddings[region].update(zip(left, rows, strict=True))
 
     def _score(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> tuple[Sequence[Rollout], Scored]:
@@ -91,14 +108,29 @@ class StepScores:
         own = self._encoder is None
         if not self._hardware.keep_forward:
             covered = [*trained, *others] if own else trained
-            return covered, self._policy.score(_sequences(covered), self._regions)
+            return covered, self._policy.score(sequences_of(covered), self._regions)
         # With one update a step the weights that score are those that are updated.
         self._policy.model.train()
-        sequences = _sequences(trained)
+        sequences = sequences_of(trained)
         regions = self._regions if own else ()
-        passes = self._policy.passes(sequences, self._hardware.train_budget, regions, entropy=self._entropy)
+        passes = self._policy.passes(
+            sequences,
+            self._hardware.train_budget,
+            regions,
+            embedding_gradients=self._embedding_gradients != "none",
+            entropy=self._entropy,
+        )
         self.passes = list(passes)
         return trained, collect(sequences, self.passes)
+
+    def _embed_with_gradients(self, others: Sequence[Rollout]) -> None:
+        sequences = sequences_of(others)
+        for indices in self._policy.plan(sequences, self._hardware.train_budget):
+            found = self._policy.embedding_pass(sequences, indices, self._regions)
+            rollouts = [others[index] for index in indices]
+            self.other_passes.append(EmbeddingPass(rollouts, found))
+            for region, rows in found.items():
+                self._embeddings[region].update(zip(rollouts, rows.detach(), strict=True))
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
         """[n, hidden] float32 in the order of `rollouts`."""
@@ -120,10 +152,6 @@ class StepScores:
     def _keep(self, rollouts: Sequence[Rollout], scored: Scored) -> None:
         for region, rows in scored.embeddings.items():
             self._embeddings[region].update(zip(rollouts, rows, strict=True))
-
-
-def _sequences(rollouts: Sequence[Rollout]) -> list[TextSequence]:
-    return [rollout.sequence() for rollout in rollouts]
 
 
 def _rows(first: Sequence[Rollout], scored: Scored) -> dict[Rollout, Tensor]:

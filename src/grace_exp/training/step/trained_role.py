@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from grace_exp.data.batch import Role
 from grace_exp.reward import Reward, RewardInputs, embedding_metrics
 from grace_exp.training.step.mismatch import engine_logprobs
+from grace_exp.training.step.pathwise_part import PathwisePart
 from grace_exp.training.step.rollouts import Rollouts
 from grace_exp.training.step.step_scores import StepScores
 from grace_exp.training.step.update import MiniBatch
@@ -79,7 +80,11 @@ def role_metrics(trained_roles: Sequence[TrainedRole]) -> dict[str, float]:
 
 
 def trained_batch(
-    rollouts: Rollouts, scores: StepScores, trained_roles: Sequence[TrainedRole], own: Callable[[Tensor], Tensor]
+    rollouts: Rollouts,
+    scores: StepScores,
+    trained_roles: Sequence[TrainedRole],
+    own: Callable[[Tensor], Tensor],
+    pathwise: Callable[[int, int], PathwisePart] | None = None,
 ) -> MiniBatch:
     """What this process's updates are made from: the groups in the order of `rollouts.group`.
 
@@ -88,6 +93,7 @@ def trained_batch(
         scores: Of the step.
         trained_roles: In the order of `rollouts.roles`, of all processes.
         own: This process's rows of a tensor of all.
+        pathwise: As in `MiniBatch`.
     """
 
     def groups(values: Callable[[TrainedRole], Tensor]) -> Tensor:
@@ -111,4 +117,5 @@ def trained_batch(
         engine_logprobs=engine_logprobs([rollout.completion for rollout in group], old),
         rollouts=group,
         forwards=scores.passes,
+        pathwise=pathwise,
     )

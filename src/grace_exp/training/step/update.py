@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from grace_exp.objective.registry import ALGORITHMS
 from grace_exp.policy.packing import TextSequence
 from grace_exp.policy.policy import ForwardPass, Policy, collect
 from grace_exp.policy.reference import Reference
+from grace_exp.training.step.gradient_parts import PolicyGradient
+from grace_exp.training.step.pathwise_part import PathwisePart
 from grace_exp.training.step.rollouts import Rollout
+from grace_exp.training.step.step_scores import EmbeddingPass
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,8 @@ class MiniBatch:
         engine_logprobs: As the engine reported them, of the shape of `old_logprobs`; None: no token is left out.
         rollouts: Where the sequences come from, to be saved if the update is bad.
         forwards: Passes over the sequences that were made with gradients already; empty: they are made for the update.
+        pathwise: From the first group and the number of groups to their pathwise part under the present weights
+            (`StepPathwise.part`); None: there is none.
     """
 
     sequences: Sequence[TextSequence]
@@ -40,6 +46,7 @@ class MiniBatch:
     engine_logprobs: Tensor | None = None
     rollouts: Sequence[Rollout] = ()
     forwards: Sequence[ForwardPass] = ()
+    pathwise: Callable[[int, int], PathwisePart] | None = None
 
     def part(self, start: int, groups: int) -> "MiniBatch":
         """Groups `start` to `start + groups - 1`."""
@@ -55,6 +62,10 @@ class MiniBatch:
             engine_logprobs=self.engine_logprobs[rows] if self.engine_logprobs is not None else None,
             rollouts=self.rollouts[rows],
         )
+
+    def embedding_pass(self, forward: ForwardPass) -> EmbeddingPass:
+        """A forward over `sequences` by the rollouts that they come from."""
+        return EmbeddingPass([self.rollouts[row] for row in forward.batch.indices], forward.embeddings)
 
     def counted(self) -> Tensor:
         """Tokens that the loss and its denominator are made of, bool of the shape of `old_logprobs`."""
@@ -77,6 +88,8 @@ def accumulate_gradients(
     token_budget: int,
     divisor: float,
     backward: Callable[[Tensor, bool], None],
+    pathwise: PathwisePart | None = None,
+    policy_gradient: PolicyGradient | None = None,
 ) -> dict[str, Tensor]:
     """Forward and backward over the mini-batch, a micro-batch at a time.
 
@@ -89,10 +102,18 @@ def accumulate_gradients(
         divisor: What the summed loss is divided by: `aggregate.denominator` over all processes, divided by their
             number, since gradients are averaged over processes.
         backward: Called with each micro-batch's loss and whether it is the last.
+        pathwise: Adds its loss to that of the policy gradient, and has micro-batches of its own, which come first.
+        policy_gradient: Is given the loss of the policy gradient alone, before its backward.
 
     Returns:
         The objective's metrics as sums over this process's counted tokens, and `loss`, all detached.
     """
+    if config.policy_gradient_weight == 0:
+        assert pathwise is not None
+        return _pathwise_alone(policy, mini_batch, pathwise, token_budget, backward)
+    if pathwise is not None:
+        for other in pathwise.other_passes(policy, token_budget)[0]:
+            backward(pathwise.loss(other), False)
     algorithm = ALGORITHMS[config.algorithm]
     advantages, totals = mini_batch.advantages.flatten(), dict[str, Tensor]()
     if algorithm.refresh is not None:
@@ -102,7 +123,7 @@ def accumulate_gradients(
         advantages = algorithm.refresh(mini_batch.rewards, log_ratios, kept, config).flatten()
         totals["kl_reference"] = log_ratios.sum()
     penalised = reference if config.kl.coefficient > 0 and config.kl.placement == "loss" else None
-    passes, count = _passes(policy, mini_batch, config, token_budget)
+    passes, count = _passes(policy, mini_batch, config, pathwise, token_budget)
     for number, forward in enumerate(passes, start=1):
         batch = forward.batch
         if not batch.indices:  # another process has one more
@@ -124,7 +145,14 @@ def accumulate_gradients(
             kept=mini_batch.kept.flatten()[rows] if mini_batch.kept is not None else None,
         )
         summed, metrics = algorithm.loss(inputs, config)
-        backward(summed / divisor, number == count)
+        loss = summed / divisor
+        if config.policy_gradient_weight != 1:
+            loss = loss * config.policy_gradient_weight
+        if policy_gradient is not None:
+            policy_gradient.add(loss)
+        if pathwise is not None:
+            loss = loss + pathwise.loss(mini_batch.embedding_pass(forward))
+        backward(loss, number == count)
         for name, value in (("loss", summed.detach()), *metrics.items()):
             totals[name] = totals.get(name, torch.zeros_like(value)) + value
     return totals
@@ -136,13 +164,41 @@ def first_nonfinite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
 
 
 def _passes(
-    policy: Policy, mini_batch: MiniBatch, config: ObjectiveConfig, token_budget: int
+    policy: Policy, mini_batch: MiniBatch, config: ObjectiveConfig, pathwise: PathwisePart | None, token_budget: int
 ) -> tuple[Iterable[ForwardPass] | Iterator[ForwardPass], int]:
     if mini_batch.forwards:
         return mini_batch.forwards, len(mini_batch.forwards)
     plan = policy.plan(mini_batch.sequences, token_budget)
     entropy = config.entropy_coefficient > 0
-    return policy.planned_passes(mini_batch.sequences, plan, entropy=entropy), len(plan)
+    if pathwise is None:
+        return policy.planned_passes(mini_batch.sequences, plan, entropy=entropy), len(plan)
+    passes = policy.planned_passes(
+        mini_batch.sequences,
+        plan,
+        pathwise.regions,
+        embedding_gradients=True,
+        entropy=entropy,
+        states=pathwise.states,
+    )
+    return passes, len(plan)
+
+
+def _pathwise_alone(
+    policy: Policy,
+    mini_batch: MiniBatch,
+    pathwise: PathwisePart,
+    token_budget: int,
+    backward: Callable[[Tensor, bool], None],
+) -> dict[str, Tensor]:
+    """As `accumulate_gradients` without a policy loss: nothing is asked of the output head."""
+    others, count = pathwise.other_passes(policy, token_budget)
+    trained: Iterable[EmbeddingPass] = map(mini_batch.embedding_pass, mini_batch.forwards)
+    more = len(mini_batch.forwards)
+    if not more:
+        trained, more = pathwise.trained_passes(policy, mini_batch.rollouts, token_budget)
+    for number, one in enumerate(chain(others, trained), start=1):
+        backward(pathwise.loss(one), number == count + more)
+    return {"loss": mini_batch.advantages.new_zeros(())}
 
 
 def _log_ratios(policy: Policy, reference: Reference | None, mini_batch: MiniBatch, config: ObjectiveConfig) -> Tensor:

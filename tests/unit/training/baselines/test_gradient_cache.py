@@ -11,9 +11,9 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.data.batch import Role
 from grace_exp.data.prompts import PromptBuilder
+from grace_exp.policy.freezing import freeze_beyond_pooling
 from grace_exp.policy.packing import TextSequence
 from grace_exp.policy.policy import Policy
-from grace_exp.training.baselines.contrastive import freeze_beyond_pooling
 from grace_exp.training.baselines.gradient_cache import GradientCache
 from grace_exp.training.baselines.infonce_loss import Contrast
 from grace_exp.training.baselines.simcse import set_attention_dropout

@@ -19,6 +19,7 @@ from grace_exp.rollout.protocol import Completion
 from grace_exp.training.step import rewards as module
 from grace_exp.training.step.rewards import StepRewards
 from grace_exp.training.step.rollouts import TRAINED_ROLES, InstanceRollouts, Rollout, Rollouts, text_of
+from grace_exp.training.step.step_inputs import StepInputs
 from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
 
 K = 3
@@ -76,7 +77,10 @@ def embedding(sequence: TextSequence, region: Region) -> Tensor:
 class Alone:
     """One process, as the second of several."""
 
-    global_rank = 0
+    global_rank, world_size = 0, 1
+
+    def own(self, tensor: Tensor) -> Tensor:
+        return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -92,8 +96,14 @@ def scores() -> Scores:
     return Scores()
 
 
+def rewards_of(config: GraceConfig, scores: Any, form: str = "") -> StepRewards:
+    """Rewards of step 3; the rationales of instance 7 decode to `form`."""
+    inputs = StepInputs(config, Alone(), lambda ids: form if ids[0] == 7 else "", 3)
+    return StepRewards(config, scores, Alone(), inputs)
+
+
 def inputs_of(config: GraceConfig, scores: Any, rollouts: Rollouts) -> list[RewardInputs]:
-    rewards = StepRewards(config, scores, Alone(), lambda ids: "<think>a</think>b" if ids[0] == 7 else "", 3)
+    rewards = rewards_of(config, scores, "<think>a</think>b")
     rewards.add(rollouts, rollouts)
     return [side.inputs for side in rewards.trained_roles(rollouts)]
 
@@ -162,7 +172,7 @@ def test_extra_inputs_are_filled_where_a_term_reads_them(tmp_path: Path, scores:
 def test_nothing_is_computed_twice_when_instances_are_replaced(tmp_path: Path, scores: Scores) -> None:
     config = settings(tmp_path, "+reward.terms.faithfulness.weight=1")
     rollouts = rollouts_of("positive")
-    rewards = StepRewards(config, scores, Alone(), lambda ids: "", 3)
+    rewards = rewards_of(config, scores)
     rewards.add(rollouts, rollouts)
     before = rewards.trained_roles(rollouts)[0]
     new = rollouts.only([written(Instance(9, "q9", "p9", ("d",), "s"), rollouts.roles, 9)])
@@ -208,7 +218,7 @@ def test_an_update_gets_each_rationale_with_its_own_advantage(tmp_path: Path, sc
     lengths = [len(one.completion.token_ids) for one in rollouts.only([second]).group]
     stored = replace(second, behaviour=[torch.full((length,), -0.5) for length in lengths])
     rollouts = rollouts.only([rollouts.instances[0], stored, rollouts.instances[2]])
-    rewards = StepRewards(config, scores, Alone(), lambda ids: "", 3)  # type: ignore[arg-type]
+    rewards = rewards_of(config, scores)
     trained_roles = rewards.trained_roles(rollouts)
     batch = trained_batch(rollouts, scores, trained_roles, lambda tensor: tensor)  # type: ignore[arg-type]
     advantages = {
@@ -229,7 +239,7 @@ def test_an_update_gets_each_rationale_with_its_own_advantage(tmp_path: Path, sc
 
 def test_figures_of_two_sides_are_means_and_each_side_s_own(tmp_path: Path, scores: Scores) -> None:
     def figures(role: str) -> tuple[list[TrainedRole], dict[str, float]]:
-        rewards = StepRewards(settings(tmp_path, f"rollout.policy_role={role}"), scores, Alone(), lambda ids: "", 3)  # type: ignore[arg-type]
+        rewards = rewards_of(settings(tmp_path, f"rollout.policy_role={role}"), scores)
         trained_roles = rewards.trained_roles(rollouts_of(role))
         return trained_roles, role_metrics(trained_roles)
 

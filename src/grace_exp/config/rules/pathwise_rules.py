@@ -1,0 +1,48 @@
+"""What the pathwise gradient asks of the other groups."""
+
+from grace_exp.config.groups import Groups
+from grace_exp.config.require import Require
+from grace_exp.config.reward import WITHOUT_GRADIENT
+
+
+def pathwise_rules(config: Groups, require: Require) -> None:
+    """The reward has a gradient in the weights that train; methods without a reward are asked for nothing."""
+    if config.method.is_infonce:
+        return
+    objective, kind = config.objective, config.reward.encoder.kind
+    rejection = config.method.name == "rejection_sft"
+    require(
+        objective.name != "exact" or objective.advantage_scale == "none",
+        f"objective=exact with objective.advantage_scale={objective.advantage_scale!r} (the experiment's own value "
+        "wins over the preset's): rescaled advantages are not those of the expected reward. Set "
+        "objective.advantage_scale=none, or choose objective=grpo_pathwise",
+    )
+    require(
+        objective.policy_gradient_weight > 0 or not rejection,
+        "objective.policy_gradient_weight=0 with method=rejection_sft, which has no policy gradient: leave it at 1",
+    )
+    if objective.pathwise.weight == 0:
+        return
+    weight = f"objective.pathwise.weight={objective.pathwise.weight}"
+    terms = [name for name, term in vars(config.reward.terms).items() if term is not None and term.weight != 0]
+    require(
+        kind == "policy",
+        f"{weight} with reward.encoder.kind={kind!r}: the reward is then computed from embeddings of weights that "
+        "are not trained, so it has no gradient in the policy; set reward.encoder.kind=policy or "
+        "objective.pathwise.weight=0",
+    )
+    require(
+        config.hardware.strategy != "fsdp2",
+        f"{weight} with hardware.strategy=fsdp2: the pathwise gradient has not been tried on sharded weights; set "
+        "hardware.strategy=ddp or objective.pathwise.weight=0",
+    )
+    require(
+        bool(set(terms).difference(WITHOUT_GRADIENT)),
+        f"{weight}, but no term with a weight reads an embedding ({', '.join(terms) or 'none has a weight'}): add "
+        "one, as '+reward.terms.infonce.weight=1', or set objective.pathwise.weight=0",
+    )
+    require(
+        not rejection,
+        f"{weight} with method=rejection_sft, which imitates rationales and takes nothing else of the objective: "
+        "set objective.pathwise.weight=0 or method=grace",
+    )

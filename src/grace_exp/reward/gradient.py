@@ -1,0 +1,58 @@
+"""The gradient of the reward with respect to the embeddings it is computed from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.reward import RewardConfig
+from grace_exp.reward.composer import compose_reward
+from grace_exp.reward.inputs import RewardInputs
+
+EMBEDDED = ("rollouts", "anchors", "negatives", "swapped", "bare")
+"""Fields of `RewardInputs` that hold embeddings."""
+
+
+@dataclass(frozen=True, eq=False)
+class RewardGradients:
+    """A weighted sum of rewards and where it rises.
+
+    Attributes:
+        value: The sum, `[]` float32.
+        fields: Its gradient by each field of `EMBEDDED` that is given, in the field's shape, float32; zero where a
+            negative is padding.
+    """
+
+    value: Tensor
+    fields: Mapping[str, Tensor]
+
+
+def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights: Tensor) -> RewardGradients:
+    """Differentiate the sum of weight x final reward.
+
+    Every embedding counts wherever it enters: a rollout in its own reward, as a sibling in `consistency`, as a rival of
+    other groups' rewards; an anchor in its own group's rewards and as a rival. The truncation rule is part of the
+    reward: under `absolute` a truncated rationale has no gradient of its own. `format`, `length` and ranks have none.
+
+    Args:
+        inputs: As `compose_reward` takes them.
+        config: Of the reward.
+        weights: Of each rollout's reward, `[groups, K]`: for their mean, 1 / (number of kept) where kept, else 0.
+
+    Returns:
+        The sum and its gradients, without a graph.
+
+    Raises:
+        ValueError: As `compose_reward`.
+    """
+    given = {name: tensor for name in EMBEDDED if (tensor := getattr(inputs, name)) is not None}
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
+    with torch.enable_grad():
+        reward = compose_reward(replace(inputs, **leaves, differentiable=True), config)
+        value = (weights * reward.final).sum()
+    found = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    if value.requires_grad:  # not of a reward of `format` and `length` alone
+        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        found |= {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
+    return RewardGradients(value.detach(), found)

@@ -1,0 +1,219 @@
+"""What a step's rewards are computed from, and the way back from a gradient of them to the rationales."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.data.batch import Role, instance_keys
+from grace_exp.policy.packing import Region
+from grace_exp.reward import RewardInputs, parse_rationale, required_inputs
+from grace_exp.rollout.protocol import derive_seed
+from grace_exp.training.step.rollouts import SIDES, Rollout, Rollouts
+
+_ANCHORS = {Role.POSITIVE: Role.QUERY, Role.QUERY: Role.POSITIVE}
+
+
+class Processes(Protocol):
+    """The processes that share a step."""
+
+    @property
+    def global_rank(self) -> int:
+        """Number of this one."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many they are."""
+        ...
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Concatenates over processes along the first dimension, in rank order."""
+        ...
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """This process's rows of a gathered tensor."""
+        ...
+
+
+class Embedded(Protocol):
+    """Where the embeddings of rollouts are."""
+
+    def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
+        """[n, hidden] float32 in the order of `rollouts`."""
+        ...
+
+
+class StepInputs:
+    """From the rationales of a step to `RewardInputs`, and from gradients of these back to the rationales.
+
+    Inputs hold the groups of all processes, so that their number changes nothing. Only the rationales that `swapped`
+    lends come from the instances of this process.
+    """
+
+    def __init__(
+        self, config: GraceConfig, processes: Processes, decode: Callable[[Sequence[int]], str], step: int
+    ) -> None:
+        """Start a step.
+
+        Args:
+            config: The whole run.
+            processes: That share the step.
+            decode: Token ids to text without control tokens, for the form of a rationale.
+            step: Of the run.
+        """
+        self._config = config
+        self._processes = processes
+        self._decode = decode
+        self._seed = derive_seed(config.seed, step, "swap", processes.global_rank)
+        self._needs = required_inputs(config.reward)
+        self._borrowed: dict[tuple[Rollout, Rollout], Rollout] = {}
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What is pooled of every rollout."""
+        region = self._config.backbone.pooling.region
+        return (region, "text") if "bare" in self._needs else (region,)
+
+    def swapped(self, samples: list[Rollout], rollouts: Rollouts) -> list[Rollout]:
+        """Each sample's text with the same sample of another instance; none where no term reads them."""
+        groups = len(rollouts.instances)
+        if "swapped" not in self._needs or groups == 1:
+            return []
+        k = len(samples) // groups
+        swap_partners = self._swap_partners(groups)
+        pairs = [(one, samples[swap_partners[place // k] * k + place % k]) for place, one in enumerate(samples)]
+        for own, lent in pairs:
+            if (own, lent) not in self._borrowed:
+                self._borrowed[own, lent] = replace(own, completion=lent.completion)
+        return [self._borrowed[pair] for pair in pairs]
+
+    def borrowers(self) -> Mapping[Rollout, Rollout]:
+        """From each rollout with a swapped rationale to the one whose text it has."""
+        return {rollout: own for (own, _), rollout in self._borrowed.items()}
+
+    def of(self, embedded: Embedded, rollouts: Rollouts, role: Role, samples: list[Rollout]) -> RewardInputs:
+        """What `samples`, as many for each instance, are rewarded by.
+
+        Args:
+            embedded: Holds every rollout that enters.
+            rollouts: Of this process.
+            role: Of the samples.
+            samples: Of this process, instance by instance.
+        """
+        groups, gather = len(rollouts.instances), self._processes.gather
+        k = len(samples) // groups
+        fields = {
+            name: embedded.embeddings(sources, region)
+            for name, (sources, region) in self._sources(rollouts, role, samples).items()
+        }
+        hidden, device = fields["rollouts"].shape[1], fields["rollouts"].device
+        negatives, mask = self._negatives(rollouts, fields.pop("negatives", None), fields["rollouts"])
+        bare = fields.pop("bare", None)
+        grouped = {name: gather(flat.view(groups, -1, hidden)) for name, flat in fields.items()}
+
+        def column(values: list[Any]) -> Tensor:
+            """One value a sample."""
+            return gather(torch.tensor(values, device=device).view(groups, k))
+
+        well_formed = swapped_from = None
+        if "well_formed" in self._needs:
+            well_formed = column([parse_rationale(self._decode(one.completion.token_ids)).score for one in samples])
+        if "swapped" in grouped:
+            swap_partners = torch.tensor(self._swap_partners(groups), device=device)
+            swapped_from = gather(swap_partners + groups * self._processes.global_rank)
+        most = max(self._config.data.negative_counts(), default=0)
+        keys = [instance_keys(written.instance, most) for written in rollouts.instances]
+        return RewardInputs(
+            rollouts=grouped["rollouts"],
+            anchors=grouped["anchors"],
+            negatives=gather(negatives) if negatives is not None else None,
+            truncated=column([one.completion.truncated for one in samples]),
+            lengths=column([len(one.completion.token_ids) for one in samples]),
+            negative_mask=gather(mask) if mask is not None else None,
+            trained=SIDES[role],
+            max_tokens=self._config.rollout.max_tokens,
+            well_formed=well_formed,
+            swapped=grouped.get("swapped"),
+            swapped_from=swapped_from,
+            bare=gather(bare) if bare is not None else None,
+            text_keys=gather(torch.tensor(keys, device=device)),
+        )
+
+    def rows(
+        self, fields: Mapping[str, Tensor], rollouts: Rollouts, role: Role
+    ) -> Iterator[tuple[str, Rollout, Region, Tensor]]:
+        """Tensors in the shapes of the fields of `RewardInputs`, taken apart.
+
+        Args:
+            fields: By the field's name, over all processes.
+            rollouts: Of this process.
+            role: Whose rationales are the field `rollouts`.
+
+        Yields:
+            The field, one of this process's rollouts that it was made from, the region, and its row [hidden]. A rollout
+            comes more than once if it enters more than once.
+        """
+        for name, (sources, region) in self._sources(rollouts, role, rollouts.for_role(role)).items():
+            own = self._processes.own(fields[name])
+            if name == "negatives":
+                flat = own[self._has_negative(rollouts, own.shape[1], own.device)]
+            else:
+                flat = own.flatten(0, -2)
+            yield from zip(repeat(name), sources, repeat(region), flat, strict=False)
+
+    def entering(self, rollouts: Rollouts) -> list[Rollout]:
+        """All rollouts of this process that enter the rewards of its trained rationales, each once."""
+        found: dict[Rollout, None] = {}
+        for role in rollouts.roles:
+            for sources, _ in self._sources(rollouts, role, rollouts.for_role(role)).values():
+                found |= dict.fromkeys(sources)
+        return list(found)
+
+    def _sources(
+        self, rollouts: Rollouts, role: Role, samples: list[Rollout]
+    ) -> dict[str, tuple[Sequence[Rollout], Region]]:
+        """The rollouts that each field with embeddings is made of, instance by instance, and the region."""
+        region = self._config.backbone.pooling.region
+        found: dict[str, tuple[Sequence[Rollout], Region]] = {
+            "rollouts": (samples, region),
+            "anchors": (rollouts.for_role(_ANCHORS[role]), region),
+        }
+        if negatives := rollouts.for_role(Role.NEGATIVE):
+            found["negatives"] = (negatives, region)
+        if swapped := self.swapped(samples, rollouts):
+            found["swapped"] = (swapped, region)
+        if "bare" in self._needs:
+            # A prompt's tokens do not see what follows: any of its rationales has the embedding without rationale.
+            found["bare"] = (samples[:: len(samples) // len(rollouts.instances)], "text")
+        return found
+
+    def _negatives(
+        self, rollouts: Rollouts, embeddings: Tensor | None, like: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """[groups, M, hidden] with the mask of real ones, [groups, M], where instances differ in their number."""
+        counts = self._config.data.negative_counts()
+        most = max(counts)
+        if not most:
+            return None, None
+        mask = self._has_negative(rollouts, most, like.device)
+        padded = like.new_zeros(*mask.shape, like.shape[-1])
+        if embeddings is not None:
+            padded[mask] = embeddings
+        return padded, mask if len(counts) > 1 else None
+
+    def _has_negative(self, rollouts: Rollouts, most: int, device: torch.device) -> Tensor:
+        """[groups, M] bool."""
+        own = torch.tensor([len(written.instance.negatives) for written in rollouts.instances], device=device)
+        return torch.arange(most, device=device) < own[:, None]
+
+    def _swap_partners(self, groups: int) -> list[int]:
+        """Whose rationales each group borrows: all of them in one random circle, so that none borrows its own."""
+        circle = random.Random(self._seed).sample(range(groups), groups)
+        following = dict(zip(circle, [*circle[1:], circle[0]], strict=True))
+        return [following[group] for group in range(groups)]
