@@ -99,7 +99,7 @@ def test_one_group_has_finite_gradients(make_inputs: MakeInputs, tmp_path: Path,
 
 def test_a_term_has_a_gradient_unless_it_reads_no_embedding(make_inputs: MakeInputs) -> None:
     schema = TermsConfig.__dataclass_fields__
-    for name in TERMS:
+    for name in TERMS.keys() - {"custom"}:
         kind: Any = next(one for one in schema[name].type.__args__ if one is not type(None))
         terms = TermsConfig(**{name: kind(weight=1.0)})
         config = RewardConfig(name="one", terms=terms, truncation=TruncationConfig(mode="none"))

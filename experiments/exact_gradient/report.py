@@ -1,0 +1,117 @@
+"""The study's tables from its run folders."""
+
+import csv
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import Figures, over_seeds, resampled
+from stages import STAGES, Mode, Row, Stage, folder_of, rows_of
+
+from grace_exp.evaluation.scores import ItemScores
+from grace_exp.training.callbacks.heldout_evaluation import read_results
+
+NORMS = ("train/policy_gradient_norm", "train/pathwise_norm", "train/gradient_cosine", "train/grad_norm")
+BOTH_MODES: tuple[Mode, ...] = ("rationale", "prompt_only")
+Runs = dict[int, dict[Mode, list[ItemScores]]]  # by seed; a held-out set an entry
+
+
+def write_report(runs: Path, results: Path) -> None:
+    """Write `tables.md` and `seeds.csv` into `results`, of what has been run."""
+    lines, rows = [], list[dict[str, object]]()
+    for stage in STAGES:
+        found = {row.name: _read(runs, owner, row) for owner, row in rows_of(stage)}
+        found = {name: seeds for name, seeds in found.items() if seeds}
+        if any(row.name in found for row in stage.rows):
+            lines += [f"## {stage.title}", "", *_table(stage, found), "", *_norms(runs, stage), ""]
+            rows += _seed_rows(runs, stage)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "tables.md").write_text("\n".join(lines))
+    if rows:
+        with (results / "seeds.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _finished(runs: Path, stage: Stage, row: Row) -> dict[int, Path]:
+    folders = {seed: folder_of(runs, stage, row, seed) for seed in stage.seeds}
+    return {seed: folder for seed, folder in folders.items() if (folder / "evaluation" / "after.json").is_file()}
+
+
+def _read(runs: Path, stage: Stage, row: Row) -> Runs:
+    found: Runs = {}
+    for seed, folder in _finished(runs, stage, row).items():
+        sets = read_results(folder / "evaluation" / "after.json").values()
+        found[seed] = {"rationale": [one.rationale for one in sets], "prompt_only": [one.prompt_only for one in sets]}
+    return found
+
+
+def _table(stage: Stage, found: Mapping[str, Runs]) -> list[str]:
+    """Means over the held-out sets, and differences over the seeds that both rows have; one resampling for all."""
+    modes = {row.name: row.mode for _, row in rows_of(stage)}
+    figures: dict[tuple[str, Mode], dict[int, Figures]] = {
+        (name, mode): {seed: resampled(run[mode]) for seed, run in seeds.items()}
+        for name, seeds in found.items()
+        for mode in BOTH_MODES
+    }
+    references = [name for name in stage.references if name in found]
+    head = ["recipe", "seeds", "mean", "prompt only", *(f"less {name}" for name in references), "seeds for 2 points"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name in found:
+        own, needed = figures[name, modes[name]], ""
+        cells = [str(over_seeds(list(own.values()))), str(over_seeds(list(figures[name, "prompt_only"].values())))]
+        for reference in references:
+            other = figures[reference, modes[reference]]
+            shared = sorted(own.keys() & other.keys())
+            if name == reference or not shared:
+                cells.append("")
+                continue
+            pairs = [own[seed] for seed in shared], [other[seed] for seed in shared]
+            cells.append(str(over_seeds(*pairs)))
+            needed = _seeds_for([float((a[:, 0] - b[:, 0]).mean()) for a, b in zip(*pairs, strict=True)], 2.0)
+        lines.append("| " + " | ".join([name, str(len(own)), *cells, needed]) + " |")
+    return lines
+
+
+def _seeds_for(differences: Sequence[float], points: float) -> str:
+    """Seeds with which a paired difference of `points` is found in 4 of 5 studies at 5 %: normal approximation."""
+    if len(differences) < 2:
+        return ""
+    return str(max(2, math.ceil(((1.96 + 0.84) * statistics.stdev(differences) / points) ** 2)))
+
+
+def _norms(runs: Path, stage: Stage) -> list[str]:
+    """Norms of both parts where they were measured, first and last step of each run, means over seeds."""
+    lines = []
+    for row in stage.rows:
+        first, last = [], []
+        for folder in _finished(runs, stage, row).values():
+            with (folder / "metrics.csv").open() as stream:
+                measured = [line for line in csv.DictReader(stream) if line.get(NORMS[0])]
+            if measured:
+                first.append(measured[0])
+                last.append(measured[-1])
+        if first:
+            cells = [
+                f"{statistics.mean(float(line[name]) for line in first):.2f}, "
+                f"{statistics.mean(float(line[name]) for line in last):.2f}"
+                for name in NORMS
+            ]
+            lines.append("| " + " | ".join([row.name, *cells]) + " |")
+    head = ["gradient norms (first and last measured step)", "policy gradient", "pathwise", "cosine", "whole"]
+    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines] if lines else []
+
+
+def _seed_rows(runs: Path, stage: Stage) -> list[dict[str, object]]:
+    rows = []
+    for row in stage.rows:
+        for seed, folder in _finished(runs, stage, row).items():
+            for name, result in read_results(folder / "evaluation" / "after.json").items():
+                figures = {mode: round(getattr(result, mode).figure(), 2) for mode in BOTH_MODES}
+                rows.append({"stage": stage.name, "recipe": row.name, "seed": seed, "set": name} | figures)
+    return rows
