@@ -11,11 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Instance, TextBatch
 from grace_exp.objective.registry import needs_greedy_baseline, needs_reference_kl
-from grace_exp.reward import EmbeddingError, required_inputs
+from grace_exp.reward import EmbeddingError
 from grace_exp.training.grace import GraceModule
 from grace_exp.training.module import step_module
 from grace_exp.training.step.rewards import StepRewards
 from grace_exp.training.step.rollouts import Rollouts, sample_rows, write_rollouts
+from grace_exp.training.step.step_inputs import StepInputs
 from grace_exp.training.step.step_scores import StepScores
 
 NEIGHBOURS = 3
@@ -74,15 +75,16 @@ def evolution_rows(module: GraceModule, instances: list[Instance]) -> list[dict[
     """
     config = module.config
     region = config.backbone.pooling.region
+    inputs = StepInputs(config, module, partial(module.decode, skip_special_tokens=True), 0)
     scores = StepScores(
         module.policy,
         config.hardware,
-        (region, "text") if "bare" in required_inputs(config.reward) else (region,),
+        inputs.regions,
         encoder=module.encoder,
         reference=module.reference if needs_reference_kl(config.objective) else None,
         entropy=False,
     )
-    rewards = StepRewards(config, scores, module, partial(module.decode, skip_special_tokens=True), 0)
+    rewards = StepRewards(config, scores, module, inputs)
     greedy = needs_greedy_baseline(config.objective)
     batch = TextBatch(0, instances)
     rollouts = write_rollouts(batch, module.engine, module.prompts, config.rollout, config.seed, greedy=greedy)
