@@ -29,7 +29,6 @@ PAPER = {
     "llama32_3b": "meta-llama/Llama-3.2-3B-Instruct",
     "qwen3_4b": "Qwen/Qwen3-4B-Instruct-2507",
 }
-PATHWISE = ("exact", "grpo_pathwise")
 NEED_NEGATIVES = ("mixed", "paper_supervised", "rollout_negatives")
 UNSUPERVISED = ("texts", "wiki1m", "stsb_unsup", "wordnet_unsup")
 
@@ -50,8 +49,6 @@ def _recipes() -> list[dict[str, str]]:
         supervised = recipe["data"] not in UNSUPERVISED
         recipe["method"] = "grace" if "mixed" in recipe["data"] else next(methods) if supervised else "simcse"
         recipe["reward"] = (next(need_negatives, None) if supervised else None) or next(others)
-        if recipe["objective"] in PATHWISE and recipe["method"] == "rejection_sft":
-            recipe["method"] = "grace"
         if recipe["job"] == "evaluate" and recipe["evaluation"] == "none":
             recipe["evaluation"] = "demo"
         recipes.append(recipe)
@@ -78,6 +75,7 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     needed += ["rollout.vllm.server.url=http://127.0.0.1:8000"] if recipe["rollout"] == "vllm_server" else []
     needed += ["hardware.devices=1"] if recipe["job"] == "serve" else []
     needed += ["objective.advantage_scale=none"] if recipe["objective"] == "exact" else []
+    needed += ["objective.pathwise.weight=0"] if recipe["method"] == "rejection_sft" else []
     config = composed("+experiment=demo_tiny", *choices, *needed)
     for group in ("backbone", "data", "prompt", "reward", "objective", "hardware", "evaluation", "job"):
         assert getattr(config, group).name == recipe[group]
