@@ -298,7 +298,9 @@ class Policy(LightningModule):
             Per region, float32 [n, hidden] in the order of `indices`.
         """
         batch = self.collate(sequences, indices).without_targets()
-        embeddings, _, _ = self(batch, regions or (self.pooling.region,), embedding_gradients=torch.is_grad_enabled())
+        embeddings: dict[Region, Tensor] = self(
+            batch, regions or (self.pooling.region,), embedding_gradients=torch.is_grad_enabled()
+        )[0]
         return embeddings
 
     @contextmanager
