@@ -48,6 +48,8 @@ _FREE = (
     "hardware.peak_tflops",
     "hardware.memory_bandwidth",
 )
+# What runs did before these settings existed, where that is not the default of today.
+_OLDER_RUNS: dict[str, object] = {"reward.terms.hard_negative.equal_texts": "keep"}
 # Must agree for weights to be loaded at all.
 _ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")
 
@@ -182,8 +184,8 @@ def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
 
 def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:
     """A line for each setting that differs; a setting that is newer than the checkpoint counts as its default."""
-    now = _flat(asdict(config))
-    before = {key: _untupled(_default(config, key)) for key in now} | _flat(saved)
+    now, stored = _flat(asdict(config)), _flat(saved)
+    before = {key: _untupled(_default(config, key)) if _is_newer(key, stored) else None for key in now} | stored
     return {
         key: f"  {key}: {before[key]!r} in the checkpoint, {now.get(key)!r} now"
         for key in sorted(before)
@@ -191,18 +193,25 @@ def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:
     }
 
 
+def _is_newer(key: str, stored: dict[str, Any]) -> bool:
+    """Whether neither a setting nor a group that holds it is in a checkpoint; a group that was null is."""
+    parts = key.split(".")
+    return not any(".".join(parts[:length]) in stored for length in range(1, len(parts) + 1))
+
+
 def _default(config: GraceConfig, key: str) -> object:
-    """What the schema has for a setting; None where it must be given."""
+    """What runs did that did not know a setting: what the schema has; None where it must be given."""
+    if key in _OLDER_RUNS:
+        return _OLDER_RUNS[key]
+    *groups, name = key.split(".")
     value: Any = config
-    for name in key.split("."):
-        if is_dataclass(value):
-            schema: Any = type(value)
-            declared = schema.__pydantic_fields__[name]
-            group = getattr(value, name) if is_dataclass(getattr(value, name)) else None
-            value = group if declared.is_required() else declared.get_default(call_default_factory=True)
-        else:
-            value = value.get(name) if isinstance(value, dict) else None
-    return value
+    for group in groups:
+        value = value.get(group) if isinstance(value, dict) else getattr(value, group, None)
+    if not is_dataclass(value):
+        return None
+    schema: Any = type(value)
+    declared = schema.__pydantic_fields__[name]
+    return None if declared.is_required() else declared.get_default(call_default_factory=True)
 
 
 def _within(key: str, part: str) -> bool:

@@ -28,7 +28,7 @@ def test_engines_are_made_for_the_rationales_of_the_job(
     made: Any = object()
     monkeypatch.setattr(
         "grace_exp.jobs.assemble.build_engine",
-        lambda config, backbone: asked.append(config.rollout.max_tokens) or made,
+        lambda config, backbone, **_: asked.append(config.rollout.max_tokens) or made,
     )
     config = compose_config(["+experiment=demo_tiny", "rollout.max_tokens=500", *overrides], tmp_path)
     encoder = build_encoder(config, CPU)
