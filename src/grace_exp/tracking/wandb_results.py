@@ -55,9 +55,9 @@ def _log(run: "wandb.Run", kind: str, paths: Sequence[Path], aliases: list[str] 
         return
     artifact: Any = wandb.Artifact(f"{kind}-{run.id}", type=kind)
     for path in present:
-        # Not copied: what a finished run wrote stays as it is.
-        if path.is_dir():
-            artifact.add_dir(str(path), name=path.name, policy="immutable", skip_cache=True)
-        else:
-            artifact.add_file(str(path), policy="immutable", skip_cache=True)
+        # File by file, because wandb announces whole folders on the terminal. Not copied: what a finished run wrote stays.
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            name = str(file.relative_to(path.parent))
+            artifact.add_file(str(file), name=name, policy="immutable", skip_cache=True)
     run.log_artifact(artifact, aliases=aliases)
