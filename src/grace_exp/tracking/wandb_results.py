@@ -55,7 +55,7 @@ def _log(run: "wandb.Run", kind: str, paths: Sequence[Path], aliases: list[str] 
         return
     artifact: Any = wandb.Artifact(f"{kind}-{run.id}", type=kind)
     for path in present:
-        # File by file, because wandb announces whole folders on the terminal. Not copied: what a finished run wrote stays.
+        # File by file: wandb announces whole folders on the terminal. Not copied: what a finished run wrote stays.
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             name = str(file.relative_to(path.parent))
