@@ -22,6 +22,7 @@ RUNS = {
     "exchanged instances": ["objective=dapo"],
     "stored instances": ["objective=copg", "objective.replay.share=0.25"],
     "rejection": ["method=rejection_sft"],
+    "the pathwise gradient": ["objective.pathwise.weight=1", "objective.pathwise.parts_every_n_steps=1"],
 }
 """A setting that logs a new metric gets a run here, or joins one."""
 NOT_TRAINING = ("mteb/", "general/", "controls/")
