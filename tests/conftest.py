@@ -4,6 +4,7 @@ import os
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it advertises where tests of job=serve have imported a client
 
 import copy
 import logging
