@@ -53,6 +53,7 @@ def test_a_trained_run_embeds_the_same_from_every_form_it_has(trained: Path, tmp
     ):
         figures = run_job(compose_config([*common, *source], tmp_path / "out"))
         assert figures["embed/texts"] == 4
+        assert len(RationaleCache(tmp_path / "embeddings")) > 0
         np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), vectors, atol=1e-4)
         rows = [json.loads(line) for line in (tmp_path / "vectors.rationales.jsonl").read_text().splitlines()]
         assert [row["text"] for row in rows] == TEXTS

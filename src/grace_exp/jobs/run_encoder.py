@@ -31,7 +31,7 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
             config.job.model,
             engine=partial(_engine, config),
             device=device,
-            cache=cache or False,
+            cache=False if cache is None else cache,  # an empty one is false, too: it has a length
             max_tokens=_budget(config),
             hardware=config.hardware,
         )
