@@ -28,7 +28,7 @@ def sequences_at_once(config: GraceConfig) -> int:
 def _asked_by_a_process(config: GraceConfig) -> int | None:
     """Of one call, at most; None: as many as there are texts."""
     job, rollout = config.job, config.rollout
-    if job.name in ("embed", "evaluate") and not (job.name == "evaluate" and config.evaluation.sets):
+    if job.name in ("embed", "distill", "evaluate") and not (job.name == "evaluate" and config.evaluation.sets):
         return job.encode.batch_size * job.encode.samples
     if job.name != "train" or config.method.prompt_only:
         return None
@@ -52,7 +52,7 @@ def _writes(config: GraceConfig) -> bool:
             return bool(evaluation.sets) or not method.prompt_only
         case "evaluate":
             return bool(evaluation.sets) or (evaluation.benchmark is not None and not encodes_prompts)
-        case "embed":
+        case "embed" | "distill":
             return not encodes_prompts
         case _:
             return True

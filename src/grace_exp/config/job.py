@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
+from grace_exp.config.distill import DistillConfig
 from grace_exp.config.mining import MiningConfig
 from grace_exp.config.serving import ServeConfig
 
@@ -65,6 +66,7 @@ class JobConfig:
         "prepare_data",
         "embed",
         "mine_negatives",
+        "distill",
         "serve",
         "explain",
         "report",
@@ -85,20 +87,21 @@ class JobConfig:
     """embed: a run folder, exported or other model folder, or hub name, used with the prompt, pooling and budget it was
     trained with (`GraceEncoder.from_pretrained`); null: the configured backbone, with the weights of `resume`."""
     input: str | None = None
-    """embed: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives: pairs, with
-    the columns query and positive."""
+    """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives:
+    pairs, with the columns query and positive."""
     column: Annotated[str, Field(min_length=1)] = "text"
-    """embed: where the texts are in `input`, unless it is plain text."""
+    """embed, distill: where the texts are in `input`, unless it is plain text."""
     id_column: Annotated[str, Field(min_length=1)] | None = None
     """embed: the column whose ids go with the texts; null: the row's number in the input, from 0."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None
     """embed: texts a file, numbered files, of which a restart keeps those that are whole; null: one file."""
     role: Literal["query", "document"] = "document"
-    """embed: what the texts are: the instruction they get, and the side in one-sided modes."""
+    """embed, distill: what the texts are: the instruction they get, and the side in one-sided modes."""
     output: Annotated[str, Field(pattern=r"\.(npy|parquet|jsonl)$")] | None = None
     """embed: .npy (float32 [texts, hidden]) or .parquet (id, text, rationales, embedding); ids, texts and rationales
     also as JSONL beside. mine_negatives: .jsonl or .parquet."""
     mine: MiningConfig = Field(default_factory=MiningConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """serve: the address to listen on; 0.0.0.0 for all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -132,6 +135,15 @@ class JobConfig:
             if str(self.output).endswith(wrong):
                 right = ".npy or .parquet" if self.name == "embed" else ".jsonl or .parquet"
                 raise ValueError(f"output={self.output!r}: job={self.name} writes {right}")
+        if self.name == "distill":
+            missing = [f"job.{key}" for key in ("model", "input") if getattr(self, key) is None]
+            if missing:
+                raise ValueError(f"job=distill needs {' and '.join(missing)}: a teacher, as a run folder, and a corpus")
+            if self.encode.truncate_dim is not None:
+                raise ValueError(
+                    f"encode.truncate_dim={self.encode.truncate_dim} with job=distill: a student learns whole "
+                    "embeddings; set job.encode.truncate_dim=null"
+                )
         both = self.text_a is not None and self.text_b is not None
         if self.name == "explain" and both == (self.pairs is not None):
             raise ValueError("job=explain needs job.text_a and job.text_b, or a file of such pairs: job.pairs")

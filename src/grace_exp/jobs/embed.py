@@ -39,21 +39,11 @@ def embed(config: GraceConfig) -> dict[str, float]:
         MissingResourceError: The model is not there.
     """
     job = config.job
-    assert job.input is not None and job.output is not None  # checked by JobConfig
-    rejects = Path(config.run_dir) / REJECTS_FILE
-    reject = config.data.on_bad_row == "reject"
-    rows = CorpusRows(job.input, job.column, job.id_column, reject, Path(config.cache_dir))
+    assert job.output is not None  # checked by JobConfig
     with ExitStack() as stack:
         device = stack.enter_context(processes(config.hardware))
         console = our_console()
-        try:
-            good, bad, digest = rows.check(rejects if is_first_process() else None)
-        except (ConfigError, DataError) as error:
-            raise type(error)(_in_words_of_the_job(str(error))) from error
-        write_provenance(Path(config.run_dir), to_dict(config), {"input": job.input, "digest": digest})
-        console.print(f"{good} texts of {job.input}", highlight=False, soft_wrap=True, markup=False)
-        if bad:
-            console.print(f"{bad} rows rejected: {rejects}", highlight=False, soft_wrap=True, markup=False)
+        rows, good, bad, digest = checked_rows(config)
         encoder = stack.enter_context(closing(build_encoder(config, device)))
         # Weights that a model of the user's own brings are bfloat16 already; a run's are float32, as in training.
         bf16 = config.hardware.precision == "bf16-mixed" and job.model is None
@@ -74,6 +64,28 @@ def embed(config: GraceConfig) -> dict[str, float]:
         )
         console.print(f"{good / seconds:.1f} texts/s", highlight=False)
     return {"embed/texts": float(good), "embed/rejected": float(bad), "embed/seconds": seconds}
+
+
+def checked_rows(config: GraceConfig) -> tuple[CorpusRows, int, int, str]:
+    """The rows of `job.input`, their good and bad numbers and a digest; provenance is written, the numbers are told.
+
+    Raises:
+        DataError: As `CorpusRows.check`.
+    """
+    job, console = config.job, our_console()
+    assert job.input is not None  # checked by JobConfig
+    rejects = Path(config.run_dir) / REJECTS_FILE
+    reject = config.data.on_bad_row == "reject"
+    rows = CorpusRows(job.input, job.column, job.id_column, reject, Path(config.cache_dir))
+    try:
+        good, bad, digest = rows.check(rejects if is_first_process() else None)
+    except (ConfigError, DataError) as error:
+        raise type(error)(_in_words_of_the_job(str(error))) from error
+    write_provenance(Path(config.run_dir), to_dict(config), {"input": job.input, "digest": digest})
+    console.print(f"{good} texts of {job.input}", highlight=False, soft_wrap=True, markup=False)
+    if bad:
+        console.print(f"{bad} rows rejected: {rejects}", highlight=False, soft_wrap=True, markup=False)
+    return rows, good, bad, digest
 
 
 def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:

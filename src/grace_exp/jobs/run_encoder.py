@@ -65,7 +65,7 @@ def encoder_around(
 
 def _budget(config: GraceConfig) -> int | None:
     """The configured rationale budget, tokens; None: the model's own, or that of training."""
-    evaluation = config.evaluation.max_tokens if config.job.name == "evaluate" else None
+    evaluation = config.evaluation.max_tokens if config.job.name in ("evaluate", "distill") else None
     return config.job.encode.max_tokens or evaluation
 
 

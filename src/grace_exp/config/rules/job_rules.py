@@ -12,6 +12,8 @@ def job_rules(config: Groups, require: Require) -> None:
     )
     if config.job.name == "train" and not config.method.is_infonce:
         _training_rules(config, require)
+    if config.job.name == "distill":
+        _distillation_rules(config, require)
     if config.job.name == "serve":
         require(
             config.processes == 1,
@@ -34,6 +36,19 @@ def _training_rules(config: Groups, require: Require) -> None:
         or config.objective.policy_gradient_weight == 0,
         "rollout.group_size=1: an advantage compares the rationales of a group; train with 2 or more, or with "
         "objective=remax or reinforce_pp",
+    )
+
+
+def _distillation_rules(config: Groups, require: Require) -> None:
+    require(
+        config.processes == 1,
+        f"job=distill with {config.processes} processes of hardware.devices x hardware.nodes: a student is trained by "
+        "one; set hardware.devices=1. job=embed of the same corpus on all devices fills the cache that it reads",
+    )
+    require(
+        bool(config.evaluation.sets),
+        f"job=distill, but evaluation={config.evaluation.name} has no sets to compare student and teacher on: choose "
+        "that of the teacher's run, as evaluation=demo or heldout",
     )
 
 
