@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.base import STRICT
-from grace_exp.config.distill import DistillConfig
 from grace_exp.config.mining import MiningConfig
 from grace_exp.config.serving import ServeConfig
+from grace_exp.config.student import DistillConfig
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

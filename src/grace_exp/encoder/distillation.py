@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import EmbedDistillLoss
 from torch import Tensor
 
-from grace_exp.config.distill import DistillConfig
+from grace_exp.config.student import DistillConfig
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.pretrained_folder import write_settings
