@@ -85,7 +85,8 @@ class JobConfig:
     """The experiment that shows the same without GPU or hub; named in the error when this one cannot run."""
     model: str | None = None
     """embed: a run folder, exported or other model folder, or hub name, used with the prompt, pooling and budget it was
-    trained with (`GraceEncoder.from_pretrained`); null: the configured backbone, with the weights of `resume`."""
+    trained with (`GraceEncoder.from_pretrained`); null: the configured backbone, with the weights of `resume`. distill:
+    the teacher, which must be given."""
     input: str | None = None
     """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives:
     pairs, with the columns query and positive."""
