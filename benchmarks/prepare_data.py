@@ -72,8 +72,8 @@ def make_file(path: Path, triplets: int, held_out: list[str]) -> dict[str, Any]:
     return expected
 
 
-def prepare(file: Path, folder: Path, run: str) -> tuple[float, float]:
-    """Run the job; returns seconds and peak memory in GiB."""
+def prepare(file: Path, folder: Path, run: str) -> tuple[float, float, float]:
+    """Run the job; returns seconds, seconds of CPU, and the peak memory of a process so far in GiB."""
     overrides = ["data=triplets", f"data.sources.file.path={file}", "data.on_bad_row=reject", "evaluation=demo"]
     overrides += [
         "backbone=smollm2",
@@ -82,7 +82,7 @@ def prepare(file: Path, folder: Path, run: str) -> tuple[float, float]:
         "job=prepare_data",
         f"cache_dir={folder / 'cache'}",
     ]
-    start = time.monotonic()
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-m", "grace_exp", *overrides, f"hydra.run.dir={folder / run}"],
         env=os.environ | {"TOKENIZERS_PARALLELISM": "true"},
@@ -90,7 +90,9 @@ def prepare(file: Path, folder: Path, run: str) -> tuple[float, float]:
     )
     if done.returncode:
         sys.exit(f"job=prepare_data failed with {done.returncode}")
-    return time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (1 << 20)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - start, cpu, after.ru_maxrss / (1 << 20)
 
 
 def main() -> None:
@@ -103,8 +105,8 @@ def main() -> None:
         folder = Path(name)
         expected = make_file(folder / "made.jsonl", size, chosen.first)
         gib = (folder / "made.jsonl").stat().st_size / (1 << 30)
-        first, memory = prepare(folder / "made.jsonl", folder, "first")
-        second, _ = prepare(folder / "made.jsonl", folder, "second")
+        first, first_cpu, _ = prepare(folder / "made.jsonl", folder, "first")
+        second, second_cpu, memory = prepare(folder / "made.jsonl", folder, "second")
         report = json.loads((folder / "second" / "data_report.json").read_text(encoding="utf-8"))
     source = report["sources"]["file"]
     counted = {
@@ -123,7 +125,9 @@ def main() -> None:
         "triplets": size,
         "file_gib": gib,
         "seconds_first": first,
+        "cpu_seconds_first": first_cpu,
         "seconds_second": second,
+        "cpu_seconds_second": second_cpu,
         "peak_memory_gib": memory,
         "counts_exact": counted == wanted,
         "counted": counted,

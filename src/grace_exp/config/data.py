@@ -47,10 +47,14 @@ class SourceConfig:
     quoting: Literal["auto", "quoted", "none"] = "auto"
     """CSV and TSV. quoted: fields that hold a delimiter, quote or line break stand in double quotes, as spreadsheets
     write them; none: a row is a line, and a quote is text; auto: quoted in .csv, none in .tsv."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the one file that `path` names, here or behind a URL: another content is refused. null: any."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"
     """Of a hub data set."""
+    streaming: bool = False
+    """Read a hub data set over the network without keeping its files; with `limit` only its first rows are fetched."""
     query: str = "query"
     """Column names; `negative` may hold one text or a list of them."""
     positive: str = "positive"
@@ -72,6 +76,12 @@ class SourceConfig:
     (docs/extending.md); null: as `format` says."""
     instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)
     """Instructions of this source's texts by role, in training; null: as `prompt.instructions`."""
+
+    @model_validator(mode="after")
+    def _one_digest(self) -> Self:
+        if self.sha256 is not None and not isinstance(self.path, str):
+            raise ValueError(f"`sha256` is the digest of one file, but `path` lists {len(self.path)}: name one")
+        return self
 
     @property
     def single(self) -> "tuple[SourceConfig, ...]":

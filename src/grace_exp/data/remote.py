@@ -1,12 +1,18 @@
 """Files behind a URL: fetched once, then read like any other."""
 
+import hashlib
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from grace_exp.data.http_file import http_file
 from grace_exp.errors import DataError
 
 
 def fetch(name: str, url: str, cache_dir: Path) -> Path:
     """Download a file into the cache, or find it there; one that has changed at its address is fetched again.
+
+    Files of the hub (hf://, https://huggingface.co/) and over HTTP are resumed where a connection broke off, and
+    checked. Other file systems begin anew.
 
     Args:
         name: Of the source in the recipe, for messages.
@@ -16,13 +22,37 @@ def fetch(name: str, url: str, cache_dir: Path) -> Path:
     Raises:
         DataError: The file cannot be had.
     """
-    from datasets import DownloadConfig, DownloadManager
-
-    config = DownloadConfig(cache_dir=cache_dir / "downloads", disable_tqdm=True)
+    folder = cache_dir / "downloads"
     try:
-        return Path(DownloadManager(download_config=config).download(url))
+        return http_file(url, folder) if _is_plain_http(url) else _by_datasets(url, folder)
     except Exception as error:  # network, name, rights: every file system raises errors of its own
         raise DataError(
             f"data.sources.{name}.path={url!r} could not be fetched: {type(error).__name__}: {error}\n"
             f"Fetch it by other means and give the local file: data.sources.{name}.path=FILE"
         ) from error
+
+
+def _is_plain_http(url: str) -> bool:
+    """Whether a URL is neither the hub's nor one that the `datasets` library has a way of its own for."""
+    import datasets
+
+    parts = urlsplit(url)
+    others = (urlsplit(datasets.config.HF_ENDPOINT).netloc, "drive.google.com")
+    return parts.scheme in ("http", "https") and parts.netloc not in others
+
+
+def _by_datasets(url: str, folder: Path) -> Path:
+    from datasets import DownloadConfig, DownloadManager
+
+    config = DownloadConfig(cache_dir=folder, disable_tqdm=True)
+    found = Path(DownloadManager(download_config=config).download(url))
+    wanted = Path(urlsplit(url).path).name
+    if found.name == wanted or not Path(wanted).suffix:
+        return found
+    # The library names files by digests; the ending, by which compressed files are told, is in the URL.
+    link = folder / hashlib.sha256(str(found).encode()).hexdigest()[:32] / wanted
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(found.resolve())
+    return link

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from grace_exp.config.data import COMPRESSED, FILE_FORMATS, DataConfig, SourceConfig, format_of
 from grace_exp.data.file_digests import file_digest
-from grace_exp.data.hub import load_hub
+from grace_exp.data.hub import load_hub, stream_hub
 from grace_exp.data.json_array import read_json
 from grace_exp.data.lines import BadRow, Reader, Row, read_csv, read_jsonl, read_parquet, read_text
 from grace_exp.data.own_reader import digest_of_own_rows, read_own
@@ -201,6 +201,7 @@ def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str,
     """The files of a source with one path."""
     path, mode = source.path, data.mode
     assert isinstance(path, str)
+    _check_kind(name, source)
     match source.kind:
         case "builtin":
             return [_builtin(name, source, path, needed, mode, cache_dir)]
@@ -212,7 +213,24 @@ def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str,
         case "url":
             return [_file(name, source, fetch(name, path, cache_dir), needed, mode, cache_dir, address=path)]
         case "file":
-            return [_file(name, source, file, needed, mode, cache_dir) for file in _files(name, path)]
+            files = _files(name, path)
+            if source.sha256 is not None and len(files) > 1:
+                raise ConfigError(
+                    f"data.sources.{name}.sha256 is the digest of one file, but {path!r} names {len(files)}: name one, "
+                    "or leave the digest out"
+                )
+            return [_file(name, source, file, needed, mode, cache_dir) for file in files]
+
+
+def _check_kind(name: str, source: SourceConfig) -> None:
+    """What goes with some kinds of sources only."""
+    if source.streaming and source.kind != "hub":
+        raise ConfigError(
+            f"data.sources.{name}.streaming=true is for data sets of the hub, but {source.path!r} is none (a folder in "
+            f"the hub's layout is one with data.sources.{name}.format=hub): set data.sources.{name}.streaming=false"
+        )
+    if source.sha256 is not None and source.kind not in ("file", "url"):
+        raise ConfigError(f"data.sources.{name}.sha256 is the digest of a file, but {source.path!r} is none")
 
 
 def _files(name: str, path: str) -> list[Path]:
@@ -263,6 +281,12 @@ def _file(
             f"data.sources.{name}.mode=unsupervised)"
         )
     digest = file_digest(file, cache_dir)
+    if source.sha256 not in (None, digest):
+        fetched = f" (fetched to {file}: delete it to fetch it again)" if address else ""
+        raise DataError(
+            f"data.sources.{name}: the sha256 of {label} is {digest}, but data.sources.{name}.sha256={source.sha256}: "
+            f"the file is damaged or another one{fetched}"
+        )
     unit = "row" if kind == "parquet" else "line"
     how = f"csv {'quoted' if quoted else 'plain'}" if kind == "csv" else kind
     return _Part(label, f"{how} {digest}", partial(readers[kind], file, needed), unit)
@@ -284,8 +308,11 @@ def _builtin(name: str, source: SourceConfig, path: str, needed: tuple[str, ...]
 
 
 def _hub(name: str, source: SourceConfig, needed: tuple[str, ...]) -> _Part:
-    rows = load_hub(name, source, needed)
     label = f"{source.path} {source.subset or ''} {source.split}"
+    if source.streaming:
+        streamed = stream_hub(name, source, needed)
+        return _Part(label, streamed.version, streamed.rows, "row")
+    rows = load_hub(name, source, needed)
     return _Part(label, rows._fingerprint, partial(_numbered, rows), "row")
 
 
