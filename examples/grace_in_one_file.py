@@ -136,14 +136,16 @@ def step(model, tokenizer, ends: set[int], optimizer, triplets, uniforms: Unifor
     lengths = torch.tensor([len(r.tokens) for r in group]).view(groups, -1)
     truncated = torch.tensor([not ends.intersection(r.tokens) for r in group]).view(groups, -1)
     inputs = RewardInputs(
-        rollouts=embeddings.view(groups, ROLLOUTS, -1),
-        anchors=anchors[:, None],
-        negatives=others[:, None],
-        truncated=truncated,
-        lengths=lengths,
+        rollouts_GKH=embeddings.view(groups, ROLLOUTS, -1),
+        anchors_GAH=anchors[:, None],
+        negatives_GMH=others[:, None],
+        truncated_GK=truncated,
+        lengths_GK=lengths,
     )
     reward = compose_reward(inputs, REWARD)
-    judged = AdvantageInputs(rewards=reward.final, kept=reward.kept, lengths=lengths, max_tokens=MAX_TOKENS)
+    judged = AdvantageInputs(
+        rewards_GK=reward.final_GK, kept_GK=reward.kept_GK, lengths_GK=lengths, max_tokens=MAX_TOKENS
+    )
     advantages = compute_advantages(judged, OBJECTIVE).flatten()
 
     model.train()
@@ -151,13 +153,13 @@ def step(model, tokenizer, ends: set[int], optimizer, triplets, uniforms: Unifor
         part = slice(start, start + OBJECTIVE.mini_batch_size * ROLLOUTS)
         _, logprobs, mask = forward(model, group[part])
         old = old_logprobs[part, : logprobs.shape[1]]
-        losses = LossInputs(logprobs=logprobs, old_logprobs=old, advantages=advantages[part], mask=mask)
+        losses = LossInputs(logprobs_NT=logprobs, old_logprobs_NT=old, advantages_N=advantages[part], mask_NT=mask)
         summed, _ = ALGORITHMS[OBJECTIVE.algorithm].loss(losses, OBJECTIVE)
         optimizer.zero_grad()
         (summed / mask.sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return reward.final
+    return reward.final_GK
 
 
 def seeded_uniforms(number: int, role: str, index: int, text: int, k: int) -> Tensor:

@@ -20,10 +20,10 @@ from grace_exp.reward import RewardInputs
 
 def log_rank(inputs: RewardInputs) -> Tensor:
     """Minus the log of the own anchor's rank among all anchors, smoothed so that it has a gradient: [groups, K]."""
-    cosines = inputs.rollouts_to_anchors.mean(dim=-1)  # [groups, K, groups]
-    own = inputs.rollouts_to_own_anchors.mean(dim=-1)  # [groups, K]
-    rank = torch.sigmoid((cosines - own[..., None]) / 0.05).sum(dim=-1) + 0.5  # its own sigmoid is a half
-    return -torch.log(rank)
+    cosines_GKG = inputs.rollouts_to_anchors_GKGA.mean(dim=-1)
+    own_GK = inputs.rollouts_to_own_anchors_GKA.mean(dim=-1)
+    rank_GK = torch.sigmoid((cosines_GKG - own_GK[..., None]) / 0.05).sum(dim=-1) + 0.5  # its own sigmoid is a half
+    return -torch.log(rank_GK)
 
 
 def main(folder: Path, *overrides: str) -> dict[str, float]:

@@ -83,21 +83,21 @@ def _inputs(config: GraceConfig, embeddings: Tensor, others: Tensor) -> RewardIn
     groups, k = config.job.batch_size, config.rollout.group_size
     anchors, negatives = others[:groups], others[groups:]
     return RewardInputs(
-        rollouts=embeddings.view(groups, k, -1),
-        anchors=anchors[:, None],
-        negatives=negatives.view(groups, -1, anchors.shape[1]),
-        truncated=torch.zeros(groups, k, dtype=torch.bool),
-        lengths=torch.full((groups, k), config.rollout.max_tokens),
+        rollouts_GKH=embeddings.view(groups, k, -1),
+        anchors_GAH=anchors[:, None],
+        negatives_GMH=negatives.view(groups, -1, anchors.shape[1]),
+        truncated_GK=torch.zeros(groups, k, dtype=torch.bool),
+        lengths_GK=torch.full((groups, k), config.rollout.max_tokens),
     )
 
 
 def _compare(
     inputs: RewardInputs, reward: RewardConfig, policy: Policy, passes: Sequence[ForwardPass], number: int
 ) -> Probe:
-    real = compose_reward(inputs, reward).final.double()
+    real = compose_reward(inputs, reward).final_GK.double()
     generator = torch.Generator().manual_seed(number)
     random = torch.stack(
-        [compose_reward(_random_but(inputs, group, generator), reward).final[group] for group in range(len(real))]
+        [compose_reward(_random_but(inputs, group, generator), reward).final_GK[group] for group in range(len(real))]
     ).double()
     everything = torch.ones_like(real, dtype=torch.bool)
     advantages, changed = (group_centred(values, everything) for values in (real, random))
@@ -117,11 +117,11 @@ def _random_but(inputs: RewardInputs, group: int, generator: torch.Generator) ->
     """The inputs with random vectors for all but the rationales and the anchor of one group."""
     rollouts, anchors = (
         torch.randn(values.shape, generator=generator).index_copy_(0, torch.tensor([group]), values[group][None])
-        for values in (inputs.rollouts, inputs.anchors)
+        for values in (inputs.rollouts_GKH, inputs.anchors_GAH)
     )
-    assert inputs.negatives is not None
-    negatives = torch.randn(inputs.negatives.shape, generator=generator)
-    return replace(inputs, rollouts=rollouts, anchors=anchors, negatives=negatives)
+    assert inputs.negatives_GMH is not None
+    negatives = torch.randn(inputs.negatives_GMH.shape, generator=generator)
+    return replace(inputs, rollouts_GKH=rollouts, anchors_GAH=anchors, negatives_GMH=negatives)
 
 
 def _policy_gradient(policy: Policy, passes: Sequence[ForwardPass], advantages: Tensor) -> Tensor:

@@ -11,23 +11,23 @@ from torch import Tensor
 from grace_exp.config.objective import ObjectiveConfig
 
 
-def token_weights(counted: Tensor, config: ObjectiveConfig, dtype: torch.dtype) -> Tensor | None:
+def token_weights(counted_NT: Tensor, config: ObjectiveConfig, dtype: torch.dtype) -> Tensor | None:
     """Weight of each counted token in the sum, flat `[tokens]`; None where all weigh 1.
 
     Args:
-        counted: `[n, T]` bool.
+        counted_NT: `[N, T]` bool.
         config: Chooses the aggregation: sequence_mean weighs a token by 1 / the counted tokens of its rationale.
         dtype: Of the result.
     """
     if config.aggregation != "sequence_mean":
         return None
-    lengths = counted.sum(dim=1, keepdim=True).to(dtype)
-    return (1.0 / lengths).expand(counted.shape)[counted]
+    lengths_N1 = counted_NT.sum(dim=1, keepdim=True).to(dtype)
+    return (1.0 / lengths_N1).expand(counted_NT.shape)[counted_NT]
 
 
-def counts(counted: Tensor) -> Tensor:
+def counts(counted_NT: Tensor) -> Tensor:
     """Counted tokens, and rationales with any: the two that `denominator` needs, summed over processes, float32 [2]."""
-    return torch.stack([counted.sum(), counted.any(dim=1).sum()]).float()
+    return torch.stack([counted_NT.sum(), counted_NT.any(dim=1).sum()]).float()
 
 
 def denominator(tokens: float, rationales: float, config: ObjectiveConfig, max_tokens: int) -> float:

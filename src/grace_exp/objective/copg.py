@@ -28,19 +28,21 @@ from grace_exp.objective.rloo import leave_one_out_advantages
 from grace_exp.objective.surrogate import score_function_loss
 
 
-def contrastive_advantages(rewards: Tensor, log_ratios: Tensor, kept: Tensor, config: ObjectiveConfig) -> Tensor:
+def contrastive_advantages(
+    rewards_GK: Tensor, log_ratios_GK: Tensor, kept_GK: Tensor, config: ObjectiveConfig
+) -> Tensor:
     """A_i under the present policy.
 
     Args:
-        rewards: `[groups, K]`.
-        log_ratios: log(pi / pi_anchor) of each rationale, `[groups, K]` nats.
-        kept: `[groups, K]` bool.
+        rewards_GK: `[groups, K]`.
+        log_ratios_GK: log(pi / pi_anchor) of each rationale, `[groups, K]` nats.
+        kept_GK: `[groups, K]` bool.
         config: beta.
 
     Returns:
         `[groups, K]`, without gradient; 0 where not kept.
     """
-    return leave_one_out(rewards - config.kl.coefficient * log_ratios.detach(), kept)
+    return leave_one_out(rewards_GK - config.kl.coefficient * log_ratios_GK.detach(), kept_GK)
 
 
 ALGORITHM = Algorithm(advantages=leave_one_out_advantages, loss=score_function_loss, refresh=contrastive_advantages)

@@ -18,11 +18,11 @@ from grace_exp.objective.surrogate import clipped_loss
 ALGORITHM = Algorithm(advantages=group_relative, loss=clipped_loss)
 
 
-def overlong_punishment(lengths: Tensor, max_tokens: int, config: OverlongConfig) -> Tensor:
+def overlong_punishment(lengths_GK: Tensor, max_tokens: int, config: OverlongConfig) -> Tensor:
     """What is added to a reward for its rationale's length (equation 13).
 
     Args:
-        lengths: `[groups, K]` tokens.
+        lengths_GK: `[groups, K]` tokens.
         max_tokens: The limit.
         config: The margin before the limit, and the punishment at it.
 
@@ -30,19 +30,19 @@ def overlong_punishment(lengths: Tensor, max_tokens: int, config: OverlongConfig
         `[groups, K]` float64: 0 up to the margin, then falling in a line to -penalty at the limit.
     """
     margin = config.share * max_tokens
-    return config.penalty * ((max_tokens - margin - lengths.double()) / margin).clamp(-1.0, 0.0)
+    return config.penalty * ((max_tokens - margin - lengths_GK.double()) / margin).clamp(-1.0, 0.0)
 
 
-def informative_groups(rewards: Tensor, kept: Tensor) -> Tensor:
+def informative_groups(rewards_GK: Tensor, kept_GK: Tensor) -> Tensor:
     """Groups whose kept rewards differ: the others have advantages of zero (equation 11).
 
     Args:
-        rewards: `[groups, K]`.
-        kept: `[groups, K]` bool.
+        rewards_GK: `[groups, K]`.
+        kept_GK: `[groups, K]` bool.
 
     Returns:
         `[groups]` bool.
     """
-    highest = torch.where(kept, rewards, -torch.inf).amax(dim=1)
-    lowest = torch.where(kept, rewards, torch.inf).amin(dim=1)
-    return highest > lowest
+    highest_G = torch.where(kept_GK, rewards_GK, -torch.inf).amax(dim=1)
+    lowest_G = torch.where(kept_GK, rewards_GK, torch.inf).amin(dim=1)
+    return highest_G > lowest_G

@@ -30,9 +30,9 @@ def sequence_ratio_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Te
         Summed loss and metrics, as `surrogate.summed_loss`; `ratio` is s_i, once a token.
     """
     tokens = counted(inputs)
-    lengths = inputs.counted.sum(dim=1).clamp(min=1)
-    means = row_sums(tokens.logprobs - tokens.old, tokens.rows, len(lengths)) / lengths
-    ratio = bounded_log_ratio(means, means.new_zeros(())).exp()[tokens.rows]
+    lengths_N = inputs.counted_NT.sum(dim=1).clamp(min=1)
+    means_N = row_sums(tokens.logprobs - tokens.old, tokens.rows, len(lengths_N)) / lengths_N
+    ratio = bounded_log_ratio(means_N, means_N.new_zeros(())).exp()[tokens.rows]
     return clipped(tokens, ratio, inputs, config)
 
 

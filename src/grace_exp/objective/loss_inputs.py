@@ -1,4 +1,7 @@
-"""What advantages and policy losses are computed from, and what an algorithm is."""
+"""What advantages and policy losses are computed from, and what an algorithm is.
+
+The capitals behind a tensor's name are its dimensions; CONTRIBUTING.md lists them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,31 +17,31 @@ class AdvantageInputs:
     """All groups of a step, over all processes: means and deviations over a share of them would be others.
 
     Attributes:
-        rewards: `[groups, K]`.
-        kept: False for rationales that take no part, in advantages, means and deviations, `[groups, K]` bool.
-        lengths: Rationale lengths, `[groups, K]` tokens.
+        rewards_GK: `[groups, K]`.
+        kept_GK: False for rationales that take no part, in advantages, means and deviations, `[groups, K]` bool.
+        lengths_GK: Rationale lengths, `[groups, K]` tokens.
         max_tokens: The longest a rationale may be.
-        baseline: Reward of the greedy rationale, `[groups]`; for `remax`.
-        reference_kl: Estimated KL to the reference, summed over the rationale, `[groups, K]` nats; for a penalty in the
-            reward.
+        baseline_G: Reward of the greedy rationale, `[groups]`; for `remax`.
+        reference_kl_GK: Estimated KL to the reference, summed over the rationale, `[groups, K]` nats; for a penalty in
+            the reward.
 
     Raises:
         ValueError: Shapes do not agree, or `kept` is not bool.
     """
 
-    rewards: Tensor
-    kept: Tensor
-    lengths: Tensor
+    rewards_GK: Tensor
+    kept_GK: Tensor
+    lengths_GK: Tensor
     max_tokens: int
-    baseline: Tensor | None = None
-    reference_kl: Tensor | None = None
+    baseline_G: Tensor | None = None
+    reference_kl_GK: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check what would otherwise broadcast."""
-        shape = self.rewards.shape
-        _require(shape, kept=self.kept, lengths=self.lengths, reference_kl=self.reference_kl)
-        _require(shape[:1], baseline=self.baseline)
-        _require_bool(kept=self.kept)
+        shape = self.rewards_GK.shape
+        _require(shape, kept_GK=self.kept_GK, lengths_GK=self.lengths_GK, reference_kl_GK=self.reference_kl_GK)
+        _require(shape[:1], baseline_G=self.baseline_G)
+        _require_bool(kept_GK=self.kept_GK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,47 +49,47 @@ class LossInputs:
     """One micro-batch of rationales.
 
     Attributes:
-        logprobs: Of the sampled tokens under the policy being trained, `[n, T]` nats; carries the gradient.
-        old_logprobs: Under the policy the update started from, `[n, T]` nats.
-        advantages: One per rationale, `[n]`.
-        mask: True at the rationale's tokens, `[n, T]` bool. Where it is False the others may hold anything.
-        reference_logprobs: Under the reference model, `[n, T]` nats, or None where there is none.
-        engine_logprobs: As the engine that wrote the tokens reported them, `[n, T]` nats; a token whose value is nan or
-            infinite is left out. None: every token of the mask counts.
-        entropy: Of the policy's distribution at each token, `[n, T]` nats; carries the gradient. None without bonus.
-        kept: False for rationales that are left out, `[n]` bool; None: none is.
+        logprobs_NT: Of the sampled tokens under the policy being trained, `[N, T]` nats; carries the gradient.
+        old_logprobs_NT: Under the policy the update started from, `[N, T]` nats.
+        advantages_N: One per rationale, `[N]`.
+        mask_NT: True at the rationale's tokens, `[N, T]` bool. Where it is False the others may hold anything.
+        reference_logprobs_NT: Under the reference model, `[N, T]` nats, or None where there is none.
+        engine_logprobs_NT: As the engine that wrote the tokens reported them, `[N, T]` nats; a token whose value is nan
+            or infinite is left out. None: every token of the mask counts.
+        entropy_NT: Of the policy's distribution at each token, `[N, T]` nats; carries the gradient. None without bonus.
+        kept_N: False for rationales that are left out, `[N]` bool; None: none is.
 
     Raises:
         ValueError: Shapes do not agree, or `mask` or `kept` is not bool.
     """
 
-    logprobs: Tensor
-    old_logprobs: Tensor
-    advantages: Tensor
-    mask: Tensor
-    reference_logprobs: Tensor | None = None
-    engine_logprobs: Tensor | None = None
-    entropy: Tensor | None = None
-    kept: Tensor | None = None
+    logprobs_NT: Tensor
+    old_logprobs_NT: Tensor
+    advantages_N: Tensor
+    mask_NT: Tensor
+    reference_logprobs_NT: Tensor | None = None
+    engine_logprobs_NT: Tensor | None = None
+    entropy_NT: Tensor | None = None
+    kept_N: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check what would otherwise broadcast, or index, into a wrong loss."""
-        shape = self.logprobs.shape
+        shape = self.logprobs_NT.shape
         _require(
             shape,
-            old_logprobs=self.old_logprobs,
-            mask=self.mask,
-            reference_logprobs=self.reference_logprobs,
-            engine_logprobs=self.engine_logprobs,
-            entropy=self.entropy,
+            old_logprobs_NT=self.old_logprobs_NT,
+            mask_NT=self.mask_NT,
+            reference_logprobs_NT=self.reference_logprobs_NT,
+            engine_logprobs_NT=self.engine_logprobs_NT,
+            entropy_NT=self.entropy_NT,
         )
-        _require(shape[:1], advantages=self.advantages, kept=self.kept)
-        _require_bool(mask=self.mask, kept=self.kept)
+        _require(shape[:1], advantages_N=self.advantages_N, kept_N=self.kept_N)
+        _require_bool(mask_NT=self.mask_NT, kept_N=self.kept_N)
 
     @property
-    def counted(self) -> Tensor:
-        """Tokens that the loss and its denominator are made of, `[n, T]` bool."""
-        return counted_tokens(self.mask, self.kept, self.engine_logprobs)
+    def counted_NT(self) -> Tensor:
+        """Tokens that the loss and its denominator are made of, `[N, T]` bool."""
+        return counted_tokens(self.mask_NT, self.kept_N, self.engine_logprobs_NT)
 
 
 LossFunction = Callable[[LossInputs, ObjectiveConfig], tuple[Tensor, dict[str, Tensor]]]
@@ -110,13 +113,13 @@ class Algorithm:
     refresh: Callable[[Tensor, Tensor, Tensor, ObjectiveConfig], Tensor] | None = None
 
 
-def counted_tokens(mask: Tensor, kept: Tensor | None, engine_logprobs: Tensor | None) -> Tensor:
-    """`mask` `[n, T]` without rationales that are not kept and without tokens whose engine log-prob is not finite."""
-    if kept is not None:
-        mask = mask & kept[:, None]
-    if engine_logprobs is not None:
-        mask = mask & torch.isfinite(engine_logprobs)
-    return mask
+def counted_tokens(mask_NT: Tensor, kept_N: Tensor | None, engine_logprobs_NT: Tensor | None) -> Tensor:
+    """`mask_NT` without rationales that are not kept and without tokens whose engine log-prob is not finite."""
+    if kept_N is not None:
+        mask_NT = mask_NT & kept_N[:, None]
+    if engine_logprobs_NT is not None:
+        mask_NT = mask_NT & torch.isfinite(engine_logprobs_NT)
+    return mask_NT
 
 
 def _require(shape: torch.Size, **values: Tensor | None) -> None:

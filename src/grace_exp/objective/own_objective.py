@@ -35,20 +35,20 @@ def custom_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tenso
     custom = _custom(config)
     if custom.advantages is None:
         return group_relative(inputs, config)
-    values = _function(custom, custom.advantages)(inputs, config)
+    values_GK = _function(custom, custom.advantages)(inputs, config)
     where = f"objective.custom ({custom.path}: {custom.advantages})"
-    expected = tuple(inputs.rewards.shape)
-    if not isinstance(values, Tensor) or tuple(values.shape) != expected:
-        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+    expected = tuple(inputs.rewards_GK.shape)
+    if not isinstance(values_GK, Tensor) or tuple(values_GK.shape) != expected:
+        found = tuple(values_GK.shape) if isinstance(values_GK, Tensor) else type(values_GK).__name__
         raise CustomObjectiveError(
             f"{where} gave {found}; it must give one advantage for each rationale, a torch.Tensor [groups, K] = "
             f"{expected}"
         )
-    values = torch.where(inputs.kept, values, 0.0)
-    if not torch.isfinite(values).all():
-        group, k = (~torch.isfinite(values)).nonzero()[0].tolist()
-        raise CustomObjectiveError(f"{where} gave {values[group, k].item()} for rationale {k} of group {group}")
-    return values.to(inputs.rewards.dtype)
+    values_GK = torch.where(inputs.kept_GK, values_GK, 0.0)
+    if not torch.isfinite(values_GK).all():
+        group, k = (~torch.isfinite(values_GK)).nonzero()[0].tolist()
+        raise CustomObjectiveError(f"{where} gave {values_GK[group, k].item()} for rationale {k} of group {group}")
+    return values_GK.to(inputs.rewards_GK.dtype)
 
 
 def custom_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,8 +77,8 @@ def custom_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, di
             "and a dict of metrics: return loss, {}"
         )
     loss, metrics = given
-    if inputs.logprobs.requires_grad and not loss.requires_grad:
-        raise CustomObjectiveError(f"{where} gave a loss without gradient: compute it from inputs.logprobs")
+    if inputs.logprobs_NT.requires_grad and not loss.requires_grad:
+        raise CustomObjectiveError(f"{where} gave a loss without gradient: compute it from inputs.logprobs_NT")
     return loss, {name: torch.as_tensor(value).detach() for name, value in dict(metrics).items()}
 
 
@@ -98,10 +98,10 @@ def try_custom_objective(config: ObjectiveConfig, max_tokens: int) -> None:
         advantages = custom_advantages(AdvantageInputs(rewards, kept, lengths, max_tokens), config)
         custom_loss(
             LossInputs(
-                logprobs=logprobs.requires_grad_(),
-                old_logprobs=logprobs.detach(),
-                advantages=advantages.flatten(),
-                mask=torch.ones_like(logprobs, dtype=torch.bool),
+                logprobs_NT=logprobs.requires_grad_(),
+                old_logprobs_NT=logprobs.detach(),
+                advantages_N=advantages.flatten(),
+                mask_NT=torch.ones_like(logprobs, dtype=torch.bool),
             ),
             config,
         )

@@ -24,7 +24,7 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def needs_greedy_baseline(config: ObjectiveConfig) -> bool:
-    """Whether `AdvantageInputs.baseline` must be given."""
+    """Whether `AdvantageInputs.baseline_G` must be given."""
     return config.algorithm == "remax"
 
 
@@ -34,7 +34,7 @@ def needs_reference(config: ObjectiveConfig) -> bool:
 
 
 def needs_reference_kl(config: ObjectiveConfig) -> bool:
-    """Whether `AdvantageInputs.reference_kl` must be given: a penalty in the reward that is known before the update."""
+    """Whether `AdvantageInputs.reference_kl_GK` must be given: for a penalty in the reward, known before the update."""
     return config.kl.coefficient > 0 and config.kl.placement == "reward" and config.algorithm != "copg"
 
 
@@ -46,19 +46,19 @@ def shaped_rewards(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
         config: `overlong` and `kl`.
 
     Returns:
-        `[groups, K]`, of the type of `inputs.rewards`.
+        `[groups, K]`, of the type of `inputs.rewards_GK`.
 
     Raises:
         ValueError: The penalty asks for `reference_kl`.
     """
-    rewards = inputs.rewards
+    rewards_GK = inputs.rewards_GK
     if config.overlong is not None:
-        rewards = rewards + dapo.overlong_punishment(inputs.lengths, inputs.max_tokens, config.overlong)
+        rewards_GK = rewards_GK + dapo.overlong_punishment(inputs.lengths_GK, inputs.max_tokens, config.overlong)
     if needs_reference_kl(config):
-        if inputs.reference_kl is None:
+        if inputs.reference_kl_GK is None:
             raise ValueError("objective.kl.placement=reward needs reference_kl")
-        rewards = rewards - config.kl.coefficient * inputs.reference_kl
-    return rewards.to(inputs.rewards.dtype)
+        rewards_GK = rewards_GK - config.kl.coefficient * inputs.reference_kl_GK
+    return rewards_GK.to(inputs.rewards_GK.dtype)
 
 
 def compute_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
@@ -74,5 +74,5 @@ def compute_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tens
     Raises:
         ValueError: An input that the configuration asks for is None.
     """
-    shaped = replace(inputs, rewards=shaped_rewards(inputs, config))
+    shaped = replace(inputs, rewards_GK=shaped_rewards(inputs, config))
     return ALGORITHMS[config.algorithm].advantages(shaped, config)

@@ -20,9 +20,9 @@ from grace_exp.objective.surrogate import clipped_loss
 
 def batch_relative(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
     """Centred over the kept of the whole batch and scaled by `advantage_scale`, `[groups, K]`."""
-    everything = (inputs.rewards.reshape(1, -1), inputs.kept.reshape(1, -1))
-    centred = group_centred(*everything).view(inputs.rewards.shape)
-    return scaled(centred, inputs.kept, config.advantage_scale)
+    everything = (inputs.rewards_GK.reshape(1, -1), inputs.kept_GK.reshape(1, -1))
+    centred_GK = group_centred(*everything).view(inputs.rewards_GK.shape)
+    return scaled(centred_GK, inputs.kept_GK, config.advantage_scale)
 
 
 ALGORITHM = Algorithm(advantages=batch_relative, loss=clipped_loss)

@@ -22,10 +22,10 @@ def greedy_baseline(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
     Raises:
         ValueError: There is no greedy baseline.
     """
-    if inputs.baseline is None:
+    if inputs.baseline_G is None:
         raise ValueError("objective.algorithm=remax needs the greedy rationales' rewards")
-    values = torch.where(inputs.kept, inputs.rewards - inputs.baseline[:, None], 0.0)
-    return scaled(values, inputs.kept, config.advantage_scale)
+    values_GK = torch.where(inputs.kept_GK, inputs.rewards_GK - inputs.baseline_G[:, None], 0.0)
+    return scaled(values_GK, inputs.kept_GK, config.advantage_scale)
 
 
 ALGORITHM = Algorithm(advantages=greedy_baseline, loss=score_function_loss)

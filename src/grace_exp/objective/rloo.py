@@ -18,7 +18,7 @@ from grace_exp.objective.surrogate import score_function_loss
 
 def leave_one_out_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
     """Less the mean of the others, scaled by `advantage_scale` (none in the source), `[groups, K]`."""
-    return scaled(leave_one_out(inputs.rewards, inputs.kept), inputs.kept, config.advantage_scale)
+    return scaled(leave_one_out(inputs.rewards_GK, inputs.kept_GK), inputs.kept_GK, config.advantage_scale)
 
 
 ALGORITHM = Algorithm(advantages=leave_one_out_advantages, loss=score_function_loss)

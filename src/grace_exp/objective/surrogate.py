@@ -31,10 +31,13 @@ class CountedTokens:
 
 def counted(inputs: LossInputs) -> CountedTokens:
     """Select what counts. Selecting, not multiplying by the mask: padding may hold nan, and 0 x nan is nan."""
-    chosen = inputs.counted
-    rows = chosen.nonzero()[:, 0]
+    counted_NT = inputs.counted_NT
+    rows = counted_NT.nonzero()[:, 0]
     return CountedTokens(
-        inputs.logprobs[chosen], inputs.old_logprobs.detach()[chosen], inputs.advantages.detach()[rows], rows
+        inputs.logprobs_NT[counted_NT],
+        inputs.old_logprobs_NT.detach()[counted_NT],
+        inputs.advantages_N.detach()[rows],
+        rows,
     )
 
 
@@ -99,31 +102,31 @@ def summed_loss(
     Raises:
         ValueError: The configuration asks for reference log-probs, engine log-probs or entropies that are not there.
     """
-    chosen = inputs.counted
-    weights = token_weights(chosen, config, tokens.logprobs.dtype)
+    counted_NT = inputs.counted_NT
+    weights = token_weights(counted_NT, config, tokens.logprobs.dtype)
     metrics = {"ratio": ratio.detach().sum(), "approx_kl": k3(tokens.old, tokens.logprobs.detach()).sum()}
     if config.importance.mode != "none":
-        if inputs.engine_logprobs is None:
+        if inputs.engine_logprobs_NT is None:
             raise ValueError(f"objective.importance.mode={config.importance.mode} needs engine_logprobs")
-        engine = inputs.engine_logprobs[chosen]
-        importance = importance_weights(tokens.old, engine, tokens.rows, len(chosen), config.importance)
+        engine = inputs.engine_logprobs_NT[counted_NT]
+        importance = importance_weights(tokens.old, engine, tokens.rows, len(counted_NT), config.importance)
         importance = importance.clamp(max=config.importance.cap)
         surrogate = surrogate * importance
         metrics["importance"] = importance.sum()
     metrics["surrogate"] = surrogate.detach().sum()
     loss = _sum(surrogate, weights)
     penalised = config.kl.coefficient > 0 and config.kl.placement == "loss"
-    if penalised and inputs.reference_logprobs is None:
+    if penalised and inputs.reference_logprobs_NT is None:
         raise ValueError(f"objective.kl.coefficient={config.kl.coefficient} needs reference_logprobs")
-    if inputs.reference_logprobs is not None:
-        kl = KL_ESTIMATORS[config.kl.estimator](tokens.logprobs, inputs.reference_logprobs.detach()[chosen])
+    if inputs.reference_logprobs_NT is not None:
+        kl = KL_ESTIMATORS[config.kl.estimator](tokens.logprobs, inputs.reference_logprobs_NT.detach()[counted_NT])
         metrics["kl_reference"] = kl.detach().sum()
         if penalised:
             loss = loss + config.kl.coefficient * _sum(kl, weights)
     if config.entropy_coefficient > 0:
-        if inputs.entropy is None:
+        if inputs.entropy_NT is None:
             raise ValueError(f"objective.entropy_coefficient={config.entropy_coefficient} needs entropies")
-        entropy = inputs.entropy[chosen]
+        entropy = inputs.entropy_NT[counted_NT]
         metrics["entropy"] = entropy.detach().sum()
         loss = loss - config.entropy_coefficient * _sum(entropy, weights)
     return loss, metrics

@@ -22,16 +22,16 @@ class Reward:
     Attributes:
         terms: Unweighted values of each configured term, `[groups, K]` float32, in the order of `TermsConfig`.
         scales: What a term is multiplied by in the total: weight / temperature.
-        total: Sum of scale x term, `[groups, K]` float32.
-        final: `total` after the truncation rule, `[groups, K]` float32; what advantages are made of.
-        kept: False for rationales that take no part in baseline and loss, `[groups, K]` bool.
+        total_GK: Sum of scale x term, `[groups, K]` float32.
+        final_GK: `total` after the truncation rule, `[groups, K]` float32; what advantages are made of.
+        kept_GK: False for rationales that take no part in baseline and loss, `[groups, K]` bool.
     """
 
     terms: Mapping[str, Tensor]
     scales: Mapping[str, float]
-    total: Tensor
-    final: Tensor
-    kept: Tensor
+    total_GK: Tensor
+    final_GK: Tensor
+    kept_GK: Tensor
 
     def metrics(self) -> dict[str, float]:
         """Figures to log.
@@ -46,37 +46,37 @@ class Reward:
           where no total differs within its group.
         - `reward/zero_spread_share`: share of groups whose kept rationales have one `final`: they train nothing.
         """
-        parts = {name: values.double() * (self.scales[name] or 1.0) for name, values in self.terms.items()}
-        parts |= {"total": self.total.double(), "final": self.final.double()}
+        parts = {name: values_GK.double() * (self.scales[name] or 1.0) for name, values_GK in self.terms.items()}
+        parts |= {"total": self.total_GK.double(), "final": self.final_GK.double()}
         names, figures = [], []
-        for name, values in parts.items():
-            within = values.std(dim=1, correction=0).mean()
+        for name, values_GK in parts.items():
+            within_group_std = values_GK.std(dim=1, correction=0).mean()
             names += [f"reward/{name}/{kind}" for kind in ("mean", "std", "within_group_std")]
-            figures += [values.mean(), values.std(correction=0), within]
+            figures += [values_GK.mean(), values_GK.std(correction=0), within_group_std]
         for name, share in self._advantage_shares().items():
             names.append(f"reward/{name}/advantage_share")
             figures.append(share)
         names.append("reward/zero_spread_share")
-        figures.append((self._centred(self.final) == 0).all(dim=1).double().mean())
+        figures.append((self._centred(self.final_GK) == 0).all(dim=1).double().mean())
         return dict(zip(names, torch.stack(figures).tolist(), strict=True))
 
     def _advantage_shares(self) -> dict[str, Tensor]:
         # Centred before scaling: float64 holds sums of equal float32 values exactly, so an inert term is exactly 0.
-        parts = {name: self._centred(values) * self.scales[name] for name, values in self.terms.items()}
-        total = torch.stack(list(parts.values())).sum(dim=0)
-        variance = total.square().sum()
+        parts = {name: self._centred(values_GK) * self.scales[name] for name, values_GK in self.terms.items()}
+        total_GK = torch.stack(list(parts.values())).sum(dim=0)
+        variance = total_GK.square().sum()
         spread = variance > 0
         return {
-            name: torch.where(spread, (part * total).sum() / variance.where(spread, 1.0), 0.0)
-            for name, part in parts.items()
+            name: torch.where(spread, (part_GK * total_GK).sum() / variance.where(spread, 1.0), 0.0)
+            for name, part_GK in parts.items()
         }
 
-    def _centred(self, values: Tensor) -> Tensor:
+    def _centred(self, values_GK: Tensor) -> Tensor:
         """Less the mean over the group's kept rationales, and zero for the others, `[groups, K]` float64."""
-        kept = self.kept.double()
-        mean = (values * kept).sum(dim=1, keepdim=True) / kept.sum(dim=1, keepdim=True).clamp_min(1)
-        centred: Tensor = (values - mean) * kept
-        return centred
+        kept_GK = self.kept_GK.double()
+        mean_G1 = (values_GK * kept_GK).sum(dim=1, keepdim=True) / kept_GK.sum(dim=1, keepdim=True).clamp_min(1)
+        centred_GK: Tensor = (values_GK - mean_G1) * kept_GK
+        return centred_GK
 
 
 def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
@@ -98,14 +98,14 @@ def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
     configured = {name: term for name in TERMS if (term := getattr(config.terms, name)) is not None}
     terms = {name: TERMS[name](inputs, term) for name, term in configured.items()}
     scales = {name: term.weight / config.temperature for name, term in configured.items()}
-    total = torch.stack([scales[name] * values for name, values in terms.items()]).sum(dim=0)
-    final, kept = apply_truncation(total, inputs.truncated, config.truncation)
+    total_GK = torch.stack([scales[name] * values_GK for name, values_GK in terms.items()]).sum(dim=0)
+    final_GK, kept_GK = apply_truncation(total_GK, inputs.truncated_GK, config.truncation)
     return Reward(
-        terms={name: values.float() for name, values in terms.items()},
+        terms={name: values_GK.float() for name, values_GK in terms.items()},
         scales=scales,
-        total=total.float(),
-        final=final.float(),
-        kept=kept,
+        total_GK=total_GK.float(),
+        final_GK=final_GK.float(),
+        kept_GK=kept_GK,
     )
 
 

@@ -36,31 +36,31 @@ def embedding_metrics(inputs: RewardInputs) -> dict[str, float]:
     Returns:
         Figures by name.
     """
-    groups, samples, hidden = inputs.unit_rollouts.shape
-    own = inputs.rollouts_to_own_anchors
-    rollouts = inputs.unit_rollouts.reshape(groups * samples, hidden)
-    similarity = rollouts @ rollouts.T
-    figures = {"cos_pos": own.mean(), "effective_rank": _effective_rank(similarity)}
-    there = inputs.has_negative[:, None].expand(groups, samples, -1)
-    if there.any():
-        figures["cos_neg"] = inputs.rollouts_to_negatives[there].mean()
+    groups, samples, hidden = inputs.unit_rollouts_GKH.shape
+    own_GKA = inputs.rollouts_to_own_anchors_GKA
+    rollouts_NH = inputs.unit_rollouts_GKH.reshape(groups * samples, hidden)
+    similarity_NN = rollouts_NH @ rollouts_NH.T
+    figures = {"cos_pos": own_GKA.mean(), "effective_rank": _effective_rank(similarity_NN)}
+    there_GKM = inputs.has_negative_GM[:, None].expand(groups, samples, -1)
+    if there_GKM.any():
+        figures["cos_neg"] = inputs.rollouts_to_negatives_GKM[there_GKM].mean()
     if groups > 1:
-        others = inputs.rollouts_to_anchors.masked_fill(inputs.same_group[:, None, :, None], -math.inf)
-        figures["cos_random"] = others[torch.isfinite(others)].mean()
+        others_GKGA = inputs.rollouts_to_anchors_GKGA.masked_fill(inputs.same_group_GG[:, None, :, None], -math.inf)
+        figures["cos_random"] = others_GKGA[torch.isfinite(others_GKGA)].mean()
         figures["margin"] = figures["cos_pos"] - figures["cos_random"]
-        figures["in_batch_accuracy"] = (own > others.amax(dim=2)).double().mean()
-        group = torch.arange(groups, device=rollouts.device).repeat_interleave(samples)
-        squared_distance = 2.0 - 2.0 * similarity[group[:, None] != group]
+        figures["in_batch_accuracy"] = (own_GKA > others_GKGA.amax(dim=2)).double().mean()
+        group_N = torch.arange(groups, device=rollouts_NH.device).repeat_interleave(samples)
+        squared_distance = 2.0 - 2.0 * similarity_NN[group_N[:, None] != group_N]
         figures["uniformity"] = torch.exp(-UNIFORMITY_T * squared_distance).mean().log()
     values = torch.stack(list(figures.values())).tolist()
     metrics = {f"embed/{name}": value for name, value in zip(figures, values, strict=True)}
     if groups > 1 and samples > 1:
-        metrics["embed/augmentation_overlap"] = augmentation_overlap(inputs.unit_rollouts)
+        metrics["embed/augmentation_overlap"] = augmentation_overlap(inputs.unit_rollouts_GKH)
     return metrics
 
 
-def _effective_rank(gram: Tensor) -> Tensor:
+def _effective_rank(gram_NN: Tensor) -> Tensor:
     """Effective rank of the matrix A from A A^T `[n, n]`, whose eigenvalues are A's squared singular values."""
-    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    singular = torch.linalg.eigvalsh(gram_NN).clamp_min(0).sqrt()
     rank: Tensor = torch.special.entr(singular / singular.sum()).sum().exp()
     return rank

@@ -10,7 +10,7 @@ from grace_exp.config.reward import RewardConfig
 from grace_exp.reward.composer import compose_reward
 from grace_exp.reward.inputs import RewardInputs
 
-EMBEDDED = ("rollouts", "anchors", "negatives", "swapped", "bare")
+EMBEDDED = ("rollouts_GKH", "anchors_GAH", "negatives_GMH", "swapped_GKH", "bare_GH")
 """Fields of `RewardInputs` that hold embeddings."""
 
 
@@ -28,7 +28,7 @@ class RewardGradients:
     fields: Mapping[str, Tensor]
 
 
-def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights: Tensor) -> RewardGradients:
+def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights_GK: Tensor) -> RewardGradients:
     """Differentiate the sum of weight x final reward.
 
     Every embedding counts wherever it enters: a rollout in its own reward, as a sibling in `consistency`, as a rival of
@@ -38,7 +38,7 @@ def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights: Tensor
     Args:
         inputs: As `compose_reward` takes them.
         config: Of the reward.
-        weights: Of each rollout's reward, `[groups, K]`: for their mean, 1 / (number of kept) where kept, else 0.
+        weights_GK: Of each rollout's reward, `[groups, K]`: for their mean, 1 / (number of kept) where kept, else 0.
 
     Returns:
         The sum and its gradients, without a graph.
@@ -50,7 +50,7 @@ def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights: Tensor
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
     with torch.enable_grad():
         reward = compose_reward(replace(inputs, **leaves, differentiable=True), config)
-        value = (weights * reward.final).sum()
+        value = (weights_GK * reward.final_GK).sum()
     found = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     if value.requires_grad:  # not of a reward of `format` and `length` alone
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)

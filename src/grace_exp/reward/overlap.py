@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def augmentation_overlap(unit_rollouts: Tensor) -> float:
+def augmentation_overlap(unit_rollouts_GKH: Tensor) -> float:
     """Share of rationales whose nearest neighbour among all others belongs to another text.
 
     The average confusion ratio of Wang et al. (arXiv 2203.13457), with a text's rationales as its augmented views:
@@ -15,17 +15,17 @@ def augmentation_overlap(unit_rollouts: Tensor) -> float:
     Compare it between steps with the same number of groups and K: more texts leave more to be confused with.
 
     Args:
-        unit_rollouts: `[groups, K, hidden]`, each of length 1, K at least 2.
+        unit_rollouts_GKH: `[groups, K, hidden]`, each of length 1, K at least 2.
 
     Returns:
         In [0, 1]; a tie counts as another text's, so that a collapsed space overlaps wholly.
     """
-    groups, samples, hidden = unit_rollouts.shape
-    rollouts = unit_rollouts.reshape(groups * samples, hidden)
-    similarity = rollouts @ rollouts.T
-    group = torch.arange(groups, device=rollouts.device).repeat_interleave(samples)
-    same = group[:, None] == group
-    similarity.fill_diagonal_(-math.inf)
-    own = similarity.masked_fill(~same, -math.inf).amax(dim=1)
-    other = similarity.masked_fill(same, -math.inf).amax(dim=1)
-    return (other >= own).double().mean().item()
+    groups, samples, hidden = unit_rollouts_GKH.shape
+    rollouts_NH = unit_rollouts_GKH.reshape(groups * samples, hidden)
+    similarity_NN = rollouts_NH @ rollouts_NH.T
+    group_N = torch.arange(groups, device=rollouts_NH.device).repeat_interleave(samples)
+    same_NN = group_N[:, None] == group_N
+    similarity_NN.fill_diagonal_(-math.inf)
+    own_N = similarity_NN.masked_fill(~same_NN, -math.inf).amax(dim=1)
+    other_N = similarity_NN.masked_fill(same_NN, -math.inf).amax(dim=1)
+    return (other_N >= own_N).double().mean().item()

@@ -8,7 +8,7 @@ from torch import Tensor
 from grace_exp.config.reward import TruncationConfig
 
 
-def apply_truncation(totals: Tensor, truncated: Tensor, config: TruncationConfig) -> tuple[Tensor, Tensor]:
+def apply_truncation(totals_GK: Tensor, truncated_GK: Tensor, config: TruncationConfig) -> tuple[Tensor, Tensor]:
     """Replace the totals of truncated rationales as configured.
 
     - `absolute` (GRACE, arXiv 2510.04506): `value`. Where totals lie below it, running out of tokens is rewarded.
@@ -20,23 +20,23 @@ def apply_truncation(totals: Tensor, truncated: Tensor, config: TruncationConfig
     - `none`: unchanged.
 
     Args:
-        totals: `[groups, K]`.
-        truncated: `[groups, K]` bool.
+        totals_GK: `[groups, K]`.
+        truncated_GK: `[groups, K]` bool.
         config: Chooses the rule.
 
     Returns:
         Rewards `[groups, K]`, and which rationales take part in baseline and loss, `[groups, K]` bool.
     """
-    everyone = torch.ones_like(truncated)
+    all_GK = torch.ones_like(truncated_GK)
     match config.mode:
         case "absolute":
-            return torch.where(truncated, config.value, totals), everyone
+            return torch.where(truncated_GK, config.value, totals_GK), all_GK
         case "group_relative":
             # In a group without a complete rationale the truncated ones are all there is.
-            complete = ~truncated | truncated.all(dim=1, keepdim=True)
-            worst = totals.masked_fill(~complete, math.inf).amin(dim=1, keepdim=True)
-            return torch.where(truncated, worst - config.margin, totals), everyone
+            complete_GK = ~truncated_GK | truncated_GK.all(dim=1, keepdim=True)
+            worst_G1 = totals_GK.masked_fill(~complete_GK, math.inf).amin(dim=1, keepdim=True)
+            return torch.where(truncated_GK, worst_G1 - config.margin, totals_GK), all_GK
         case "mask":
-            return totals, ~truncated
+            return totals_GK, ~truncated_GK
         case "none":
-            return totals, everyone
+            return totals_GK, all_GK

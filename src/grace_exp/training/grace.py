@@ -102,7 +102,7 @@ class GraceModule(StepModule):
             return self._skip(batch, error)
         with self.timer("reward"):
             metrics |= role_metrics(trained_roles) | self._mismatch(rollouts, scores)
-            metrics["rollout/tokens"] = float(sum(trained.inputs.lengths.sum().item() for trained in trained_roles))
+            metrics["rollout/tokens"] = float(sum(trained.inputs.lengths_GK.sum().item() for trained in trained_roles))
             metrics["rollout/prompts_cut"] = self._total(rollouts.prompts_cut())
             metrics |= self._written(rollouts, scores)
         if self.stored is not None:

@@ -23,10 +23,10 @@ PARTS = """
 import torch
 
 def zeros(inputs):
-    return inputs.truncated.double() * 0
+    return inputs.truncated_GK.double() * 0
 
 def wrong_shape(inputs):
-    return torch.zeros(inputs.truncated.shape[0])
+    return torch.zeros(inputs.truncated_GK.shape[0])
 
 def no_tensor(inputs):
     return 1.0
@@ -43,16 +43,16 @@ def two_arguments(inputs, more):
     return zeros(inputs)
 
 def ranks(inputs, config):
-    return inputs.rewards.argsort(dim=1).argsort(dim=1).float()
+    return inputs.rewards_GK.argsort(dim=1).argsort(dim=1).float()
 
 def reinforce(inputs, config):
-    return -(inputs.advantages[:, None] * inputs.logprobs)[inputs.counted].sum(), {}
+    return -(inputs.advantages_N[:, None] * inputs.logprobs_NT)[inputs.counted_NT].sum(), {}
 
 def without_gradient(inputs, config):
     return torch.tensor(1.0), {}
 
 def only_a_loss(inputs, config):
-    return inputs.logprobs.sum()
+    return inputs.logprobs_NT.sum()
 
 def rows(path):
     yield {"query": path, "positive": "b"}
@@ -209,8 +209,8 @@ def test_the_examples_term_has_a_gradient() -> None:
     try_custom_term(term(path, "log_rank"))
 
     class Inputs:
-        rollouts_to_anchors = torch.randn(3, 4, 3, 1, requires_grad=True)
-        rollouts_to_own_anchors = torch.randn(3, 4, 1, requires_grad=True)
+        rollouts_to_anchors_GKGA = torch.randn(3, 4, 3, 1, requires_grad=True)
+        rollouts_to_own_anchors_GKA = torch.randn(3, 4, 1, requires_grad=True)
 
     function(Inputs()).sum().backward()
-    assert Inputs.rollouts_to_anchors.grad is not None and Inputs.rollouts_to_own_anchors.grad is not None
+    assert Inputs.rollouts_to_anchors_GKGA.grad is not None and Inputs.rollouts_to_own_anchors_GKA.grad is not None

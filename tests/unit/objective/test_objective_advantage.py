@@ -21,11 +21,11 @@ RANDOM = torch.randn(5, 8, generator=torch.Generator().manual_seed(1), dtype=tor
 
 def inputs(rewards: Tensor, kept: Tensor | None = None, **more: Any) -> AdvantageInputs:
     given = {
-        "rewards": rewards,
-        "kept": torch.ones_like(rewards, dtype=torch.bool) if kept is None else kept,
-        "lengths": torch.ones_like(rewards, dtype=torch.long),
+        "rewards_GK": rewards,
+        "kept_GK": torch.ones_like(rewards, dtype=torch.bool) if kept is None else kept,
+        "lengths_GK": torch.ones_like(rewards, dtype=torch.long),
         "max_tokens": 10,
-        "baseline": torch.zeros(len(rewards), dtype=rewards.dtype),
+        "baseline_G": torch.zeros(len(rewards), dtype=rewards.dtype),
     }
     return AdvantageInputs(**given | more)
 
@@ -77,7 +77,7 @@ def test_known_rewards(scale: str, expected: list[list[float]]) -> None:
 )
 def test_known_baselines(algorithm: str, expected: list[list[float]]) -> None:
     """Group mean, mean of the others, batch mean 7, greedy rewards 1 and 0."""
-    found = advantages(REWARDS, algorithm, baseline=torch.tensor([1.0, 0.0]))
+    found = advantages(REWARDS, algorithm, baseline_G=torch.tensor([1.0, 0.0]))
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
@@ -110,7 +110,7 @@ def test_reinforce_pp_is_the_standard_score_over_the_batch() -> None:
 def test_equal_rewards_give_exactly_zero(algorithm: str, scale: str, samples: int) -> None:
     """0.1 x 3 / 3 is not 0.1 in float32, yet nothing may train; nor may a deviation of zero make nan."""
     each = torch.full((3,), 0.1) if algorithm == "reinforce_pp" else torch.tensor([0.1, -7.3, 1e4])
-    found = advantages(each[:, None].expand(3, samples), algorithm, scale, baseline=each)
+    found = advantages(each[:, None].expand(3, samples), algorithm, scale, baseline_G=each)
     assert torch.equal(found, torch.zeros(3, samples))
 
 
@@ -121,9 +121,9 @@ def test_rationales_that_are_not_kept_change_nothing(algorithm: str, scale: str)
     kept = torch.ones(5, 8, dtype=torch.bool)
     kept[:, [0, 3, 6]] = False
     baseline = RANDOM[:, 0]
-    expected = advantages(RANDOM[:, [1, 2, 4, 5, 7]], algorithm, scale, baseline=baseline)
+    expected = advantages(RANDOM[:, [1, 2, 4, 5, 7]], algorithm, scale, baseline_G=baseline)
     for junk in (1e9, float("nan"), float("-inf")):
-        found = advantages(RANDOM.masked_fill(~kept, junk), algorithm, scale, kept=kept, baseline=baseline)
+        found = advantages(RANDOM.masked_fill(~kept, junk), algorithm, scale, kept_GK=kept, baseline_G=baseline)
         assert (found[~kept] == 0).all()
         torch.testing.assert_close(found[kept].view(5, 5), expected, rtol=1e-9, atol=1e-12)
 
@@ -133,7 +133,7 @@ def test_a_group_of_which_nothing_is_kept_has_no_advantages(algorithm: str) -> N
     """And no nan."""
     kept = torch.tensor([[False, False], [True, True]])
     for scale in SCALES:
-        found = advantages(REWARDS, algorithm, scale, kept=kept)
+        found = advantages(REWARDS, algorithm, scale, kept_GK=kept)
         assert found.isfinite().all() and (found[0] == 0).all()
 
 
@@ -176,7 +176,9 @@ def test_long_rationales_are_punished_as_in_dapo() -> None:
 def test_punishment_and_penalty_enter_the_reward_before_the_advantage() -> None:
     """Reward - punishment of length - coefficient x KL."""
     settings = config(overlong=OverlongConfig(share=0.5), kl=KlConfig(coefficient=0.1, placement="reward"))
-    given = inputs(REWARDS, lengths=torch.tensor([[5, 10], [5, 5]]), reference_kl=torch.tensor([[0.0, 0.0], [20.0, 0]]))
+    given = inputs(
+        REWARDS, lengths_GK=torch.tensor([[5, 10], [5, 5]]), reference_kl_GK=torch.tensor([[0.0, 0.0], [20.0, 0]])
+    )
     shaped = shaped_rewards(given, settings)
     torch.testing.assert_close(shaped, torch.tensor([[0.0, 1.0], [8.0, 16.0]]))
     torch.testing.assert_close(compute_advantages(given, settings), torch.tensor([[-0.5, 0.5], [-4.0, 4.0]]))
@@ -199,7 +201,7 @@ def test_groups_without_spread_are_found() -> None:
 def test_what_an_algorithm_needs_is_asked_for() -> None:
     """Never replaced by a zero."""
     with pytest.raises(ValueError, match="remax needs the greedy"):
-        advantages(REWARDS, "remax", baseline=None)
+        advantages(REWARDS, "remax", baseline_G=None)
     with pytest.raises(ValueError, match=r"kl\.placement=reward needs reference_kl"):
         compute_advantages(inputs(REWARDS), config(kl=KlConfig(coefficient=0.1, placement="reward")))
 
@@ -207,11 +209,11 @@ def test_what_an_algorithm_needs_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("kept", torch.ones(2, 1, dtype=torch.bool)),
-        ("kept", torch.ones(2, 2)),
-        ("lengths", torch.ones(2)),
-        ("baseline", torch.zeros(2, 1)),
-        ("reference_kl", torch.zeros(2)),
+        ("kept_GK", torch.ones(2, 1, dtype=torch.bool)),
+        ("kept_GK", torch.ones(2, 2)),
+        ("lengths_GK", torch.ones(2)),
+        ("baseline_G", torch.zeros(2, 1)),
+        ("reference_kl_GK", torch.zeros(2)),
     ],
 )
 def test_inputs_that_would_broadcast_are_errors(field: str, value: Tensor) -> None:

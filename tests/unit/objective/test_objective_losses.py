@@ -30,10 +30,10 @@ def inputs(ratio: float = 1.0, rows: int = 3, length: int = 5, noise: float = 0.
     advantages = torch.randn(rows, generator=draw, dtype=torch.float64)
     shift = torch.tensor(ratio, dtype=torch.float64).log() + noise * torch.randn(old.shape, generator=draw).double()
     return LossInputs(
-        logprobs=(old + shift).requires_grad_(),
-        old_logprobs=old,
-        advantages=advantages,
-        mask=torch.arange(length) < torch.tensor(LENGTHS)[:rows, None],
+        logprobs_NT=(old + shift).requires_grad_(),
+        old_logprobs_NT=old,
+        advantages_N=advantages,
+        mask_NT=torch.arange(length) < torch.tensor(LENGTHS)[:rows, None],
     )
 
 
@@ -42,14 +42,14 @@ def loss(given: LossInputs, settings: ObjectiveConfig) -> tuple[Tensor, dict[str
 
 
 def gradient(given: LossInputs, settings: ObjectiveConfig) -> Tensor:
-    return torch.autograd.grad(loss(given, settings)[0], given.logprobs)[0]
+    return torch.autograd.grad(loss(given, settings)[0], given.logprobs_NT)[0]
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
 def test_at_ratio_one_every_gradient_is_that_of_reinforce(algorithm: str) -> None:
     """-A at the rationale's tokens and 0 at padding."""
     given = inputs()
-    torch.testing.assert_close(gradient(given, config(algorithm)), -given.advantages[:, None] * given.mask)
+    torch.testing.assert_close(gradient(given, config(algorithm)), -given.advantages_N[:, None] * given.mask_NT)
     metrics = loss(given, config(algorithm))[1]
     assert metrics["ratio"].item() == pytest.approx(8) and metrics["approx_kl"].item() == pytest.approx(0, abs=1e-12)
     assert metrics.get("clipped", torch.tensor(0)).item() == 0
@@ -60,9 +60,9 @@ def test_at_ratio_one_every_gradient_is_that_of_reinforce(algorithm: str) -> Non
 def test_reinforce_losses_have_neither_ratio_nor_clip(algorithm: str) -> None:
     """-A log pi, however far the policy has moved."""
     given = inputs(3.0)
-    expected = (-given.advantages[:, None] * given.logprobs)[given.mask].sum()
+    expected = (-given.advantages_N[:, None] * given.logprobs_NT)[given.mask_NT].sum()
     torch.testing.assert_close(loss(given, config(algorithm))[0], expected)
-    torch.testing.assert_close(gradient(given, config(algorithm)), -given.advantages[:, None] * given.mask)
+    torch.testing.assert_close(gradient(given, config(algorithm)), -given.advantages_N[:, None] * given.mask_NT)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_reinforce_losses_have_neither_ratio_nor_clip(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", [*CLIPPED, "gspo"])
 def test_clip_regions(algorithm: str, ratio: float, advantage: float, value: float, slope: float, clipped: int) -> None:
     """PPO's six regions with an asymmetric range [0.8, 1.3]; of one token, GSPO's ratio is the token's."""
-    given = replace(inputs(ratio, 1, 1), advantages=torch.tensor([advantage], dtype=torch.float64))
+    given = replace(inputs(ratio, 1, 1), advantages_N=torch.tensor([advantage], dtype=torch.float64))
     found, metrics = loss(given, config(algorithm))
     assert found.item() == pytest.approx(value)
     assert gradient(given, config(algorithm)).item() == pytest.approx(slope, abs=1e-12)
@@ -98,8 +98,8 @@ def test_the_clipped_loss_token_by_token(algorithm: str) -> None:
     given, expected = inputs(1.0, noise=0.4), 0.0
     for row, length in enumerate(LENGTHS):
         for t in range(length):
-            ratio = (given.logprobs[row, t] - given.old_logprobs[row, t]).exp().item()
-            advantage = given.advantages[row].item()
+            ratio = (given.logprobs_NT[row, t] - given.old_logprobs_NT[row, t]).exp().item()
+            advantage = given.advantages_N[row].item()
             expected += -min(ratio * advantage, min(max(ratio, 0.8), 1.3) * advantage)
     assert loss(given, config(algorithm))[0].item() == pytest.approx(expected)
 
@@ -110,10 +110,10 @@ def test_gspo_is_the_mean_over_rationales_of_the_clipped_geometric_mean() -> Non
     settings = config("gspo", aggregation="sequence_mean", clip_low=0.05, clip_high=0.05)
     terms = []
     for row, length in enumerate(LENGTHS):
-        ratio = (given.logprobs[row, :length] - given.old_logprobs[row, :length]).mean().exp()
-        terms.append(-torch.minimum(ratio * given.advantages[row], ratio.clamp(0.95, 1.05) * given.advantages[row]))
+        ratio = (given.logprobs_NT[row, :length] - given.old_logprobs_NT[row, :length]).mean().exp()
+        terms.append(-torch.minimum(ratio * given.advantages_N[row], ratio.clamp(0.95, 1.05) * given.advantages_N[row]))
     expected = torch.stack(terms).mean()
-    (wanted,) = torch.autograd.grad(expected, given.logprobs)
+    (wanted,) = torch.autograd.grad(expected, given.logprobs_NT)
     found = loss(given, settings)[0] / denominator(8, 3, settings, 10)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient(given, settings) / 3, wanted)
@@ -123,10 +123,10 @@ def test_gspo_is_the_mean_over_rationales_of_the_clipped_geometric_mean() -> Non
 def test_aggregations_of_unequal_rationales(algorithm: str) -> None:
     """Token mean, mean of means, and sum over a constant, of the same token losses."""
     given = inputs(1.05, noise=0.1)
-    single = [LossInputs(given.logprobs[i : i + 1], given.old_logprobs[i : i + 1], given.advantages[i : i + 1],
-                         given.mask[i : i + 1]) for i in range(3)]  # fmt: skip
+    single = [LossInputs(given.logprobs_NT[i : i + 1], given.old_logprobs_NT[i : i + 1], given.advantages_N[i : i + 1],
+                         given.mask_NT[i : i + 1]) for i in range(3)]  # fmt: skip
     sums = [loss(one, config(algorithm))[0].item() for one in single]
-    tokens, rationales = counts(given.counted).tolist()
+    tokens, rationales = counts(given.counted_NT).tolist()
     assert (tokens, rationales) == (8, 3)
     expected = {
         "token_mean": sum(sums) / 8,
@@ -149,19 +149,19 @@ def test_padding_adds_nothing(algorithm: str, padding: float) -> None:
     if algorithm != "copg":
         settings = replace(settings, kl=KlConfig(coefficient=0.1), importance=ImportanceConfig(mode="sequence"))
     plain = inputs(1.1)
-    parts = {"reference_logprobs": plain.old_logprobs - 0.3, "engine_logprobs": plain.old_logprobs + 0.1,
-             "entropy": plain.old_logprobs.abs()}  # fmt: skip
+    parts = {"reference_logprobs_NT": plain.old_logprobs_NT - 0.3, "engine_logprobs_NT": plain.old_logprobs_NT + 0.1,
+             "entropy_NT": plain.old_logprobs_NT.abs()}  # fmt: skip
     clean = replace(plain, **parts)
     dirty = replace(
         clean,
-        logprobs=clean.logprobs.detach().masked_fill(~clean.mask, padding).requires_grad_(),
-        old_logprobs=clean.old_logprobs.masked_fill(~clean.mask, -padding),
-        **{name: values.masked_fill(~clean.mask, padding) for name, values in parts.items()},
+        logprobs_NT=clean.logprobs_NT.detach().masked_fill(~clean.mask_NT, padding).requires_grad_(),
+        old_logprobs_NT=clean.old_logprobs_NT.masked_fill(~clean.mask_NT, -padding),
+        **{name: values.masked_fill(~clean.mask_NT, padding) for name, values in parts.items()},
     )
     torch.testing.assert_close(loss(dirty, settings), loss(clean, settings), rtol=0, atol=0)
     found = gradient(dirty, settings)
     torch.testing.assert_close(found, gradient(clean, settings), rtol=0, atol=0)
-    assert (found[~clean.mask] == 0).all()
+    assert (found[~clean.mask_NT] == 0).all()
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
@@ -170,11 +170,13 @@ def test_rationales_that_are_not_kept_change_nothing(algorithm: str, aggregation
     """Neither sums nor counts are other than without them."""
     settings = config(algorithm, aggregation=aggregation)
     given = inputs(1.1, noise=0.2)
-    masked = replace(given, kept=torch.tensor([True, False, True]))
+    masked = replace(given, kept_N=torch.tensor([True, False, True]))
     rest = torch.tensor([0, 2])
-    without = LossInputs(given.logprobs[rest], given.old_logprobs[rest], given.advantages[rest], given.mask[rest])
+    without = LossInputs(
+        given.logprobs_NT[rest], given.old_logprobs_NT[rest], given.advantages_N[rest], given.mask_NT[rest]
+    )
     torch.testing.assert_close(loss(masked, settings), loss(without, settings))
-    assert torch.equal(counts(masked.counted), counts(without.counted))
+    assert torch.equal(counts(masked.counted_NT), counts(without.counted_NT))
     assert (gradient(masked, settings)[1] == 0).all()
 
 
@@ -182,14 +184,14 @@ def test_rationales_that_are_not_kept_change_nothing(algorithm: str, aggregation
 def test_tokens_without_an_engine_log_prob_are_left_out(algorithm: str) -> None:
     """Of loss, gradient and denominator, whether or not weights are made of the others."""
     given = inputs(1.1)
-    engine = given.old_logprobs.clone()
+    engine = given.old_logprobs_NT.clone()
     engine[0, 1], engine[0, 3], engine[2, 0] = NAN, -torch.inf, torch.inf
-    without = given.mask.clone()
+    without = given.mask_NT.clone()
     without[0, 1] = without[0, 3] = without[2, 0] = False
     settings = config(algorithm)
-    found, expected = replace(given, engine_logprobs=engine), replace(given, mask=without)
+    found, expected = replace(given, engine_logprobs_NT=engine), replace(given, mask_NT=without)
     torch.testing.assert_close(loss(found, settings), loss(expected, settings))
-    assert counts(found.counted).tolist() == counts(expected.counted).tolist() == [5, 2]
+    assert counts(found.counted_NT).tolist() == counts(expected.counted_NT).tolist() == [5, 2]
     assert (gradient(found, settings)[~without] == 0).all()
 
 
@@ -201,10 +203,10 @@ def test_micro_batches_add_up(algorithm: str, aggregation: str) -> None:
     whole, metrics = loss(given, settings)
     rows = [
         LossInputs(
-            given.logprobs[row : row + 1],
-            given.old_logprobs[row : row + 1],
-            given.advantages[row : row + 1],
-            given.mask[row : row + 1],
+            given.logprobs_NT[row : row + 1],
+            given.old_logprobs_NT[row : row + 1],
+            given.advantages_N[row : row + 1],
+            given.mask_NT[row : row + 1],
         )
         for row in range(3)
     ]
@@ -212,7 +214,7 @@ def test_micro_batches_add_up(algorithm: str, aggregation: str) -> None:
     torch.testing.assert_close(torch.stack([value for value, _ in parts]).sum(), whole)
     for name, value in metrics.items():
         torch.testing.assert_close(torch.stack([figures[name] for _, figures in parts]).sum(), value)
-    assert torch.equal(torch.stack([counts(row.counted) for row in rows]).sum(dim=0), counts(given.counted))
+    assert torch.equal(torch.stack([counts(row.counted_NT) for row in rows]).sum(dim=0), counts(given.counted_NT))
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "constant"])
@@ -220,16 +222,16 @@ def test_micro_batches_add_up(algorithm: str, aggregation: str) -> None:
 def test_rows_without_tokens_give_a_zero_that_can_be_backpropagated(algorithm: str, aggregation: str) -> None:
     """Every process must take part in backward."""
     given, settings = inputs(), config(algorithm, aggregation=aggregation)
-    given = replace(given, mask=torch.zeros_like(given.mask))
+    given = replace(given, mask_NT=torch.zeros_like(given.mask_NT))
     assert loss(given, settings)[0].item() == 0
     assert (gradient(given, settings) == 0).all()
-    assert denominator(*counts(given.counted).tolist(), settings, 10) >= 1
+    assert denominator(*counts(given.counted_NT).tolist(), settings, 10) >= 1
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
 def test_zero_advantages_give_zero_gradient(algorithm: str) -> None:
     """Equal rewards train nothing, on policy or off it."""
-    given = replace(inputs(1.7), advantages=torch.zeros(3, dtype=torch.float64))
+    given = replace(inputs(1.7), advantages_N=torch.zeros(3, dtype=torch.float64))
     assert (gradient(given, config(algorithm)) == 0).all()
 
 
@@ -237,12 +239,12 @@ def test_zero_advantages_give_zero_gradient(algorithm: str) -> None:
 def test_gradient_flows_through_the_policy_only(algorithm: str) -> None:
     """Old, reference, engine and advantages are constants even when handed over with a graph."""
     given = inputs()
-    constants = [given.old_logprobs, given.advantages, given.old_logprobs - 0.1]
+    constants = [given.old_logprobs_NT, given.advantages_N, given.old_logprobs_NT - 0.1]
     old, advantages, reference = (values.clone().requires_grad_() for values in constants)
-    given = replace(given, old_logprobs=old, advantages=advantages, reference_logprobs=reference)
+    given = replace(given, old_logprobs_NT=old, advantages_N=advantages, reference_logprobs_NT=reference)
     settings = config(algorithm) if algorithm == "copg" else config(algorithm, kl=KlConfig(coefficient=0.5))
     loss(given, settings)[0].backward()
-    assert given.logprobs.grad is not None
+    assert given.logprobs_NT.grad is not None
     assert old.grad is None and advantages.grad is None and reference.grad is None
 
 
@@ -250,10 +252,10 @@ def test_gradient_flows_through_the_policy_only(algorithm: str) -> None:
 def test_kl_is_added_per_token(estimator: str) -> None:
     """Loss = surrogate + coefficient x sum of the estimator over the rationale's tokens."""
     given = inputs(1.1)
-    reference = given.old_logprobs - 0.4
+    reference = given.old_logprobs_NT - 0.4
     settings = config(kl=KlConfig(coefficient=0.3, estimator=estimator))
-    found, metrics = loss(replace(given, reference_logprobs=reference), settings)
-    kl = (KL_ESTIMATORS[estimator](given.logprobs, reference) * given.mask).sum()
+    found, metrics = loss(replace(given, reference_logprobs_NT=reference), settings)
+    kl = (KL_ESTIMATORS[estimator](given.logprobs_NT, reference) * given.mask_NT).sum()
     torch.testing.assert_close(metrics["kl_reference"], kl.detach())
     torch.testing.assert_close(found, metrics["surrogate"] + 0.3 * kl)
 
@@ -261,20 +263,20 @@ def test_kl_is_added_per_token(estimator: str) -> None:
 def test_a_penalty_in_the_reward_is_not_in_the_loss() -> None:
     """It would be paid twice."""
     given = inputs(1.1)
-    given = replace(given, reference_logprobs=given.old_logprobs - 0.4)
+    given = replace(given, reference_logprobs_NT=given.old_logprobs_NT - 0.4)
     in_reward = config(kl=KlConfig(coefficient=0.3, placement="reward"))
     assert loss(given, in_reward)[0].item() == loss(given, config())[0].item()
 
 
 def test_the_entropy_bonus_lowers_the_loss_by_its_mean() -> None:
     """And pulls the policy's entropy up: its gradient is -coefficient."""
-    given = replace(inputs(1.1), entropy=torch.full((3, 5), 2.0, dtype=torch.float64, requires_grad=True))
+    given = replace(inputs(1.1), entropy_NT=torch.full((3, 5), 2.0, dtype=torch.float64, requires_grad=True))
     found, metrics = loss(given, config(entropy_coefficient=0.25))
     assert found.item() == pytest.approx(loss(given, config())[0].item() - 0.25 * 2 * 8)
     assert metrics["entropy"].item() == 16
-    assert given.entropy is not None
-    (slope,) = torch.autograd.grad(found, given.entropy)
-    torch.testing.assert_close(slope, -0.25 * given.mask.double())
+    assert given.entropy_NT is not None
+    (slope,) = torch.autograd.grad(found, given.entropy_NT)
+    torch.testing.assert_close(slope, -0.25 * given.mask_NT.double())
 
 
 def test_importance_weights_are_capped_per_token() -> None:
@@ -283,7 +285,7 @@ def test_importance_weights_are_capped_per_token() -> None:
     weights = torch.tensor([[0.5, 2.0, 8.0]], dtype=torch.float64)
     given = LossInputs(
         old.clone().requires_grad_(), old, torch.ones(1).double(), torch.ones(1, 3, dtype=torch.bool),
-        engine_logprobs=old - weights.log(),
+        engine_logprobs_NT=old - weights.log(),
     )  # fmt: skip
     for algorithm in ("grpo", "rloo"):
         settings = config(algorithm, importance=ImportanceConfig(mode="token", cap=3.0))
@@ -300,7 +302,7 @@ def test_importance_weights_are_capped_per_token() -> None:
 def test_an_engine_that_agrees_needs_no_correction(mode: str) -> None:
     """Weights of 1 change nothing."""
     given = inputs(1.1, noise=0.1)
-    given = replace(given, engine_logprobs=given.old_logprobs)
+    given = replace(given, engine_logprobs_NT=given.old_logprobs_NT)
     corrected, plain = (loss(given, config(importance=ImportanceConfig(mode=m)))[0] for m in (mode, "none"))
     torch.testing.assert_close(corrected, plain)
 
@@ -316,11 +318,11 @@ def test_approx_kl_is_k3_of_old_against_new() -> None:
 def test_huge_ratios_stay_finite(algorithm: str) -> None:
     """exp(300) is infinite in float32: one token would make the step's gradient nan."""
     given = LossInputs(
-        logprobs=torch.tensor([[-1.0], [-1.0]], requires_grad=True),
-        old_logprobs=torch.full((2, 1), -301.0),
-        advantages=torch.tensor([1.0, -1.0]),
-        mask=torch.ones(2, 1, dtype=torch.bool),
-        engine_logprobs=torch.full((2, 1), -600.0),
+        logprobs_NT=torch.tensor([[-1.0], [-1.0]], requires_grad=True),
+        old_logprobs_NT=torch.full((2, 1), -301.0),
+        advantages_N=torch.tensor([1.0, -1.0]),
+        mask_NT=torch.ones(2, 1, dtype=torch.bool),
+        engine_logprobs_NT=torch.full((2, 1), -600.0),
     )
     modes = ["none"] if algorithm == "copg" else ["none", "token", "sequence"]
     for mode in modes:
@@ -347,15 +349,15 @@ def test_what_is_asked_for_is_never_dropped(settings: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("old_logprobs", torch.zeros(1, 5)),
-        ("mask", torch.ones(3, 1, dtype=torch.bool)),
-        ("mask", torch.ones(3, 5, dtype=torch.int64)),
-        ("advantages", torch.zeros(3, 1)),
-        ("reference_logprobs", torch.zeros(5)),
-        ("engine_logprobs", torch.zeros(3)),
-        ("entropy", torch.zeros(5)),
-        ("kept", torch.ones(3, 1, dtype=torch.bool)),
-        ("kept", torch.ones(3)),
+        ("old_logprobs_NT", torch.zeros(1, 5)),
+        ("mask_NT", torch.ones(3, 1, dtype=torch.bool)),
+        ("mask_NT", torch.ones(3, 5, dtype=torch.int64)),
+        ("advantages_N", torch.zeros(3, 1)),
+        ("reference_logprobs_NT", torch.zeros(5)),
+        ("engine_logprobs_NT", torch.zeros(3)),
+        ("entropy_NT", torch.zeros(5)),
+        ("kept_N", torch.ones(3, 1, dtype=torch.bool)),
+        ("kept_N", torch.ones(3)),
     ],
 )
 def test_inputs_that_would_broadcast_are_errors(field: str, value: Tensor) -> None:

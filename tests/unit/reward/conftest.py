@@ -31,18 +31,18 @@ def make_inputs() -> Callable[..., RewardInputs]:
 
         centre = noise(hidden) + noise(groups, 1, hidden)
         return RewardInputs(
-            rollouts=centre + 0.5 * noise(groups, samples, hidden),
-            anchors=centre + 0.5 * noise(groups, anchors, hidden),
-            negatives=None if negatives is None else centre + noise(groups, negatives, hidden),
-            truncated=torch.rand(groups, samples, generator=draw) < 0.3,
-            lengths=torch.randint(1, 20, (groups, samples), generator=draw),
-            negative_mask=torch.rand(groups, negatives or 0, generator=draw) < 0.6 if masked else None,
+            rollouts_GKH=centre + 0.5 * noise(groups, samples, hidden),
+            anchors_GAH=centre + 0.5 * noise(groups, anchors, hidden),
+            negatives_GMH=None if negatives is None else centre + noise(groups, negatives, hidden),
+            truncated_GK=torch.rand(groups, samples, generator=draw) < 0.3,
+            lengths_GK=torch.randint(1, 20, (groups, samples), generator=draw),
+            negative_mask_GM=torch.rand(groups, negatives or 0, generator=draw) < 0.6 if masked else None,
             trained=trained,
             max_tokens=16,
-            well_formed=torch.randint(0, 5, (groups, samples), generator=draw) / 4,
-            swapped=centre + 0.7 * noise(groups, samples, hidden) if groups > 1 else None,
-            swapped_from=torch.arange(groups).roll(1) if groups > 1 else None,
-            bare=(centre + noise(groups, 1, hidden)).squeeze(1),
+            well_formed_GK=torch.randint(0, 5, (groups, samples), generator=draw) / 4,
+            swapped_GKH=centre + 0.7 * noise(groups, samples, hidden) if groups > 1 else None,
+            swapped_from_G=torch.arange(groups).roll(1) if groups > 1 else None,
+            bare_GH=(centre + noise(groups, 1, hidden)).squeeze(1),
         )
 
     return make

@@ -39,9 +39,9 @@ def test_random_vectors_for_all_negatives_change_advantages_only_where_negatives
     """METHOD 6.1: they move the paper's rewards by up to 11 and its advantages by 1e-6."""
     inputs = make_inputs(8, 4, 2)
     draw = torch.Generator().manual_seed(9)
-    other = replace(inputs, negatives=torch.randn(8, 2, 12, generator=draw))
+    other = replace(inputs, negatives_GMH=torch.randn(8, 2, 12, generator=draw))
     config = _preset(name)
-    before, after = compose_reward(inputs, config).final, compose_reward(other, config).final
+    before, after = compose_reward(inputs, config).final_GK, compose_reward(other, config).final_GK
     rewards = (after - before).abs().max()
     advantages = ((after - after.mean(dim=1, keepdim=True)) - (before - before.mean(dim=1, keepdim=True))).abs().max()
     if name in ACTING:
@@ -55,10 +55,10 @@ def test_random_vectors_for_all_negatives_change_advantages_only_where_negatives
 def test_other_texts_in_the_batch_act_where_hard_negatives_do(make_inputs: Make, name: str) -> None:
     """Another query for the last group changes the advantages of the first, unless it is the paper that compares."""
     inputs = make_inputs(6, 4, 1)
-    anchors = inputs.anchors.clone()
-    anchors[-1] = inputs.rollouts[0, 1]
+    anchors = inputs.anchors_GAH.clone()
+    anchors[-1] = inputs.rollouts_GKH[0, 1]
     config = _preset(name)
-    finals = [compose_reward(i, config).final[0] for i in (inputs, replace(inputs, anchors=anchors))]
+    finals = [compose_reward(i, config).final_GK[0] for i in (inputs, replace(inputs, anchors_GAH=anchors))]
     change = (finals[1] - finals[1].mean()) - (finals[0] - finals[0].mean())
     assert (change.abs().max() < 1e-5) == (name == "paper_supervised")
 
@@ -108,13 +108,13 @@ def test_infonce_that_has_found_its_text_is_worth_nothing_more() -> None:
 
 def test_length_costs_only_beyond_what_is_free(make_inputs: Make) -> None:
     """A budget of 100, half of it free: from 50 tokens down to -1 at 100; longer is no worse."""
-    inputs = replace(make_inputs(1, 5), lengths=torch.tensor([[1, 50, 75, 100, 300]]))
+    inputs = replace(make_inputs(1, 5), lengths_GK=torch.tensor([[1, 50, 75, 100, 300]]))
     values = TERMS["length"](inputs, LengthConfig(budget=100))
     assert values.tolist() == [[0.0, 0.0, -0.5, -1.0, -1.0]]
 
 
 def test_group_relative_length_acts_at_any_length_and_has_mean_zero_between_two(make_inputs: Make) -> None:
-    inputs = replace(make_inputs(3, 3), lengths=torch.tensor([[10, 20, 30], [1000, 1001, 1001], [7, 7, 7]]))
+    inputs = replace(make_inputs(3, 3), lengths_GK=torch.tensor([[10, 20, 30], [1000, 1001, 1001], [7, 7, 7]]))
     values = TERMS["length"](inputs, LengthConfig(relative_to="group"))
     assert values.tolist() == [[0.5, 0.0, -0.5], [0.5, -0.5, -0.5], [0.0, 0.0, 0.0]]
 
@@ -122,29 +122,31 @@ def test_group_relative_length_acts_at_any_length_and_has_mean_zero_between_two(
 def test_faithfulness_charges_the_lender_and_has_the_mean_of_the_plain_comparison(make_inputs: Make) -> None:
     """Moving what text 0 borrowed changes the value of the rationale that was lent, and of no other."""
     inputs = make_inputs(4, 3)
-    assert inputs.swapped is not None and inputs.swapped_from is not None and inputs.bare is not None
-    swapped = inputs.swapped.clone()
-    swapped[0, 2] = inputs.anchors[0, 0]
+    assert inputs.swapped_GKH is not None and inputs.swapped_from_G is not None and inputs.bare_GH is not None
+    swapped = inputs.swapped_GKH.clone()
+    swapped[0, 2] = inputs.anchors_GAH[0, 0]
     faithfulness = TERMS["faithfulness"]
-    before, after = faithfulness(inputs, TermConfig()), faithfulness(replace(inputs, swapped=swapped), TermConfig())
+    before, after = faithfulness(inputs, TermConfig()), faithfulness(replace(inputs, swapped_GKH=swapped), TermConfig())
     changed = (before != after).nonzero().tolist()
-    assert changed == [[int(inputs.swapped_from[0]), 2]]
+    assert changed == [[int(inputs.swapped_from_G[0]), 2]]
     assert after[tuple(changed[0])] < before[tuple(changed[0])]
 
     def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=-1)
 
-    own, lent, bare = (cosine(v, inputs.anchors) for v in (inputs.rollouts, inputs.swapped, inputs.bare[:, None]))
+    own, lent, bare = (
+        cosine(v, inputs.anchors_GAH) for v in (inputs.rollouts_GKH, inputs.swapped_GKH, inputs.bare_GH[:, None])
+    )
     torch.testing.assert_close(before.mean(), own.mean() - (lent.mean() + bare.mean()) / 2)
 
 
 @pytest.mark.parametrize(
     ("term", "config", "missing"),
     [
-        ("format", TermConfig(), {"well_formed": None}),
+        ("format", TermConfig(), {"well_formed_GK": None}),
         ("length", LengthConfig(), {"max_tokens": None}),
-        ("faithfulness", TermConfig(), {"bare": None}),
-        ("faithfulness", TermConfig(), {"swapped": None, "swapped_from": None}),
+        ("faithfulness", TermConfig(), {"bare_GH": None}),
+        ("faithfulness", TermConfig(), {"swapped_GKH": None, "swapped_from_G": None}),
     ],
 )
 def test_a_term_without_its_inputs_is_an_error_naming_them(

@@ -34,9 +34,9 @@ def test_total_is_weighted_sum_divided_by_temperature(make_inputs: Make) -> None
     reward = compose_reward(make_inputs(), PAPER)
     terms = reward.terms
     expected = (terms["positive"] + terms["negative"] + 0.2 * terms["consistency"] + 0.2 * terms["hard_negative"]) / 0.1
-    torch.testing.assert_close(reward.total, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(reward.total_GK, expected, atol=1e-5, rtol=0)
     assert terms["positive"].abs().max() <= 1
-    assert {values.dtype for values in (*terms.values(), reward.total, reward.final)} == {torch.float32}
+    assert {values.dtype for values in (*terms.values(), reward.total_GK, reward.final_GK)} == {torch.float32}
 
 
 def test_terms_of_weight_zero_are_reported_and_add_nothing(make_inputs: Make) -> None:
@@ -44,7 +44,7 @@ def test_terms_of_weight_zero_are_reported_and_add_nothing(make_inputs: Make) ->
     alone = compose_reward(make_inputs(), replace(PAPER, terms=TermsConfig(positive=TermConfig())))
     watched = TermsConfig(positive=TermConfig(), consistency=TermConfig(weight=0.0))
     reward = compose_reward(make_inputs(), replace(PAPER, terms=watched))
-    assert torch.equal(reward.total, alone.total)
+    assert torch.equal(reward.total_GK, alone.total_GK)
     assert reward.terms["consistency"].abs().min() > 0
     assert reward.metrics()["reward/consistency/mean"] == pytest.approx(reward.terms["consistency"].mean().item())
 
@@ -53,20 +53,20 @@ def test_truncated_rationales_get_the_absolute_value(make_inputs: Make) -> None:
     """And only they; the total before it stays visible."""
     inputs = make_inputs(seed=3)
     reward = compose_reward(inputs, replace(PAPER, truncation=TruncationConfig(value=-2.5)))
-    assert 0 < inputs.truncated.sum() < inputs.truncated.numel()
-    assert (reward.final[inputs.truncated] == -2.5).all()
-    assert torch.equal(reward.final[~inputs.truncated], reward.total[~inputs.truncated])
-    assert (reward.total[inputs.truncated] != -2.5).all()
+    assert 0 < inputs.truncated_GK.sum() < inputs.truncated_GK.numel()
+    assert (reward.final_GK[inputs.truncated_GK] == -2.5).all()
+    assert torch.equal(reward.final_GK[~inputs.truncated_GK], reward.total_GK[~inputs.truncated_GK])
+    assert (reward.total_GK[inputs.truncated_GK] != -2.5).all()
 
 
 def test_metrics_of_a_known_reward() -> None:
     """Orthogonal plane: cosines 1, 0 and 0.6, 0.8; weight 2 and temperature 0.5 make a scale of 4."""
     inputs = RewardInputs(
-        rollouts=torch.tensor([[[3.0, 0.0], [0.0, 2.0]], [[3.0, 4.0], [4.0, 3.0]]]),
-        anchors=torch.tensor([[[1.0, 0.0]], [[5.0, 0.0]]]),
-        negatives=None,
-        truncated=torch.tensor([[False, True], [False, False]]),
-        lengths=torch.ones(2, 2),
+        rollouts_GKH=torch.tensor([[[3.0, 0.0], [0.0, 2.0]], [[3.0, 4.0], [4.0, 3.0]]]),
+        anchors_GAH=torch.tensor([[[1.0, 0.0]], [[5.0, 0.0]]]),
+        negatives_GMH=None,
+        truncated_GK=torch.tensor([[False, True], [False, False]]),
+        lengths_GK=torch.ones(2, 2),
     )
     config = RewardConfig(name="known", temperature=0.5, terms=TermsConfig(positive=TermConfig(weight=2.0)))
     expected = {

@@ -61,7 +61,7 @@ def test_accuracy_counts_rollouts_nearest_to_their_own_query() -> None:
 def test_effective_rank_equals_entropy_of_singular_values(make_inputs: Make) -> None:
     """Roy & Vetterli's definition from a singular value decomposition."""
     inputs = make_inputs(5, 4, 1)
-    singular = torch.linalg.svdvals(inputs.unit_rollouts.reshape(20, 12))
+    singular = torch.linalg.svdvals(inputs.unit_rollouts_GKH.reshape(20, 12))
     shares = (singular / singular.sum()).tolist()
     expected = math.exp(-math.fsum(share * math.log(share) for share in shares))
     assert embedding_metrics(inputs)["embed/effective_rank"] == pytest.approx(expected, abs=1e-4)
@@ -70,7 +70,7 @@ def test_effective_rank_equals_entropy_of_singular_values(make_inputs: Make) -> 
 def test_uniformity_is_wang_and_isolas_over_pairs_of_groups(make_inputs: Make) -> None:
     """With one rollout a text it is their measure over all pairs: torch.pdist, t = 2."""
     inputs = make_inputs(6, 1, 1)
-    expected = torch.pdist(inputs.unit_rollouts.squeeze(1)).square().mul(-2).exp().mean().log()
+    expected = torch.pdist(inputs.unit_rollouts_GKH.squeeze(1)).square().mul(-2).exp().mean().log()
     assert embedding_metrics(inputs)["embed/uniformity"] == pytest.approx(expected.item(), abs=1e-9)
 
 
@@ -83,12 +83,12 @@ def test_masked_negatives_and_all_anchor_samples_count_as_they_should(make_input
     """Padding is no negative; figures over anchors are the mean over their samples."""
     inputs = make_inputs(4, 3, 2, 2, masked=True)
     metrics = embedding_metrics(inputs)
-    assert inputs.negative_mask is not None and 0 < inputs.negative_mask.sum() < 8
-    there = inputs.rollouts_to_negatives.transpose(1, 2)[inputs.negative_mask]
+    assert inputs.negative_mask_GM is not None and 0 < inputs.negative_mask_GM.sum() < 8
+    there = inputs.rollouts_to_negatives_GKM.transpose(1, 2)[inputs.negative_mask_GM]
     assert metrics["embed/cos_neg"] == pytest.approx(there.mean().item())
-    singles = [embedding_metrics(replace(inputs, anchors=inputs.anchors[:, [a]])) for a in range(2)]
+    singles = [embedding_metrics(replace(inputs, anchors_GAH=inputs.anchors_GAH[:, [a]])) for a in range(2)]
     for name in ("cos_pos", "cos_random", "margin", "in_batch_accuracy"):
         expected = sum(single[f"embed/{name}"] for single in singles) / 2
         assert metrics[f"embed/{name}"] == pytest.approx(expected)
-    none = replace(inputs, negative_mask=inputs.negative_mask & False)
+    none = replace(inputs, negative_mask_GM=inputs.negative_mask_GM & False)
     assert "embed/cos_neg" not in embedding_metrics(none)

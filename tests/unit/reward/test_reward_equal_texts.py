@@ -19,11 +19,11 @@ def without(inputs: RewardInputs, group: int) -> RewardInputs:
     """The batch without one of its groups."""
     rest = [other for other in range(4) if other != group]
     return RewardInputs(
-        rollouts=inputs.rollouts[rest],
-        anchors=inputs.anchors[rest],
-        negatives=inputs.negatives[rest] if inputs.negatives is not None else None,
-        truncated=inputs.truncated[rest],
-        lengths=inputs.lengths[rest],
+        rollouts_GKH=inputs.rollouts_GKH[rest],
+        anchors_GAH=inputs.anchors_GAH[rest],
+        negatives_GMH=inputs.negatives_GMH[rest] if inputs.negatives_GMH is not None else None,
+        truncated_GK=inputs.truncated_GK[rest],
+        lengths_GK=inputs.lengths_GK[rest],
         trained=inputs.trained,
     )
 
@@ -34,13 +34,15 @@ DIRECTIONS = ["rollout_to_anchors", "anchor_to_rollouts", "both"]
 @pytest.mark.parametrize("trained", ["positive", "query"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_infonce_is_that_of_the_batch_without_the_equal_text(make_inputs, direction, trained) -> None:
-    inputs = replace(make_inputs(trained=trained), text_keys=KEYS)
+    inputs = replace(make_inputs(trained=trained), text_keys_GX=KEYS)
     config = InfoNceConfig(direction=direction)
     found = infonce_term(inputs, config)
     torch.testing.assert_close(found[0], infonce_term(without(inputs, 3), config)[0])
     torch.testing.assert_close(found[3], infonce_term(without(inputs, 0), config)[2])
-    torch.testing.assert_close(found[2], infonce_term(replace(inputs, text_keys=None), config)[2])
-    no_negatives = infonce_term(replace(make_inputs(trained=trained), negatives=None, text_keys=KEYS[:, :2]), config)
+    torch.testing.assert_close(found[2], infonce_term(replace(inputs, text_keys_GX=None), config)[2])
+    no_negatives = infonce_term(
+        replace(make_inputs(trained=trained), negatives_GMH=None, text_keys_GX=KEYS[:, :2]), config
+    )
     torch.testing.assert_close(found[1], no_negatives[1])
 
 
@@ -49,22 +51,22 @@ def test_of_all_negatives_those_with_a_text_of_the_pair_are_left_out(make_inputs
     plain = make_inputs()
     keys = torch.arange(12).view(4, 3)
     keys[2, 2] = keys[0, 1]  # the positive of group 0 is the negative of group 2
-    found = infonce_term(replace(plain, text_keys=keys), config)
+    found = infonce_term(replace(plain, text_keys_GX=keys), config)
     mask = torch.tensor([[True], [True], [False], [True]])
-    torch.testing.assert_close(found[0], infonce_term(replace(plain, negative_mask=mask), config)[0])
+    torch.testing.assert_close(found[0], infonce_term(replace(plain, negative_mask_GM=mask), config)[0])
     torch.testing.assert_close(found[1:], infonce_term(plain, config)[1:])
 
 
 @pytest.mark.parametrize("anchor", ["query", "rollout"])
 def test_hard_negative_leaves_them_out_where_it_is_asked_to(make_inputs, anchor: str) -> None:
-    inputs = replace(make_inputs(), text_keys=KEYS)
+    inputs = replace(make_inputs(), text_keys_GX=KEYS)
     masked = hard_negative_term(inputs, HardNegativeConfig(anchor=anchor))
     torch.testing.assert_close(masked[0], hard_negative_term(without(inputs, 3), HardNegativeConfig(anchor=anchor))[0])
     paper = HardNegativeConfig(anchor=anchor, equal_texts="keep")
     torch.testing.assert_close(
-        hard_negative_term(inputs, paper), hard_negative_term(replace(inputs, text_keys=None), paper)
+        hard_negative_term(inputs, paper), hard_negative_term(replace(inputs, text_keys_GX=None), paper)
     )
-    everywhere = replace(inputs, text_keys=torch.zeros(4, 3, dtype=torch.long))
+    everywhere = replace(inputs, text_keys_GX=torch.zeros(4, 3, dtype=torch.long))
     assert torch.equal(hard_negative_term(everywhere, HardNegativeConfig(anchor=anchor)), torch.zeros(4, 3).double())
 
 

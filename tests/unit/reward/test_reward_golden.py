@@ -20,11 +20,11 @@ def test_reward_equals_released_code(case: dict[str, Any]) -> None:
     groups, samples, temperature = case["B"], case["K"], case["temperature"]
     supervised = case["mode"] == "supervised"
     inputs = RewardInputs(
-        rollouts=torch.tensor(case["rollouts"]),
-        anchors=torch.tensor(case["query"])[:, None],
-        negatives=torch.tensor(case["negative"])[:, None] if supervised else None,
-        truncated=torch.tensor(case["truncated"], dtype=torch.bool).view(groups, samples),
-        lengths=torch.ones(groups, samples, dtype=torch.int64),
+        rollouts_GKH=torch.tensor(case["rollouts"]),
+        anchors_GAH=torch.tensor(case["query"])[:, None],
+        negatives_GMH=torch.tensor(case["negative"])[:, None] if supervised else None,
+        truncated_GK=torch.tensor(case["truncated"], dtype=torch.bool).view(groups, samples),
+        lengths_GK=torch.ones(groups, samples, dtype=torch.int64),
     )
     config = RewardConfig(
         name="paper",
@@ -48,8 +48,8 @@ def test_reward_equals_released_code(case: dict[str, Any]) -> None:
     assert set(reward.terms) == set(expected) - {"total_before_truncation", "final"}
     for name, values in reward.terms.items():
         _assert_close(values / temperature, expected[name])
-    _assert_close(reward.total, expected["total_before_truncation"])
-    _assert_close(reward.final, expected["final"])
+    _assert_close(reward.total_GK, expected["total_before_truncation"])
+    _assert_close(reward.final_GK, expected["final"])
 
 
 def _assert_close(found: Tensor, expected: Tensor) -> None:

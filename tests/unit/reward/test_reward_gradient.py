@@ -25,7 +25,7 @@ def preset(name: str, tmp_path: Path, *overrides: str) -> RewardConfig:
 
 
 def mean_weights(inputs: RewardInputs, config: RewardConfig) -> Tensor:
-    kept = compose_reward(inputs, config).kept
+    kept = compose_reward(inputs, config).kept_GK
     return kept / kept.sum()
 
 
@@ -41,7 +41,7 @@ def assert_matches_finite_differences(inputs: RewardInputs, config: RewardConfig
             continue
         direction = torch.randn(at.shape, generator=generator)
         values = [
-            (weights * compose_reward(replace(inputs, **{name: at + sign * step * direction}), config).final).sum()
+            (weights * compose_reward(replace(inputs, **{name: at + sign * step * direction}), config).final_GK).sum()
             for sign in (1, -1)
         ]
         expected = (values[0] - values[1]).item() / (2 * step)
@@ -53,10 +53,10 @@ def test_the_gradient_of_a_preset_is_that_of_its_value(make_inputs: MakeInputs, 
     config = preset(name, tmp_path)
     inputs = make_inputs(negatives=2, masked=True)
     if name == "paper_unsupervised":
-        inputs = replace(inputs, negatives=None, negative_mask=None)
+        inputs = replace(inputs, negatives_GMH=None, negative_mask_GM=None)
     assert_matches_finite_differences(inputs, config)
     found = reward_gradients(inputs, config, mean_weights(inputs, config))
-    assert found.fields["rollouts"].abs().max() > 1e-3 and found.fields["anchors"].abs().max() > 1e-3
+    assert found.fields["rollouts_GKH"].abs().max() > 1e-3 and found.fields["anchors_GAH"].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("trained", ["positive", "query"])
@@ -65,13 +65,13 @@ def test_the_truncation_rule_is_part_of_the_reward(make_inputs: MakeInputs, tmp_
     config = preset("rollout_negatives", tmp_path, f"reward.truncation.mode={mode}")
     inputs = make_inputs(anchors=2, trained=trained)
     assert_matches_finite_differences(inputs, config)
-    assert inputs.truncated.any()
+    assert inputs.truncated_GK.any()
     # Without `consistency`, in which a truncated rationale counts as a sibling.
     alone = preset("rollout_negatives", tmp_path, f"reward.truncation.mode={mode}", "reward.terms.consistency=null")
-    rollouts = reward_gradients(inputs, alone, mean_weights(inputs, alone)).fields["rollouts"]
+    rollouts = reward_gradients(inputs, alone, mean_weights(inputs, alone)).fields["rollouts_GKH"]
     silent = (rollouts == 0).all(dim=-1)
     if mode in ("absolute", "mask"):
-        assert torch.equal(silent, inputs.truncated)
+        assert torch.equal(silent, inputs.truncated_GK)
     elif mode == "none":
         assert not silent.any()
 
@@ -80,10 +80,10 @@ def test_negatives_that_cancel_in_the_advantage_act_here(make_inputs: MakeInputs
     config = preset("paper_supervised", tmp_path, "reward.truncation.mode=none")
     inputs = make_inputs(negatives=3, masked=True)
     gradients = reward_gradients(inputs, config, mean_weights(inputs, config)).fields
-    there = inputs.has_negative
+    there = inputs.has_negative_GM
     assert there.any() and not there.all()
-    assert (gradients["negatives"][there].abs().amax(dim=-1) > 1e-3).all()
-    assert (gradients["negatives"][~there] == 0).all()
+    assert (gradients["negatives_GMH"][there].abs().amax(dim=-1) > 1e-3).all()
+    assert (gradients["negatives_GMH"][~there] == 0).all()
 
 
 @pytest.mark.parametrize("direction", ["rollout_to_anchors", "anchor_to_rollouts", "both"])
@@ -110,5 +110,5 @@ def test_a_term_has_a_gradient_unless_it_reads_no_embedding(make_inputs: MakeInp
 
 def test_rewards_alone_carry_no_gradient(make_inputs: MakeInputs, tmp_path: Path) -> None:
     inputs = make_inputs()
-    inputs = replace(inputs, rollouts=inputs.rollouts.requires_grad_())
-    assert not compose_reward(inputs, preset("infonce", tmp_path)).final.requires_grad
+    inputs = replace(inputs, rollouts_GKH=inputs.rollouts_GKH.requires_grad_())
+    assert not compose_reward(inputs, preset("infonce", tmp_path)).final_GK.requires_grad

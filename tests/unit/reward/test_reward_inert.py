@@ -54,8 +54,8 @@ def test_a_step_with_a_share_starts_the_count_anew(make_inputs: Make) -> None:
     config = replace(PAPER, terms=TermsConfig(positive=TermConfig(), format=TermConfig()))
     watch = InertTerms(config, patience=2)
     inputs = make_inputs()
-    assert inputs.well_formed is not None
-    alike = replace(inputs, well_formed=inputs.well_formed * 0 + 0.25)
+    assert inputs.well_formed_GK is not None
+    alike = replace(inputs, well_formed_GK=inputs.well_formed_GK * 0 + 0.25)
     found = [watch.observe(compose_reward(i, config).metrics()) for i in (alike, inputs, alike, alike)]
     assert [len(texts) for texts in found] == [0, 0, 0, 1]
     assert "same for all rationales of a group" in found[3][0] and "prompt" in found[3][0]
@@ -64,7 +64,7 @@ def test_a_step_with_a_share_starts_the_count_anew(make_inputs: Make) -> None:
 def test_a_term_that_differs_where_no_two_rationales_are_kept_says_so(make_inputs: Make) -> None:
     config = replace(PAPER, terms=TermsConfig(positive=TermConfig()), truncation=TruncationConfig(mode="mask"))
     inputs = make_inputs()
-    cut = replace(inputs, truncated=inputs.truncated | True)
+    cut = replace(inputs, truncated_GK=inputs.truncated_GK | True)
     (text,) = InertTerms(config, patience=1).observe(compose_reward(cut, config).metrics())
     assert text.startswith("reward.terms.positive") and "no two rationales of a group are kept" in text
 
@@ -72,6 +72,6 @@ def test_a_term_that_differs_where_no_two_rationales_are_kept_says_so(make_input
 def test_terms_that_train_through_the_embeddings_need_no_share(make_inputs: Make) -> None:
     config = replace(PAPER, terms=replace(PAPER.terms, length=LengthConfig()))
     inert = InertTerms(config, pathwise=True, patience=2)
-    inputs = replace(make_inputs(), lengths=torch.full((4, 3), 5))
+    inputs = replace(make_inputs(), lengths_GK=torch.full((4, 3), 5))
     found = [text for _ in range(4) for text in inert.observe(compose_reward(inputs, config).metrics())]
     assert len(found) == 1 and found[0].startswith("reward.terms.length has had no share")

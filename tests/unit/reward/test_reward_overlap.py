@@ -34,5 +34,5 @@ def test_rationales_that_tell_nothing_overlap_by_chance() -> None:
 
 
 def test_order_of_groups_and_rationales_does_not_matter(make_inputs: Make) -> None:
-    unit = make_inputs(6, 4).unit_rollouts
+    unit = make_inputs(6, 4).unit_rollouts_GKH
     assert augmentation_overlap(unit.flip(0, 1)) == augmentation_overlap(unit)

@@ -100,11 +100,11 @@ def test_term_moves_with_its_rollout(make_inputs: Make, case: str) -> None:
 def test_padding_of_negatives_adds_nothing(make_inputs: Make, case: str, filler: float) -> None:
     """Whatever stands in the padding."""
     inputs = make_inputs(4, 3, 2)
-    assert inputs.negatives is not None
+    assert inputs.negatives_GMH is not None
     padded = replace(
         inputs,
-        negatives=torch.cat([inputs.negatives, torch.full((4, 3, 12), filler)], dim=1),
-        negative_mask=torch.tensor([[True, True, False, False, False]]).expand(4, 5),
+        negatives_GMH=torch.cat([inputs.negatives_GMH, torch.full((4, 3, 12), filler)], dim=1),
+        negative_mask_GM=torch.tensor([[True, True, False, False, False]]).expand(4, 5),
     )
     torch.testing.assert_close(_term(padded, case), _term(inputs, case), atol=1e-12, rtol=0)
 
@@ -113,8 +113,8 @@ def test_padding_of_negatives_adds_nothing(make_inputs: Make, case: str, filler:
 def test_instances_whose_negatives_are_all_masked_have_none(make_inputs: Make, case: str) -> None:
     """So single texts may stand beside triplets."""
     inputs = make_inputs(4, 3, 2)
-    masked = replace(inputs, negative_mask=torch.zeros(4, 2, dtype=torch.bool))
-    expected = _term(replace(inputs, negatives=None), case)
+    masked = replace(inputs, negative_mask_GM=torch.zeros(4, 2, dtype=torch.bool))
+    expected = _term(replace(inputs, negatives_GMH=None), case)
     torch.testing.assert_close(_term(masked, case), expected, atol=1e-12, rtol=0)
 
 
@@ -123,7 +123,7 @@ def test_instances_whose_negatives_are_all_masked_have_none(make_inputs: Make, c
 def test_several_anchor_samples_give_the_mean_over_them(make_inputs: Make, case: str, trained: str) -> None:
     """But for the paper's max over a document's samples, which are the anchors where queries are trained."""
     inputs = make_inputs(4, 3, 2, 3, masked=True, trained=trained)
-    singles = [_term(replace(inputs, anchors=inputs.anchors[:, [a]]), case) for a in range(3)]
+    singles = [_term(replace(inputs, anchors_GAH=inputs.anchors_GAH[:, [a]]), case) for a in range(3)]
     equal = torch.allclose(_term(inputs, case), torch.stack(singles).mean(dim=0), atol=1e-12, rtol=0)
     assert equal != (trained == "query" and case in INERT - {"negative_query"})
 
@@ -132,13 +132,13 @@ def test_several_anchor_samples_give_the_mean_over_them(make_inputs: Make, case:
 def test_term_ignores_lengths_of_embeddings(make_inputs: Make, case: str) -> None:
     """Only directions count, whatever each vector is scaled by."""
     inputs = make_inputs(4, 3, 2)
-    assert inputs.negatives is not None
+    assert inputs.negatives_GMH is not None
     scaled = replace(
         inputs,
         # Powers of two scale floats without rounding.
-        rollouts=inputs.rollouts * 2.0 ** torch.arange(-60, 60, 10).view(4, 3, 1),
-        anchors=inputs.anchors * 2.0 ** torch.arange(-4, 4, 2).view(4, 1, 1),
-        negatives=inputs.negatives * 2.0**-20,
+        rollouts_GKH=inputs.rollouts_GKH * 2.0 ** torch.arange(-60, 60, 10).view(4, 3, 1),
+        anchors_GAH=inputs.anchors_GAH * 2.0 ** torch.arange(-4, 4, 2).view(4, 1, 1),
+        negatives_GMH=inputs.negatives_GMH * 2.0**-20,
     )
     torch.testing.assert_close(_term(scaled, case), _term(inputs, case), atol=1e-12, rtol=0)
 
@@ -165,7 +165,9 @@ def test_infonce_of_indistinguishable_candidates_is_minus_log_of_their_number(di
 def test_trained_queries_are_the_paper_s_query_side(make_inputs: Make) -> None:
     """With K samples each side, the query side's hard negatives have the same mean whoever is trained."""
     documents = make_inputs(4, 3, 2, 3)
-    queries = replace(documents, rollouts=documents.anchors, anchors=documents.rollouts, trained="query")
+    queries = replace(
+        documents, rollouts_GKH=documents.anchors_GAH, anchors_GAH=documents.rollouts_GKH, trained="query"
+    )
     for case in INERT:
         torch.testing.assert_close(_term(queries, case).mean(dim=1), _term(documents, case)[:, 0], atol=1e-12, rtol=0)
 
@@ -177,21 +179,21 @@ def _term(inputs: RewardInputs, case: str) -> torch.Tensor:
 
 def _moved(inputs: RewardInputs, groups: torch.Tensor, samples: torch.Tensor) -> RewardInputs:
     """Groups and rollouts in another order, anchor samples and negatives in reverse."""
-    assert inputs.negatives is not None and inputs.negative_mask is not None and inputs.bare is not None
-    assert inputs.well_formed is not None and inputs.swapped is not None and inputs.swapped_from is not None
+    assert inputs.negatives_GMH is not None and inputs.negative_mask_GM is not None and inputs.bare_GH is not None
+    assert inputs.well_formed_GK is not None and inputs.swapped_GKH is not None and inputs.swapped_from_G is not None
     # The rationales that a text borrowed are reordered as their owner's are.
     return replace(
         inputs,
-        rollouts=inputs.rollouts[groups][:, samples],
-        anchors=inputs.anchors[groups].flip(1),
-        negatives=inputs.negatives[groups].flip(1),
-        negative_mask=inputs.negative_mask[groups].flip(1),
-        truncated=inputs.truncated[groups][:, samples],
-        lengths=inputs.lengths[groups][:, samples],
-        well_formed=inputs.well_formed[groups][:, samples],
-        swapped=inputs.swapped[groups][:, samples],
-        swapped_from=groups.argsort()[inputs.swapped_from[groups]],
-        bare=inputs.bare[groups],
+        rollouts_GKH=inputs.rollouts_GKH[groups][:, samples],
+        anchors_GAH=inputs.anchors_GAH[groups].flip(1),
+        negatives_GMH=inputs.negatives_GMH[groups].flip(1),
+        negative_mask_GM=inputs.negative_mask_GM[groups].flip(1),
+        truncated_GK=inputs.truncated_GK[groups][:, samples],
+        lengths_GK=inputs.lengths_GK[groups][:, samples],
+        well_formed_GK=inputs.well_formed_GK[groups][:, samples],
+        swapped_GKH=inputs.swapped_GKH[groups][:, samples],
+        swapped_from_G=groups.argsort()[inputs.swapped_from_G[groups]],
+        bare_GH=inputs.bare_GH[groups],
     )
 
 
@@ -199,14 +201,15 @@ def _moved(inputs: RewardInputs, groups: torch.Tensor, samples: torch.Tensor) ->
 
 
 def _loop(inputs: RewardInputs, case: str) -> list[list[float]]:
-    data = {name: getattr(inputs, name) for name in ("rollouts", "anchors", "swapped", "bare", "swapped_from")}
+    fields = ("rollouts_GKH", "anchors_GAH", "swapped_GKH", "bare_GH", "swapped_from_G")
+    data = {name.rpartition("_")[0]: getattr(inputs, name) for name in fields}
     lists: dict[str, Any] = {name: None if tensor is None else tensor.tolist() for name, tensor in data.items()}
-    there = inputs.has_negative.tolist()
-    every = [[]] * len(there) if inputs.negatives is None else inputs.negatives.tolist()
+    there = inputs.has_negative_GM.tolist()
+    every = [[]] * len(there) if inputs.negatives_GMH is None else inputs.negatives_GMH.tolist()
     lists["negatives"] = [[d for d, ok in zip(*row, strict=True) if ok] for row in zip(every, there, strict=True)]
-    lists["lengths"], lists["well_formed"] = inputs.lengths.tolist(), inputs.well_formed.tolist()  # type: ignore[union-attr]
-    groups, samples = inputs.truncated.shape
-    anchors = range(inputs.anchors.shape[1])
+    lists["lengths"], lists["well_formed"] = inputs.lengths_GK.tolist(), inputs.well_formed_GK.tolist()  # type: ignore[union-attr]
+    groups, samples = inputs.truncated_GK.shape
+    anchors = range(inputs.anchors_GAH.shape[1])
     return [
         [_mean([_value(case, i, k, a, inputs.trained, **lists) for a in anchors]) for k in range(samples)]
         for i in range(groups)

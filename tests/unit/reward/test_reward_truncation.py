@@ -29,11 +29,11 @@ def _paper(consistency: float, hard_negative: float, mode: str) -> tuple[Reward,
     """The paper's reward of the golden file's one supervised case with truncated rationales, and which those are."""
     shape = GOLDEN["B"], GOLDEN["K"]
     inputs = RewardInputs(
-        rollouts=torch.tensor(GOLDEN["rollouts"]),
-        anchors=torch.tensor(GOLDEN["query"])[:, None],
-        negatives=torch.tensor(GOLDEN["negative"])[:, None],
-        truncated=torch.tensor(GOLDEN["truncated"], dtype=torch.bool).view(shape),
-        lengths=torch.ones(shape),
+        rollouts_GKH=torch.tensor(GOLDEN["rollouts"]),
+        anchors_GAH=torch.tensor(GOLDEN["query"])[:, None],
+        negatives_GMH=torch.tensor(GOLDEN["negative"])[:, None],
+        truncated_GK=torch.tensor(GOLDEN["truncated"], dtype=torch.bool).view(shape),
+        lengths_GK=torch.ones(shape),
     )
     terms = TermsConfig(
         positive=TermConfig(),
@@ -42,7 +42,7 @@ def _paper(consistency: float, hard_negative: float, mode: str) -> tuple[Reward,
         hard_negative=HardNegativeConfig(weight=hard_negative),
     )
     config = RewardConfig(name="paper", terms=terms, truncation=TruncationConfig(mode=mode))  # type: ignore[arg-type]
-    return compose_reward(inputs, config), inputs.truncated
+    return compose_reward(inputs, config), inputs.truncated_GK
 
 
 def _advantages(final: Tensor, kept: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ def test_the_paper_s_penalty_rewards_truncation_at_weights_of_its_own_grid() -> 
     advantages = {}
     for weights in ((0.2, 0.2), (0.0, 1.0)):
         reward, truncated = _paper(*weights, "absolute")
-        advantages[weights] = _advantages(reward.final, reward.kept)[truncated]
-        assert (reward.final[truncated] == -1).all()
+        advantages[weights] = _advantages(reward.final_GK, reward.kept_GK)[truncated]
+        assert (reward.final_GK[truncated] == -1).all()
     assert len(advantages[0.2, 0.2]) >= 3 and (advantages[0.2, 0.2] < -0.5).all()
     assert (advantages[0.0, 1.0] > 1.5).all()
 
@@ -74,9 +74,9 @@ def test_the_other_modes_never_reward_truncation(mode: str) -> None:
     """At the same weights, on the same vectors."""
     for weights in ((0.2, 0.2), (0.0, 1.0)):
         reward, truncated = _paper(*weights, mode)
-        advantages = _advantages(reward.final, reward.kept)
+        advantages = _advantages(reward.final_GK, reward.kept_GK)
         assert (advantages[truncated] <= 0).all()
-        assert (reward.kept == ~truncated).all() == (mode == "mask")
+        assert (reward.kept_GK == ~truncated).all() == (mode == "mask")
 
 
 @st.composite
@@ -116,7 +116,7 @@ def test_group_relative_is_a_margin_below_the_worst_complete_rationale() -> None
 
 def test_truncation_none_scores_truncated_rationales_as_others() -> None:
     reward, _ = _paper(0.2, 0.2, "none")
-    assert torch.equal(reward.final, reward.total) and reward.kept.all()
+    assert torch.equal(reward.final_GK, reward.total_GK) and reward.kept_GK.all()
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -19,9 +19,9 @@ def consistency_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     Returns:
         `[groups, K]` in [-1, 1]; zero where K is 1.
     """
-    samples = inputs.truncated.shape[1]
+    samples = inputs.truncated_GK.shape[1]
     if samples == 1:
-        return torch.zeros_like(inputs.unit_rollouts[..., 0])
-    within = inputs.unit_rollouts @ inputs.unit_rollouts.transpose(1, 2)
-    itself = torch.eye(samples, dtype=torch.bool, device=within.device)
-    return within.masked_fill(itself, 0.0).sum(-1) / (samples - 1)
+        return torch.zeros_like(inputs.unit_rollouts_GKH[..., 0])
+    cosines_GKK = inputs.unit_rollouts_GKH @ inputs.unit_rollouts_GKH.transpose(1, 2)
+    itself_KK = torch.eye(samples, dtype=torch.bool, device=cosines_GKK.device)
+    return cosines_GKK.masked_fill(itself_KK, 0.0).sum(-1) / (samples - 1)

@@ -23,24 +23,25 @@ def faithfulness_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     borrow, and the bare part counts whole.
 
     Args:
-        inputs: `swapped`, `swapped_from` and `bare` are read too.
+        inputs: `swapped_GKH`, `swapped_from_G` and `bare_GH` are read too.
         config: Nothing of it is read.
 
     Returns:
         `[groups, K]` in [-2, 2].
 
     Raises:
-        ValueError: `bare` is missing or, with more than one group, `swapped`.
+        ValueError: `bare_GH` is missing or, with more than one group, `swapped_GKH`.
     """
-    own = inputs.rollouts_to_own_anchors.mean(dim=-1)
-    if inputs.unit_bare is None:
-        raise ValueError("the faithfulness term needs bare")
-    anchor = inputs.unit_anchors.mean(dim=1)  # the mean of cosines is the product with the mean
-    bare = torch.einsum("gh,gh->g", inputs.unit_bare, anchor)[:, None]
-    if inputs.unit_swapped is None or inputs.swapped_from is None:
-        if own.shape[0] > 1:
-            raise ValueError("the faithfulness term needs swapped and swapped_from")
-        return own - bare
-    borrowed = torch.einsum("gkh,gh->gk", inputs.unit_swapped, anchor)
-    lent = borrowed[inputs.swapped_from.argsort()]  # the inverse permutation: row i is the text that borrowed from i
-    return own - (lent + bare) / 2
+    own_GK = inputs.rollouts_to_own_anchors_GKA.mean(dim=-1)
+    if inputs.unit_bare_GH is None:
+        raise ValueError("the faithfulness term needs bare_GH")
+    anchor_GH = inputs.unit_anchors_GAH.mean(dim=1)  # the mean of cosines is the product with the mean
+    bare_G1 = torch.einsum("gh,gh->g", inputs.unit_bare_GH, anchor_GH)[:, None]
+    if inputs.unit_swapped_GKH is None or inputs.swapped_from_G is None:
+        if own_GK.shape[0] > 1:
+            raise ValueError("the faithfulness term needs swapped_GKH and swapped_from_G")
+        return own_GK - bare_G1
+    borrowed_GK = torch.einsum("gkh,gh->gk", inputs.unit_swapped_GKH, anchor_GH)
+    # By the inverse permutation row i is the text that borrowed from i.
+    lent_GK = borrowed_GK[inputs.swapped_from_G.argsort()]
+    return own_GK - (lent_GK + bare_G1) / 2

@@ -56,15 +56,15 @@ def format_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     """The share of marks of form that a rationale has: `parse_rationale(text).score`.
 
     Args:
-        inputs: `well_formed` is read, no embedding.
+        inputs: `well_formed_GK` is read, no embedding.
         config: Nothing of it is read.
 
     Returns:
         `[groups, K]` in [0, 1].
 
     Raises:
-        ValueError: `well_formed` is missing.
+        ValueError: `well_formed_GK` is missing.
     """
-    if inputs.well_formed is None:
-        raise ValueError("the format term needs well_formed")
-    return inputs.well_formed.to(torch.float64)
+    if inputs.well_formed_GK is None:
+        raise ValueError("the format term needs well_formed_GK")
+    return inputs.well_formed_GK.to(torch.float64)

@@ -29,30 +29,30 @@ def hard_negative_term(inputs: RewardInputs, config: HardNegativeConfig) -> Tens
     Returns:
         `[groups, K]` in [-1, 1]; zero with one group.
     """
-    own = inputs.same_text if config.equal_texts == "mask" else inputs.same_group
+    own_GG = inputs.same_text_GG if config.equal_texts == "mask" else inputs.same_group_GG
     match config.anchor:
         case "query":
-            return _from_query(inputs, own)
+            return _from_query(inputs, own_GG)
         case "rollout":
-            return _from_rollout(inputs, own)
+            return _from_rollout(inputs, own_GG)
         case "auto":
             return torch.where(
-                inputs.has_negative.any(-1, keepdim=True), _from_query(inputs, own), _from_rollout(inputs, own)
+                inputs.has_negative_GM.any(-1, keepdim=True), _from_query(inputs, own_GG), _from_rollout(inputs, own_GG)
             )
 
 
-def _from_query(inputs: RewardInputs, own: Tensor) -> Tensor:
+def _from_query(inputs: RewardInputs, own_GG: Tensor) -> Tensor:
     if inputs.trained == "query":
-        return -_mean_over_others(inputs.rollouts_to_anchors.amax(dim=-1), own)
-    nearest = inputs.rollouts_to_anchors.amax(dim=1).mean(dim=-1)  # [rollouts' group, query's group]
-    return -_mean_over_others(nearest.T[:, None], own).expand(inputs.truncated.shape)
+        return -_mean_over_others(inputs.rollouts_to_anchors_GKGA.amax(dim=-1), own_GG)
+    nearest_GG = inputs.rollouts_to_anchors_GKGA.amax(dim=1).mean(dim=-1)  # [rollouts' group, query's group]
+    return -_mean_over_others(nearest_GG.T[:, None], own_GG).expand(inputs.truncated_GK.shape)
 
 
-def _from_rollout(inputs: RewardInputs, own: Tensor) -> Tensor:
-    return -_mean_over_others(inputs.rollouts_to_anchors.mean(dim=-1), own)
+def _from_rollout(inputs: RewardInputs, own_GG: Tensor) -> Tensor:
+    return -_mean_over_others(inputs.rollouts_to_anchors_GKGA.mean(dim=-1), own_GG)
 
 
-def _mean_over_others(similarity: Tensor, own: Tensor) -> Tensor:
+def _mean_over_others(similarity_GxG: Tensor, own_GG: Tensor) -> Tensor:
     """From `[groups, any, groups]` to the means over the groups that are not `own`, `[groups, any]`; zero without."""
-    others = similarity.masked_fill(own[:, None], 0.0)
-    return others.sum(dim=-1) / (~own).sum(dim=-1).clamp(min=1)[:, None]
+    others_GxG = similarity_GxG.masked_fill(own_GG[:, None], 0.0)
+    return others_GxG.sum(dim=-1) / (~own_GG).sum(dim=-1).clamp(min=1)[:, None]

@@ -44,32 +44,33 @@ def infonce_term(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
 
 
 def _rollout_to_anchors(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
-    anchors = (inputs.rollouts_to_anchors / config.temperature).transpose(2, 3)  # [groups, K, A, groups]
-    negatives = _negatives(inputs.unit_rollouts, inputs, config)[:, :, None]
-    anchors = anchors.masked_fill((inputs.same_text & ~inputs.same_group)[:, None, None], -math.inf)
-    rivals = torch.cat([anchors, negatives.expand(*anchors.shape[:3], -1)], dim=-1)
-    return (_own(inputs, config) - rivals.logsumexp(dim=-1)).mean(dim=-1)
+    anchors_GKAG = (inputs.rollouts_to_anchors_GKGA / config.temperature).transpose(2, 3)
+    negatives_GK1M = _negatives(inputs.unit_rollouts_GKH, inputs, config)[:, :, None]
+    anchors_GKAG = anchors_GKAG.masked_fill((inputs.same_text_GG & ~inputs.same_group_GG)[:, None, None], -math.inf)
+    rivals_GKAC = torch.cat([anchors_GKAG, negatives_GK1M.expand(*anchors_GKAG.shape[:3], -1)], dim=-1)
+    return (_own(inputs, config) - rivals_GKAC.logsumexp(dim=-1)).mean(dim=-1)
 
 
 def _anchor_to_rollouts(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
-    samples = inputs.truncated.shape[1]
-    texts = (inputs.rollouts_to_anchors / config.temperature).logsumexp(dim=1) - math.log(samples)
-    texts = texts.permute(1, 2, 0).masked_fill(inputs.same_text[:, None], -math.inf)  # [groups, A, groups]
-    rivals = torch.cat([texts, _negatives(inputs.unit_anchors, inputs, config)], dim=-1).logsumexp(dim=-1)
-    own = _own(inputs, config)
-    return (own - torch.logaddexp(own, rivals[:, None])).mean(dim=-1)
+    samples = inputs.truncated_GK.shape[1]
+    texts_GGA = (inputs.rollouts_to_anchors_GKGA / config.temperature).logsumexp(dim=1) - math.log(samples)
+    texts_GAG = texts_GGA.permute(1, 2, 0).masked_fill(inputs.same_text_GG[:, None], -math.inf)
+    rivals_GA = torch.cat([texts_GAG, _negatives(inputs.unit_anchors_GAH, inputs, config)], dim=-1).logsumexp(dim=-1)
+    own_GKA = _own(inputs, config)
+    return (own_GKA - torch.logaddexp(own_GKA, rivals_GA[:, None])).mean(dim=-1)
 
 
 def _own(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
     """`[groups, K, A]`."""
-    return inputs.rollouts_to_own_anchors / config.temperature
+    return inputs.rollouts_to_own_anchors_GKA / config.temperature
 
 
-def _negatives(unit: Tensor, inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
+def _negatives(unit_GxH: Tensor, inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
     """Logits `[groups, any, M or groups x M]` of vectors `[groups, any, hidden]` with hard negatives."""
     if config.negatives == "own":
-        logits = unit @ inputs.unit_negatives.transpose(1, 2)
-        there = inputs.rival_negatives.diagonal().T[:, None]  # diagonal() puts the groups last
+        logits_GxC = unit_GxH @ inputs.unit_negatives_GMH.transpose(1, 2)
+        there_G1C = inputs.rival_negatives_GGM.diagonal().T[:, None]  # diagonal() puts the groups last
     else:
-        logits, there = unit @ inputs.unit_negatives.flatten(0, 1).T, inputs.rival_negatives.flatten(1)[:, None]
-    return (logits / config.temperature).masked_fill(~there, -math.inf)
+        logits_GxC = unit_GxH @ inputs.unit_negatives_GMH.flatten(0, 1).T
+        there_G1C = inputs.rival_negatives_GGM.flatten(1)[:, None]
+    return (logits_GxC / config.temperature).masked_fill(~there_G1C, -math.inf)

@@ -16,7 +16,7 @@ def length_term(inputs: RewardInputs, config: LengthConfig) -> Tensor:
       and max over the group: it acts at any length. 0 where all are equally long.
 
     Args:
-        inputs: `lengths` and, without a budget of its own, `max_tokens` are read, no embedding.
+        inputs: `lengths_GK` and, without a budget of its own, `max_tokens` are read, no embedding.
         config: Chooses the formula, and its budget.
 
     Returns:
@@ -25,13 +25,13 @@ def length_term(inputs: RewardInputs, config: LengthConfig) -> Tensor:
     Raises:
         ValueError: Neither `config.budget` nor `inputs.max_tokens` is given.
     """
-    lengths = inputs.lengths.to(torch.float64)
+    lengths_GK = inputs.lengths_GK.to(torch.float64)
     if config.relative_to == "group":
-        shortest, longest = lengths.amin(dim=1, keepdim=True), lengths.amax(dim=1, keepdim=True)
-        spread = longest - shortest
-        return torch.where(spread > 0, 0.5 - (lengths - shortest) / spread.clamp_min(1), 0.0)
+        shortest_G1, longest_G1 = lengths_GK.amin(dim=1, keepdim=True), lengths_GK.amax(dim=1, keepdim=True)
+        spread_G1 = longest_G1 - shortest_G1
+        return torch.where(spread_G1 > 0, 0.5 - (lengths_GK - shortest_G1) / spread_G1.clamp_min(1), 0.0)
     budget = config.budget or inputs.max_tokens
     if budget is None:
         raise ValueError("the length term needs max_tokens, or a budget of its own")
     free = config.free * budget
-    return -((lengths - free) / (budget - free)).clamp(0.0, 1.0)
+    return -((lengths_GK - free) / (budget - free)).clamp(0.0, 1.0)

@@ -28,16 +28,16 @@ def margin_rank_term(inputs: RewardInputs, config: MarginRankConfig) -> Tensor:
     Returns:
         `[groups, K]` in [-2, 2]; zero where there is no candidate.
     """
-    anchors = inputs.rollouts_to_anchors.transpose(2, 3)  # [groups, K, A, groups]
-    negatives = inputs.rollouts_to_negatives[:, :, None].expand(*anchors.shape[:3], -1)
-    candidates = torch.cat([anchors, negatives], dim=-1)
-    there = torch.cat([~inputs.same_group, inputs.has_negative], dim=-1)[:, None, None]
-    count = there.double().sum(dim=-1)
-    own = inputs.rollouts_to_own_anchors
-    share = ((own[..., None] > candidates) & there).sum(dim=-1) / count.clamp_min(1)
+    anchors_GKAG = inputs.rollouts_to_anchors_GKGA.transpose(2, 3)
+    negatives_GKAM = inputs.rollouts_to_negatives_GKM[:, :, None].expand(*anchors_GKAG.shape[:3], -1)
+    candidates_GKAC = torch.cat([anchors_GKAG, negatives_GKAM], dim=-1)
+    there_G11C = torch.cat([~inputs.same_group_GG, inputs.has_negative_GM], dim=-1)[:, None, None]
+    count_G11 = there_G11C.double().sum(dim=-1)
+    own_GKA = inputs.rollouts_to_own_anchors_GKA
+    share_GKA = ((own_GKA[..., None] > candidates_GKAC) & there_G11C).sum(dim=-1) / count_G11.clamp_min(1)
     if config.margin == "hardest":
-        rival = candidates.masked_fill(~there, -math.inf).amax(dim=-1)
+        rival_GKA = candidates_GKAC.masked_fill(~there_G11C, -math.inf).amax(dim=-1)
     else:
-        rival = candidates.masked_fill(~there, 0.0).sum(dim=-1) / count.clamp_min(1)
-    margin = (own - rival).masked_fill(count == 0, 0.0)
-    return torch.where(margin > 0, share * margin, (1 - share) * margin).mean(dim=-1)
+        rival_GKA = candidates_GKAC.masked_fill(~there_G11C, 0.0).sum(dim=-1) / count_G11.clamp_min(1)
+    margin_GKA = (own_GKA - rival_GKA).masked_fill(count_G11 == 0, 0.0)
+    return torch.where(margin_GKA > 0, share_GKA * margin_GKA, (1 - share_GKA) * margin_GKA).mean(dim=-1)

@@ -24,8 +24,10 @@ def negative_term(inputs: RewardInputs, config: NegativeConfig) -> Tensor:
         `[groups, K]` in [-M, M] or [-1, 1]; zero for instances without negatives.
     """
     if config.anchor == "rollout":
-        return -inputs.rollouts_to_negatives.sum(dim=-1) / inputs.has_negative.sum(dim=-1, keepdim=True).clamp_min(1)
+        return -inputs.rollouts_to_negatives_GKM.sum(dim=-1) / inputs.has_negative_GM.sum(
+            dim=-1, keepdim=True
+        ).clamp_min(1)
     if inputs.trained == "query":
-        return -inputs.rollouts_to_negatives.sum(dim=-1)
-    similarity = torch.einsum("gmh,gah->ga", inputs.unit_negatives, inputs.unit_anchors).mean(dim=-1)
-    return -similarity[:, None].expand(inputs.truncated.shape)
+        return -inputs.rollouts_to_negatives_GKM.sum(dim=-1)
+    similarity_G = torch.einsum("gmh,gah->ga", inputs.unit_negatives_GMH, inputs.unit_anchors_GAH).mean(dim=-1)
+    return -similarity_G[:, None].expand(inputs.truncated_GK.shape)

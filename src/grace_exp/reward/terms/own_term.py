@@ -28,24 +28,26 @@ def custom_term(inputs: RewardInputs, config: CustomConfig) -> Tensor:
         CustomTermError: It gave no tensor, one of another shape, or nan or inf.
     """
     part = OwnPart("reward.terms.custom", config.path, config.name, ("inputs",))
-    values = part.load()(inputs)
+    values_GK = part.load()(inputs)
     where = f"reward.terms.custom ({config.path}: {config.name})"
-    if not isinstance(values, Tensor):
-        raise CustomTermError(f"{where} gave {type(values).__name__}; it must give a torch.Tensor of shape [groups, K]")
-    expected = tuple(inputs.truncated.shape)
-    if tuple(values.shape) != expected:
+    if not isinstance(values_GK, Tensor):
         raise CustomTermError(
-            f"{where} gave the shape {tuple(values.shape)}; it must give one value for each rationale, "
+            f"{where} gave {type(values_GK).__name__}; it must give a torch.Tensor of shape [groups, K]"
+        )
+    expected = tuple(inputs.truncated_GK.shape)
+    if tuple(values_GK.shape) != expected:
+        raise CustomTermError(
+            f"{where} gave the shape {tuple(values_GK.shape)}; it must give one value for each rationale, "
             f"[groups, K] = {expected}"
         )
-    bad = ~torch.isfinite(values)
-    if bad.any():
-        group, k = bad.nonzero()[0].tolist()
+    bad_GK = ~torch.isfinite(values_GK)
+    if bad_GK.any():
+        group, k = bad_GK.nonzero()[0].tolist()
         raise CustomTermError(
-            f"{where} gave {values[group, k].item()} for rationale {k} of group {group} "
-            f"({int(bad.sum())} of {bad.numel()} values are not finite)"
+            f"{where} gave {values_GK[group, k].item()} for rationale {k} of group {group} "
+            f"({int(bad_GK.sum())} of {bad_GK.numel()} values are not finite)"
         )
-    return values.double()
+    return values_GK.double()
 
 
 def try_custom_term(config: CustomConfig) -> None:
@@ -62,16 +64,16 @@ def try_custom_term(config: CustomConfig) -> None:
         return torch.randn(*shape, hidden, generator=draw)
 
     inputs = RewardInputs(
-        rollouts=vectors(groups, samples),
-        anchors=vectors(groups, 1),
-        negatives=vectors(groups, 1),
-        truncated=torch.zeros(groups, samples, dtype=torch.bool),
-        lengths=torch.full((groups, samples), 5),
+        rollouts_GKH=vectors(groups, samples),
+        anchors_GAH=vectors(groups, 1),
+        negatives_GMH=vectors(groups, 1),
+        truncated_GK=torch.zeros(groups, samples, dtype=torch.bool),
+        lengths_GK=torch.full((groups, samples), 5),
         max_tokens=16,
-        well_formed=torch.ones(groups, samples),
-        swapped=vectors(groups, samples),
-        swapped_from=torch.tensor([1, 2, 0]),
-        bare=vectors(groups),
+        well_formed_GK=torch.ones(groups, samples),
+        swapped_GKH=vectors(groups, samples),
+        swapped_from_G=torch.tensor([1, 2, 0]),
+        bare_GH=vectors(groups),
     )
     try:
         custom_term(inputs, config)

@@ -18,4 +18,4 @@ def positive_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     Returns:
         `[groups, K]` in [-1, 1].
     """
-    return inputs.rollouts_to_own_anchors.mean(dim=-1)
+    return inputs.rollouts_to_own_anchors_GKA.mean(dim=-1)

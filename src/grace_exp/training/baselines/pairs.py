@@ -93,11 +93,11 @@ class PairEmbeddings:
         some = bool(self.has_negative[:MEASURED].any())
         return embedding_metrics(
             RewardInputs(
-                rollouts=positives,
-                anchors=self.queries[:MEASURED, None],
-                negatives=self.negatives[:MEASURED] if some else None,
-                negative_mask=self.has_negative[:MEASURED] if some else None,
-                truncated=nothing.bool(),
-                lengths=nothing,
+                rollouts_GKH=positives,
+                anchors_GAH=self.queries[:MEASURED, None],
+                negatives_GMH=self.negatives[:MEASURED] if some else None,
+                negative_mask_GM=self.has_negative[:MEASURED] if some else None,
+                truncated_GK=nothing.bool(),
+                lengths_GK=nothing,
             )
         )

@@ -81,6 +81,6 @@ class Resampler:
         indices = self._gather(torch.tensor([one.instance.index for one in rollouts.instances], device=device))
         stored = self._gather(torch.tensor([one.stored for one in rollouts.instances], device=device))
         informative = torch.stack(
-            [informative_groups(trained_role.shaped, trained_role.reward.kept) for trained_role in trained_roles]
+            [informative_groups(trained_role.shaped, trained_role.reward.kept_GK) for trained_role in trained_roles]
         ).any(dim=0)
         return indices, ~informative & ~stored

@@ -69,17 +69,17 @@ class StepRewards:
         baseline = None
         if needs_greedy_baseline(objective):
             greedy = self._inputs.of(self._scores, rollouts, role, rollouts.greedy(role))
-            baseline = compose_reward(greedy, self._config.reward).final[:, 0]
+            baseline = compose_reward(greedy, self._config.reward).final_GK[:, 0]
         judged = AdvantageInputs(
-            rewards=reward.final,
-            kept=reward.kept,
-            lengths=inputs.lengths,
+            rewards_GK=reward.final_GK,
+            kept_GK=reward.kept_GK,
+            lengths_GK=inputs.lengths_GK,
             max_tokens=self._config.rollout.max_tokens,
-            baseline=baseline,
-            reference_kl=self._reference_kl(rollouts.for_role(role)) if needs_reference_kl(objective) else None,
+            baseline_G=baseline,
+            reference_kl_GK=self._reference_kl(rollouts.for_role(role)) if needs_reference_kl(objective) else None,
         )
         shaped, advantages = shaped_rewards(judged, objective), compute_advantages(judged, objective)
-        return TrainedRole(role, inputs, reward, shaped, advantages, judged.reference_kl)
+        return TrainedRole(role, inputs, reward, shaped, advantages, judged.reference_kl_GK)
 
     def _reference_kl(self, rollouts: list[Rollout]) -> Tensor:
         """KL to the reference, estimated and summed over each rationale, [groups, K] nats."""

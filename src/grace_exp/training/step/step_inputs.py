@@ -112,9 +112,9 @@ class StepInputs:
             name: embedded.embeddings(sources, region)
             for name, (sources, region) in self._sources(rollouts, role, samples).items()
         }
-        hidden, device = fields["rollouts"].shape[1], fields["rollouts"].device
-        negatives, mask = self._negatives(rollouts, fields.pop("negatives", None), fields["rollouts"])
-        bare = fields.pop("bare", None)
+        hidden, device = fields["rollouts_GKH"].shape[1], fields["rollouts_GKH"].device
+        negatives, mask = self._negatives(rollouts, fields.pop("negatives_GMH", None), fields["rollouts_GKH"])
+        bare = fields.pop("bare_GH", None)
         grouped = {name: gather(flat.view(groups, -1, hidden)) for name, flat in fields.items()}
 
         def column(values: list[Any]) -> Tensor:
@@ -124,25 +124,25 @@ class StepInputs:
         well_formed = swapped_from = None
         if "well_formed" in self._needs:
             well_formed = column([parse_rationale(self._decode(one.completion.token_ids)).score for one in samples])
-        if "swapped" in grouped:
+        if "swapped_GKH" in grouped:
             swap_partners = torch.tensor(self._swap_partners(groups), device=device)
             swapped_from = gather(swap_partners + groups * self._processes.global_rank)
         most = max(self._config.data.negative_counts(), default=0)
         keys = [instance_keys(written.instance, most) for written in rollouts.instances]
         return RewardInputs(
-            rollouts=grouped["rollouts"],
-            anchors=grouped["anchors"],
-            negatives=gather(negatives) if negatives is not None else None,
-            truncated=column([one.completion.truncated for one in samples]),
-            lengths=column([len(one.completion.token_ids) for one in samples]),
-            negative_mask=gather(mask) if mask is not None else None,
+            rollouts_GKH=grouped["rollouts_GKH"],
+            anchors_GAH=grouped["anchors_GAH"],
+            negatives_GMH=gather(negatives) if negatives is not None else None,
+            truncated_GK=column([one.completion.truncated for one in samples]),
+            lengths_GK=column([len(one.completion.token_ids) for one in samples]),
+            negative_mask_GM=gather(mask) if mask is not None else None,
             trained=SIDES[role],
             max_tokens=self._config.rollout.max_tokens,
-            well_formed=well_formed,
-            swapped=grouped.get("swapped"),
-            swapped_from=swapped_from,
-            bare=gather(bare) if bare is not None else None,
-            text_keys=gather(torch.tensor(keys, device=device)),
+            well_formed_GK=well_formed,
+            swapped_GKH=grouped.get("swapped_GKH"),
+            swapped_from_G=swapped_from,
+            bare_GH=gather(bare) if bare is not None else None,
+            text_keys_GX=gather(torch.tensor(keys, device=device)),
         )
 
     def rows(
@@ -153,7 +153,7 @@ class StepInputs:
         Args:
             fields: By the field's name, over all processes.
             rollouts: Of this process.
-            role: Whose rationales are the field `rollouts`.
+            role: Whose rationales are the field `rollouts_GKH`.
 
         Yields:
             The field, one of this process's rollouts that it was made from, the region, and its row [hidden]. A rollout
@@ -161,7 +161,7 @@ class StepInputs:
         """
         for name, (sources, region) in self._sources(rollouts, role, rollouts.for_role(role)).items():
             own = self._processes.own(fields[name])
-            if name == "negatives":
+            if name == "negatives_GMH":
                 flat = own[self._has_negative(rollouts, own.shape[1], own.device)]
             else:
                 flat = own.flatten(0, -2)
@@ -181,16 +181,16 @@ class StepInputs:
         """The rollouts that each field with embeddings is made of, instance by instance, and the region."""
         region = self._config.backbone.pooling.region
         found: dict[str, tuple[Sequence[Rollout], Region]] = {
-            "rollouts": (samples, region),
-            "anchors": (rollouts.for_role(_ANCHORS[role]), region),
+            "rollouts_GKH": (samples, region),
+            "anchors_GAH": (rollouts.for_role(_ANCHORS[role]), region),
         }
         if negatives := rollouts.for_role(Role.NEGATIVE):
-            found["negatives"] = (negatives, region)
+            found["negatives_GMH"] = (negatives, region)
         if swapped := self.swapped(samples, rollouts):
-            found["swapped"] = (swapped, region)
+            found["swapped_GKH"] = (swapped, region)
         if "bare" in self._needs:
             # A prompt's tokens do not see what follows: any of its rationales has the embedding without rationale.
-            found["bare"] = (samples[:: len(samples) // len(rollouts.instances)], "text")
+            found["bare_GH"] = (samples[:: len(samples) // len(rollouts.instances)], "text")
         return found
 
     def _negatives(

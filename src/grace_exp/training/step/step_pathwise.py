@@ -115,7 +115,7 @@ class StepPathwise:
         """The step's mean reward, and the gradients of the update's loss by the embeddings of `own`."""
         pathwise, job = self._config.objective.pathwise, self._config.job
         updates = job.batch_size // self._config.objective.mini_batch_size
-        kept = torch.stack([trained.reward.kept.sum() for trained in self._trained_roles]).sum().clamp_min(1)
+        kept = torch.stack([trained.reward.kept_GK.sum() for trained in self._trained_roles]).sum().clamp_min(1)
         scale = -pathwise.weight * updates * self._processes.world_size  # gradients are averaged over processes
         values: list[Tensor] = []
         found: dict[Region, dict[Rollout, Tensor]] = {region: {} for region in self._inputs.regions}
@@ -124,10 +124,10 @@ class StepPathwise:
             if embedded is not self._scores:
                 samples = self._rollouts.for_role(trained.role)
                 inputs = self._inputs.of(embedded, self._rollouts, trained.role, samples)
-            mean = reward_gradients(inputs, self._config.reward, trained.reward.kept / kept)
+            mean = reward_gradients(inputs, self._config.reward, trained.reward.kept_GK / kept)
             values.append(mean.value)
             for field, rollout, region, row in self._inputs.rows(mean.fields, self._rollouts, trained.role):
-                if rollout in own and (pathwise.anchors or field not in ("anchors", "negatives")):
+                if rollout in own and (pathwise.anchors or field not in ("anchors_GAH", "negatives_GMH")):
                     before = found[region].get(rollout)
                     found[region][rollout] = row * scale if before is None else before + row * scale
         return torch.stack(values).sum(), found

@@ -39,14 +39,14 @@ class TrainedRole:
     def figures(self) -> dict[str, Tensor]:
         """What the samples table shows of a rationale, each [groups, K]."""
         return dict(self.reward.terms) | {
-            "total": self.reward.total,
-            "final": self.reward.final,
+            "total": self.reward.total_GK,
+            "final": self.reward.final_GK,
             "advantage": self.advantages,
         }
 
     def metrics(self) -> dict[str, float]:
         """`reward/*`, `embed/*`, and what was written, `rollout/*`."""
-        lengths = self.inputs.lengths.double()
+        lengths = self.inputs.lengths_GK.double()
         penalty = {}
         if self.reference_kl is not None:
             penalty["train/kl_reference"] = (self.reference_kl.sum() / lengths.sum()).item()
@@ -55,7 +55,7 @@ class TrainedRole:
             **embedding_metrics(self.inputs),
             "rollout/tokens_mean": lengths.mean().item(),
             "rollout/tokens_max": lengths.max().item(),
-            "rollout/truncated_share": self.inputs.truncated.double().mean().item(),
+            "rollout/truncated_share": self.inputs.truncated_GK.double().mean().item(),
             "train/advantage_abs": self.advantages.abs().mean().item(),
             **penalty,
         }
@@ -113,7 +113,7 @@ def trained_batch(
         advantages=groups(lambda trained_role: trained_role.advantages),
         old_logprobs=old,
         rewards=groups(lambda trained_role: trained_role.shaped),
-        kept=groups(lambda trained_role: trained_role.reward.kept),
+        kept=groups(lambda trained_role: trained_role.reward.kept_GK),
         engine_logprobs=engine_logprobs([rollout.completion for rollout in group], old),
         rollouts=group,
         forwards=scores.passes,

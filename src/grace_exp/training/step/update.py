@@ -135,14 +135,14 @@ def accumulate_gradients(
         width = logprobs.shape[1]
         rows = torch.tensor(batch.indices, device=logprobs.device)
         inputs = LossInputs(
-            logprobs=logprobs,
-            old_logprobs=mini_batch.old_logprobs[rows, :width],
-            advantages=advantages[rows],
-            mask=mask,
-            reference_logprobs=batch.ragged(penalised(batch))[0] if penalised is not None else None,
-            engine_logprobs=_rows(mini_batch.engine_logprobs, rows, width),
-            entropy=batch.ragged(forward.entropy)[0] if forward.entropy is not None else None,
-            kept=mini_batch.kept.flatten()[rows] if mini_batch.kept is not None else None,
+            logprobs_NT=logprobs,
+            old_logprobs_NT=mini_batch.old_logprobs[rows, :width],
+            advantages_N=advantages[rows],
+            mask_NT=mask,
+            reference_logprobs_NT=batch.ragged(penalised(batch))[0] if penalised is not None else None,
+            engine_logprobs_NT=_rows(mini_batch.engine_logprobs, rows, width),
+            entropy_NT=batch.ragged(forward.entropy)[0] if forward.entropy is not None else None,
+            kept_N=mini_batch.kept.flatten()[rows] if mini_batch.kept is not None else None,
         )
         summed, metrics = algorithm.loss(inputs, config)
         loss = summed / divisor

@@ -287,11 +287,11 @@ def plain_gradients(step: Step) -> Gradients:
     for role in step.rollouts.roles:
         inputs = step.inputs.of(plain, step.rollouts, role, step.rollouts.for_role(role))
         if not step.config.objective.pathwise.anchors:
-            negatives = inputs.negatives.detach() if inputs.negatives is not None else None
-            inputs = replace(inputs, anchors=inputs.anchors.detach(), negatives=negatives)
+            negatives = inputs.negatives_GMH.detach() if inputs.negatives_GMH is not None else None
+            inputs = replace(inputs, anchors_GAH=inputs.anchors_GAH.detach(), negatives_GMH=negatives)
         reward = compose_reward(replace(inputs, differentiable=True), step.config.reward)
-        total = total + reward.final[reward.kept].sum()
-        kept += int(reward.kept.sum())
+        total = total + reward.final_GK[reward.kept_GK].sum()
+        kept += int(reward.kept_GK.sum())
     (-total / kept).backward()  # type: ignore[no-untyped-call]
     return taken(policy)
 

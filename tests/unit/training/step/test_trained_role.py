@@ -120,21 +120,21 @@ def test_each_side_is_rewarded_by_the_samples_of_the_other(tmp_path: Path, score
     assert [inputs.trained for inputs in found] == [trained.value for trained in rollouts.roles]
     for inputs, trained in zip(found, rollouts.roles, strict=True):
         other = Role.QUERY if trained is Role.POSITIVE else Role.POSITIVE
-        torch.testing.assert_close(inputs.rollouts, expected(rollouts, trained), rtol=0, atol=0)
-        torch.testing.assert_close(inputs.anchors, expected(rollouts, other), rtol=0, atol=0)
-        assert inputs.anchors.shape[1] == (K if role == "both" else 1)
-        assert inputs.truncated.tolist() == [[False] * (K - 1) + [True]] * 3
-        assert inputs.lengths.tolist() == [[2, 3, 4]] * 3 and inputs.max_tokens == 16
-        assert (inputs.swapped, inputs.bare, inputs.well_formed) == (None, None, None)
+        torch.testing.assert_close(inputs.rollouts_GKH, expected(rollouts, trained), rtol=0, atol=0)
+        torch.testing.assert_close(inputs.anchors_GAH, expected(rollouts, other), rtol=0, atol=0)
+        assert inputs.anchors_GAH.shape[1] == (K if role == "both" else 1)
+        assert inputs.truncated_GK.tolist() == [[False] * (K - 1) + [True]] * 3
+        assert inputs.lengths_GK.tolist() == [[2, 3, 4]] * 3 and inputs.max_tokens == 16
+        assert (inputs.swapped_GKH, inputs.bare_GH, inputs.well_formed_GK) == (None, None, None)
 
 
 def test_instances_have_their_own_negatives_and_padding_is_masked(tmp_path: Path, scores: Scores) -> None:
     rollouts = rollouts_of("positive")
     (inputs,) = inputs_of(settings(tmp_path), scores, rollouts)
-    assert inputs.negatives is not None and inputs.negative_mask is not None
-    assert inputs.negative_mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert inputs.negatives_GMH is not None and inputs.negative_mask_GM is not None
+    assert inputs.negative_mask_GM.tolist() == [[True, True], [False, False], [True, False]]
     real = torch.stack([embedding(one.sequence(), "text_and_rationale") for one in rollouts.for_role(Role.NEGATIVE)])
-    torch.testing.assert_close(inputs.negatives[inputs.negative_mask], real, rtol=0, atol=0)
+    torch.testing.assert_close(inputs.negatives_GMH[inputs.negative_mask_GM], real, rtol=0, atol=0)
 
 
 def test_instances_with_as_many_negatives_need_no_mask_and_single_texts_no_negatives(tmp_path, scores) -> None:
@@ -142,10 +142,12 @@ def test_instances_with_as_many_negatives_need_no_mask_and_single_texts_no_negat
     rollouts = rollouts_of("positive")
     one = rollouts.only([rollouts.instances[2]])
     (inputs,) = inputs_of(config, scores, one)
-    assert inputs.negatives is not None and inputs.negatives.shape == (1, 1, 8) and inputs.negative_mask is None
+    assert (
+        inputs.negatives_GMH is not None and inputs.negatives_GMH.shape == (1, 1, 8) and inputs.negative_mask_GM is None
+    )
     single = compose_config(["+experiment=tiny_unsup"], tmp_path)
     (inputs,) = inputs_of(single, scores, rollouts.only([rollouts.instances[1]]))
-    assert inputs.negatives is None and inputs.negative_mask is None
+    assert inputs.negatives_GMH is None and inputs.negative_mask_GM is None
 
 
 def test_extra_inputs_are_filled_where_a_term_reads_them(tmp_path: Path, scores: Scores) -> None:
@@ -154,17 +156,17 @@ def test_extra_inputs_are_filled_where_a_term_reads_them(tmp_path: Path, scores:
     for inputs, role in zip(
         inputs_of(settings(tmp_path, "rollout.policy_role=both", *terms), scores, rollouts), rollouts.roles, strict=True
     ):
-        assert inputs.well_formed is not None and inputs.well_formed[0].tolist() == [1.0] * K
-        assert inputs.bare is not None and inputs.swapped is not None and inputs.swapped_from is not None
+        assert inputs.well_formed_GK is not None and inputs.well_formed_GK[0].tolist() == [1.0] * K
+        assert inputs.bare_GH is not None and inputs.swapped_GKH is not None and inputs.swapped_from_G is not None
         samples = rollouts.for_role(role)
         bare = [embedding(TextSequence(samples[group * K].prompt), "text") for group in range(3)]
-        torch.testing.assert_close(inputs.bare, torch.stack(bare), rtol=0, atol=0)
-        for group, lender in enumerate(inputs.swapped_from.tolist()):
+        torch.testing.assert_close(inputs.bare_GH, torch.stack(bare), rtol=0, atol=0)
+        for group, lender in enumerate(inputs.swapped_from_G.tolist()):
             assert lender != group
             for k in range(K):
                 own, lent = samples[group * K + k], samples[lender * K + k]
                 sequence = TextSequence(own.prompt, lent.completion.token_ids, own.temperature)
-                torch.testing.assert_close(inputs.swapped[group, k], embedding(sequence, "text_and_rationale"))
+                torch.testing.assert_close(inputs.swapped_GKH[group, k], embedding(sequence, "text_and_rationale"))
     # Trained 18, others 3 negatives + 6 greedy; then 18 borrowed ones, all in one further call.
     assert scores.calls == [(18, 9), (0, 18)]
 
@@ -180,8 +182,8 @@ def test_nothing_is_computed_twice_when_instances_are_replaced(tmp_path: Path, s
     rewards.add(changed, new)
     after = rewards.trained_roles(changed)[0]
     assert scores.calls[2:] == [(K, 3), (0, 2 * K)]  # the new one borrows, and lends
-    assert torch.equal(after.inputs.rollouts[:2], before.inputs.rollouts[:2])
-    assert not torch.equal(after.inputs.rollouts[2], before.inputs.rollouts[2])
+    assert torch.equal(after.inputs.rollouts_GKH[:2], before.inputs.rollouts_GKH[:2])
+    assert not torch.equal(after.inputs.rollouts_GKH[2], before.inputs.rollouts_GKH[2])
 
 
 def test_the_greedy_baseline_is_the_reward_of_one_rationale_by_the_same_terms(tmp_path, scores, monkeypatch) -> None:
@@ -201,7 +203,7 @@ def test_the_greedy_baseline_is_the_reward_of_one_rationale_by_the_same_terms(tm
     seen.clear()
     inputs_of(config, scores, greedy)
     # K times the same rationale: but for `consistency`, which is 1 within such a group and 0 for one alone.
-    torch.testing.assert_close(judged.baseline, seen[0].rewards[:, 0] - 0.2 / 0.1)
+    torch.testing.assert_close(judged.baseline_G, seen[0].rewards_GK[:, 0] - 0.2 / 0.1)
 
 
 def test_a_broken_embedding_is_an_error(tmp_path: Path, scores: Scores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +250,6 @@ def test_figures_of_two_sides_are_means_and_each_side_s_own(tmp_path: Path, scor
         first, second = both[f"positive/{name}"], both[f"query/{name}"]
         assert both[name] == pytest.approx((first + second) / 2)
     assert both["rollout/tokens_max"] == 4.0
-    assert both["positive/reward/total/mean"] == pytest.approx(trained_roles[0].reward.total.mean().item())
+    assert both["positive/reward/total/mean"] == pytest.approx(trained_roles[0].reward.total_GK.mean().item())
     _, one = figures("query")
     assert one.keys() == {name for name in both if not name.startswith(("positive/", "query/"))}
