@@ -1,6 +1,8 @@
 """Corpora with ids: shards, resumption, rejected rows, vector databases."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 
 from grace_exp.config.compose import compose_config
+from grace_exp.encoder.adaptive_rule import AdaptiveRule
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.errors import DataError
 from grace_exp.jobs import run as run_job
@@ -107,3 +110,36 @@ def test_faiss_and_lancedb_load_what_it_writes(run: Any, tmp_path: Path) -> None
     documents = database.create_table("documents", table)
     found = documents.search(vectors[2], vector_column_name="embedding").limit(1).to_list()
     assert found[0]["id"] == "d2"
+
+
+def test_two_processes_write_what_one_writes(run: Any, tmp_path: Path) -> None:
+    """In shards, with rejected and equal texts, and rationales to the texts that a rule chooses."""
+    model = tmp_path / "model"
+    encoder = GraceEncoder.from_pretrained("tiny", cache=False, device="cpu", max_tokens=4)
+    texts = ["A cat sleeps.", "Rain in May", "", "Prices fell", "Rain in May", "One", "Two cats", "Three"]
+    plain = np.asarray(encoder.encode_document([text for text in texts if text], mode="prompt_only"))
+    first = plain[:, 0] / np.linalg.norm(plain, axis=1)
+    weights = (100.0, *[0.0] * (plain.shape[1] - 1))
+    encoder.rule = AdaptiveRule(
+        weights=weights, log_norm=0.0, document=0.0, bias=-100 * float(first.mean()), threshold=0.5
+    )
+    encoder.save_pretrained(model)
+    records = [{"id": f"d{row}", "text": text} for row, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = [f"job.model={model}", f"job.input={tmp_path / 'a.jsonl'}", "job.id_column=id", "job.shard_rows=3"]
+    settings += ["job.encode.mode=adaptive", "job.encode.cache_gib=0", "data.on_bad_row=reject"]
+    assert run(*settings, f"job.output={tmp_path / 'one.parquet'}")["embed/texts"] == 7
+    command = [sys.executable, "-m", "grace_exp", "+experiment=demo_tiny", "job=embed", "hardware=cpu", *settings]
+    command += [f"job.output={tmp_path / 'two.parquet'}", "hardware.devices=2", "hardware.strategy=ddp"]
+    command += ["hardware.threads=1", "callbacks.progress=none", f"cache_dir={tmp_path / 'cache'}"]
+    subprocess.run([*command, f"hydra.run.dir={tmp_path / 'two'}"], check=True, timeout=300)
+    assert len((tmp_path / "two" / "rejects.jsonl").read_text().splitlines()) == 1
+    one, two = (
+        pd.concat([pd.read_parquet(tmp_path / f"{name}-{number:05d}.parquet") for number in range(3)])
+        for name in ("one", "two")
+    )
+    assert list(two.id) == list(one.id) == ["d0", "d1", "d3", "d4", "d5", "d6", "d7"]
+    written = [[len(text) > 0 for text in some] for some in two.rationales]
+    assert len({some[0] for some in written}) == 2
+    assert [list(some) for some in two.rationales] == [list(some) for some in one.rationales]
+    np.testing.assert_allclose(np.stack(two.embedding), np.stack(one.embedding), atol=1e-5)

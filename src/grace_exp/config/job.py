@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from grace_exp.config.adaptive import AdaptiveConfig
 from grace_exp.config.base import STRICT
 from grace_exp.config.mining import MiningConfig
 from grace_exp.config.serving import ServeConfig
@@ -15,8 +16,9 @@ from grace_exp.config.student import DistillConfig
 class EncodeConfig:
     """How texts become embeddings, where that is what a job does (`GraceEncoder.encode`)."""
 
-    mode: Literal["rationale", "prompt_only", "query_only", "document_only"] | None = None
-    """Who writes rationales: every text, none, or one side; null: as the model was trained."""
+    mode: Literal["rationale", "prompt_only", "query_only", "document_only", "adaptive"] | None = None
+    """Who writes rationales: every text, none, one side, or the texts that the rule of job=fit_adaptive chooses; null:
+    as the model was trained."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Rationale budget; null: the model's own (`job.model`), or rollout.max_tokens."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
@@ -66,6 +68,7 @@ class JobConfig:
         "prepare_data",
         "embed",
         "mine_negatives",
+        "fit_adaptive",
         "distill",
         "serve",
         "explain",
@@ -89,7 +92,7 @@ class JobConfig:
     the teacher, which must be given."""
     input: str | None = None
     """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives:
-    pairs, with the columns query and positive."""
+    pairs, with the columns query and positive; fit_adaptive: such pairs, held out from training."""
     column: Annotated[str, Field(min_length=1)] = "text"
     """embed, distill: where the texts are in `input`, unless it is plain text."""
     id_column: Annotated[str, Field(min_length=1)] | None = None
@@ -103,6 +106,7 @@ class JobConfig:
     also as JSONL beside. mine_negatives: .jsonl or .parquet."""
     mine: MiningConfig = Field(default_factory=MiningConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
+    adaptive: AdaptiveConfig = Field(default_factory=AdaptiveConfig)
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """serve: the address to listen on; 0.0.0.0 for all of this machine's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
@@ -145,6 +149,11 @@ class JobConfig:
                     f"encode.truncate_dim={self.encode.truncate_dim} with job=distill: a student learns whole "
                     "embeddings; set job.encode.truncate_dim=null"
                 )
+        if self.name == "fit_adaptive" and (self.input is None or (self.model is None and self.resume is None)):
+            raise ValueError(
+                "job=fit_adaptive needs job.model, a run folder or an exported model, and job.input, pairs that it was "
+                "not trained on"
+            )
         both = self.text_a is not None and self.text_b is not None
         if self.name == "explain" and both == (self.pairs is not None):
             raise ValueError("job=explain needs job.text_a and job.text_b, or a file of such pairs: job.pairs")

@@ -60,6 +60,8 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     if uses_model and engine_of(config) != "transformers":
         problem = vllm_problem(config.hardware.accelerator)
         yield from [f"rollout={config.rollout.engine}: {problem}"] if problem else []
+    if job.name == "fit_adaptive":
+        yield from _package_problems("job=fit_adaptive", ("sklearn", install_command("eval")))
     if job.name in ("mine_negatives", "distill"):
         package = ("sentence_transformers", install_command("eval"))
         yield from _package_problems(f"job={job.name}", package)
@@ -68,7 +70,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     elif job.name == "distill" and job.distill.student is not None:
         problem = _model_problem(job.distill.student, None)
         yield from [f"job.distill.student={job.distill.student}: {problem}"] if problem else []
-    if job.name in ("embed", "mine_negatives", "distill") and job.input is not None:
+    if job.name in ("embed", "mine_negatives", "fit_adaptive", "distill") and job.input is not None:
         yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
     if job.name == "serve":
         for module in ("starlette", "uvicorn", "prometheus_client"):
@@ -82,7 +84,8 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         for name, source in config.data.sources.items():
             for single in source.single:
                 yield from _source_problems(f"data.sources.{name}.path={single.path}", single)
-    if measures and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
+    reads_sets = measures or job.name == "fit_adaptive"
+    if reads_sets and any(held_out.source == "stsb" for held_out in evaluation.sets.values()):
         yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if job.name == "evaluate" and evaluation.benchmark is not None:
         yield from _package_problems(f"evaluation={evaluation.name}", ("mteb", install_command("eval")))

@@ -17,6 +17,8 @@ from grace_exp.config.hardware import HardwareConfig
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.data.batch import Role
 from grace_exp.data.prompts import PromptBuilder
+from grace_exp.encoder.adaptive_encoding import embed_adaptively
+from grace_exp.encoder.adaptive_rule import AdaptiveRule, required_rule
 from grace_exp.encoder.cache import RationaleCache
 from grace_exp.encoder.corpus import embed_corpus
 from grace_exp.encoder.engines import EngineMaker, engine_maker
@@ -56,6 +58,7 @@ class GraceEncoder:
         prompts: Instructions by name for `prompt_name`, free to be added to. Those of `query` and `document` are used
             for these roles without being named.
         truncate_dim: Of all embeddings, unless a call says otherwise; None: whole.
+        rule: Of `mode="adaptive"`; None: there is none.
         template_kwargs: Variables of the chat template.
     """
 
@@ -72,6 +75,7 @@ class GraceEncoder:
         cache: RationaleCache | None = None,
         name: str = "grace",
         truncate_dim: int | None = None,
+        rule: AdaptiveRule | None = None,
     ) -> None:
         """Put an encoder around a loaded model; `from_pretrained` loads one.
 
@@ -86,6 +90,7 @@ class GraceEncoder:
             cache: Where rationales and embeddings are kept; None: nowhere.
             name: For tables.
             truncate_dim: See the class.
+            rule: See the class.
         """
         self.backbone = backbone
         self.policy = policy
@@ -96,6 +101,7 @@ class GraceEncoder:
         self.cache = cache
         self.name = name
         self.truncate_dim = truncate_dim
+        self.rule = rule
         self.template_kwargs = dict(template_kwargs or {})
         self._instructions = Instructions(backbone.tokenizer, prompt, self.template_kwargs)
         self.prompts = self._instructions.prompts
@@ -169,6 +175,7 @@ class GraceEncoder:
             cache=_cache(cache),
             name=str(path_or_hub_name),
             truncate_dim=truncate_dim,
+            rule=found.rule if prompt is None and pooling is None else None,
         )
 
     def encode(
@@ -207,8 +214,9 @@ class GraceEncoder:
             convert_to_tensor: One tensor on the model's device instead of an array.
             normalize_embeddings: Bring every embedding to length 1 (after `truncate_dim`).
             truncate_dim: Keep only the first dimensions.
-            mode: Who writes rationales: every text (`rationale`), none (`prompt_only`), or one side (`query_only`,
-                `document_only`); None: as the model was trained.
+            mode: Who writes rationales: every text (`rationale`), none (`prompt_only`), one side (`query_only`,
+                `document_only`), or the texts that the model's rule chooses (`adaptive`); None: as the model was
+                trained.
             role: `query` or `document`: the instruction, the stream of sampling, and the side in one-sided modes.
                 None: as `prompt_name` says, otherwise `query`.
             max_tokens: Rationale budget; None: the model's own; 0: no rationales.
@@ -222,7 +230,8 @@ class GraceEncoder:
             float32 [n, hidden], or [hidden] for one text.
 
         Raises:
-            ConfigError: No such prompt, role or mode, or settings that contradict each other.
+            ConfigError: No such prompt, role or mode, settings that contradict each other, or the mode is
+                `adaptive` and the model has no rule for it.
             DataError: Something is no text, or there is not one of the given rationales per text.
             torch.OutOfMemoryError: A single text does not fit.
         """
@@ -258,23 +267,24 @@ class GraceEncoder:
         self._rationale_ids = []
         visible = _log.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         with progress_bar(len(set(inputs)), visible=visible is True) as advance:
-            corpus = embed_corpus(
-                inputs,
-                part,
-                region,
-                hidden=self.get_embedding_dimension(),
-                policy=self.policy,
-                engine=self.engine,
-                prompts=builder,
-                max_tokens=budget,
-                temperature=temperature,
-                seed=seed,
-                samples=samples,
-                rationales=given,
-                batch_size=batch_size,
-                model_cache=self.model_cache(self.cache) if inputs else None,
-                advance=visible if callable(visible) else advance,
-            )
+            settings: dict[str, Any] = {
+                "hidden": self.get_embedding_dimension(),
+                "policy": self.policy,
+                "engine": self.engine,
+                "prompts": builder,
+                "max_tokens": budget,
+                "temperature": temperature,
+                "seed": seed,
+                "samples": samples,
+                "batch_size": batch_size,
+                "model_cache": self.model_cache(self.cache) if inputs else None,
+                "advance": visible if callable(visible) else advance,
+            }
+            if mode == "adaptive" and budget:
+                rule = required_rule(self.rule, self.name, settings["hidden"])
+                corpus = embed_adaptively(inputs, part, region, rule, **settings)
+            else:
+                corpus = embed_corpus(inputs, part, region, rationales=given, **settings)
         self._rationale_ids = corpus.rationale_ids
         found = finished(corpus.vectors, dimensions, normalize_embeddings)
         if convert_to_tensor or not convert_to_numpy:
@@ -292,7 +302,10 @@ class GraceEncoder:
 
     @property
     def rationales(self) -> list[str]:
-        """What the last `encode` wrote: [n x samples], those of a text side by side; empty without rationales."""
+        """What the last `encode` wrote: [n x samples], those of a text side by side; empty without rationales.
+
+        In the mode `adaptive` that of a text that got none is ''.
+        """
         if not self._rationale_ids:
             return []
         lists = [ids.tolist() for ids in self._rationale_ids]

@@ -9,8 +9,8 @@ from grace_exp.data.lines import describe, undecodable
 from grace_exp.errors import ConfigError, DataError
 from grace_exp.policy.model_checks import Longest
 
-Mode = Literal["rationale", "prompt_only", "query_only", "document_only"]
-"""Who writes rationales: every text, none, or one side."""
+Mode = Literal["rationale", "prompt_only", "query_only", "document_only", "adaptive"]
+"""Who writes rationales: every text, none, one side, or those texts that the model's rule chooses."""
 
 _ROLES = {
     "query": Role.QUERY,
@@ -24,6 +24,7 @@ _WRITERS: dict[str, tuple[Role, ...]] = {
     "prompt_only": (),
     "query_only": (Role.QUERY,),
     "document_only": (Role.POSITIVE, Role.NEGATIVE),
+    "adaptive": (Role.QUERY, Role.POSITIVE, Role.NEGATIVE),
 }
 
 
@@ -46,7 +47,7 @@ def names_role(prompt_name: str) -> bool:
 
 
 def writes(mode: Mode, role: Role) -> bool:
-    """Whether texts of the role get rationales."""
+    """Whether texts of the role get rationales, in the mode `adaptive` some of them."""
     return role in _WRITERS[mode]
 
 

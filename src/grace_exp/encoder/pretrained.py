@@ -13,6 +13,7 @@ from grace_exp.config.advice import override
 from grace_exp.config.backbone import BackboneConfig, PoolingConfig
 from grace_exp.config.compose import compose_settings, conf_dir
 from grace_exp.config.prompt import PromptConfig
+from grace_exp.encoder.adaptive_rule import AdaptiveRule, read_rule
 from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.modes import Mode
 from grace_exp.errors import ConfigError, MissingResourceError
@@ -46,6 +47,7 @@ class Pretrained:
         adapter: A peft adapter to fold in.
         seed: Of the tiny model's weights.
         base: Digest of the weights that the adapter was trained on; None: not known.
+        rule: Of `mode=adaptive`; None: there is none.
     """
 
     backbone: BackboneConfig
@@ -55,6 +57,7 @@ class Pretrained:
     adapter: Path | None = None
     seed: int = 0
     base: str | None = None
+    rule: AdaptiveRule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +109,10 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
     if not (where / "adapter_config.json").is_file():
         raise MissingResourceError(f"adapter={adapter!r} is no folder with an adapter_config.json")
     settings = _read_settings(where)
+    rule = read_rule(where)
     if settings is None:
-        return replace(found, adapter=where)
-    return replace(_with(found, settings), adapter=where)
+        return replace(found, adapter=where, rule=rule)
+    return replace(_with(found, settings), adapter=where, rule=rule)
 
 
 def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "Backbone":
@@ -157,10 +161,17 @@ def export_in(folder: Path) -> Path:
     return folder
 
 
+def exports_in(folder: Path) -> list[Path]:
+    """All model folders inside a run folder, or the model folder itself; empty where there is none."""
+    found = [folder / name for name in _EXPORTS if (folder / name).is_dir()]
+    is_model = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+    return found or ([folder] if is_model else [])
+
+
 def _folder(folder: Path) -> Pretrained:
-    settings = _read_settings(folder)
+    settings, rule = _read_settings(folder), read_rule(folder)
     if (folder / "config.json").is_file():
-        found = Pretrained(BackboneConfig(name=folder.name, path=str(folder)), _paper_prompt())
+        found = Pretrained(BackboneConfig(name=folder.name, path=str(folder)), _paper_prompt(), rule=rule)
         return found if settings is None else _with(found, settings)
     if not (folder / "adapter_config.json").is_file():
         raise MissingResourceError(
@@ -176,7 +187,7 @@ def _folder(folder: Path) -> Pretrained:
                 f"{folder}/adapter_config.json does not name its base model: load that and give adapter={str(folder)!r}"
             )
         base = BackboneConfig(name=folder.name, path=name)
-    found = Pretrained(base, _paper_prompt(), adapter=folder)
+    found = Pretrained(base, _paper_prompt(), adapter=folder, rule=rule)
     return found if settings is None else _with(found, settings)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.install import clone_command
+from grace_exp.encoder.adaptive_rule import write_rule
 from grace_exp.encoder.modes import Mode
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 from grace_exp.tracking.atomic import write_text_atomic
@@ -45,6 +46,8 @@ def save_folder(encoder: "GraceEncoder", folder: str | Path) -> None:
     encoder.backbone.model.save_pretrained(str(place))
     encoder.tokenizer.save_pretrained(str(place))
     write_settings(place, encoder, mode=encoder.mode)
+    if encoder.rule is not None:
+        write_rule(place, encoder.rule)
     instructions = encoder.prompt.instructions
     write_module(place, {"query": instructions.query, "document": instructions.positive})
 

@@ -17,7 +17,7 @@ from grace_exp.data.plain_text import plain_text_tokenizer
 from grace_exp.encoder.control_rationales import OwnRationale, TokenIds, control_rationales
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.evaluation.heldout_sets import HeldoutSet, load_set
-from grace_exp.evaluation.scores import ItemScores, Vectors, item_scores, score
+from grace_exp.evaluation.scores import ItemScores, Vectors, item_scores, rise, score
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
 
@@ -30,7 +30,7 @@ class ControlRow:
 
     Attributes:
         set_name: Of the held-out set.
-        row: A mode (`prompt_only`, `rationale`, `query_only`) or a control of `control_rationales`.
+        row: A mode (`prompt_only`, `rationale`, `query_only`, `adaptive`) or a control of `control_rationales`.
         plain: Items scored with the embeddings as they are.
         centred: Items scored after the mean embedding of the set's texts of the same role was removed.
         tokens_per_text: Mean rationale length.
@@ -103,6 +103,9 @@ class _Rows:
         if len(self._sides) > 1:
             query_only = {"mode": "query_only", "temperature": temperature}
             rows.append(self._row("query_only", [query_only] * len(self._sides))[0])
+        if self._encoder.rule is not None:
+            adaptive = {"mode": "adaptive", "temperature": temperature}
+            rows.append(self._row("adaptive", [adaptive] * len(self._sides))[0])
         controls = [
             control_rationales(texts, self._words(), self._encoder.backbone.end_token_ids, self._seed)
             for texts in map(self._own, self._sides, own)
@@ -189,6 +192,29 @@ def control_table(rows: Sequence[ControlRow], resamples: int) -> Table:
         figures = [str(score(items, resamples)) for items in (row.plain, row.centred)]
         table.add_row(row.set_name, row.row, *figures, f"{row.tokens_per_text:.1f}", f"{row.ms_per_text:.1f}")
     return table
+
+
+def adaptive_lines(rows: Sequence[ControlRow], resamples: int) -> list[str]:
+    """What `mode=adaptive` saves and loses on each set, a line a set; empty without such rows.
+
+    Differences of scores are paired by item, with 95 % intervals.
+    """
+    lines = []
+    for row in rows:
+        if row.row != "adaptive":
+            continue
+        others = {other.row: other for other in rows if other.set_name == row.set_name}
+        whole, none = others["rationale"], others["prompt_only"]
+        tokens, time = (
+            100 * part / total if total else 100.0
+            for part, total in ((row.tokens_per_text, whole.tokens_per_text), (row.ms_per_text, whole.ms_per_text))
+        )
+        lines.append(
+            f"{row.set_name}: adaptive takes {tokens:.0f} % of the tokens and {time:.0f} % of the time of rationale; "
+            f"score against rationale {rise(whole.plain, row.plain, resamples)}, against prompt_only "
+            f"{rise(none.plain, row.plain, resamples)}"
+        )
+    return lines
 
 
 def write_controls(folder: Path, rows: Sequence[ControlRow], resamples: int, about: Mapping[str, Any]) -> None:

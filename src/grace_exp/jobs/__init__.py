@@ -44,6 +44,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.mine_negatives import mine_negatives
 
             return mine_negatives(config)
+        case "fit_adaptive":
+            from grace_exp.jobs.fit_adaptive import fit_adaptive
+
+            return fit_adaptive(config)
         case "distill":
             from grace_exp.jobs.distill import distill
 

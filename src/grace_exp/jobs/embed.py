@@ -93,6 +93,7 @@ def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
     encode = {
         name: value for name, value in asdict(config.job.encode).items() if name not in ("batch_size", "cache_gib")
     }
+    adaptive = (config.job.encode.mode or encoder.mode) == "adaptive"
     return {
         "model": encoder.fingerprint,
         "engine": type(encoder.engine).__name__,
@@ -102,6 +103,7 @@ def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
         "encode": encode,
         "role": config.job.role,
         "seed": config.seed,
+        **({"rule": asdict(encoder.rule)} if adaptive and encoder.rule is not None else {}),
     }
 
 

@@ -8,7 +8,13 @@ from rich.console import Console
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
-from grace_exp.evaluation.control_table import control_figures, control_rows, control_table, write_controls
+from grace_exp.evaluation.control_table import (
+    adaptive_lines,
+    control_figures,
+    control_rows,
+    control_table,
+    write_controls,
+)
 from grace_exp.evaluation.heldout import evaluate_minilm
 from grace_exp.evaluation.scores import score
 from grace_exp.jobs.assemble import Assembled, assemble
@@ -107,4 +113,6 @@ def _controls(config: GraceConfig, assembled: Assembled, console: Console) -> di
         about = {"model": encoder.name, "max_tokens": budget, "seed": config.seed}
         write_controls(Path(config.run_dir) / "evaluation", rows, resamples, about)
     console.print(control_table(rows, resamples))
+    for line in adaptive_lines(rows, resamples):
+        console.print(line, highlight=False, soft_wrap=True)
     return control_figures(rows)

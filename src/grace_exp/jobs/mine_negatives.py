@@ -5,17 +5,13 @@ from pathlib import Path
 
 import torch
 
-from grace_exp.config.compose import to_dict
-from grace_exp.config.data import DataConfig, SourceConfig
 from grace_exp.config.root import GraceConfig
-from grace_exp.data.rows import RejectLog
-from grace_exp.data.sources import load_source
 from grace_exp.errors import DataError
+from grace_exp.jobs.input_pairs import read_pairs
 from grace_exp.jobs.processes import processes
 from grace_exp.jobs.run_encoder import build_encoder
 from grace_exp.jobs.terminal import our_console
 from grace_exp.tracking.atomic import atomic_path
-from grace_exp.tracking.provenance import write_provenance
 
 
 def mine_negatives(config: GraceConfig) -> dict[str, float]:
@@ -35,20 +31,9 @@ def mine_negatives(config: GraceConfig) -> dict[str, float]:
 
     job, mining = config.job, config.job.mine
     assert job.input is not None and job.output is not None  # checked by JobConfig
-    source = SourceConfig(path=job.input, negative=None)
-    recipe = DataConfig(
-        name="pairs",
-        mode="supervised",
-        negatives=0,
-        sources={"input": source},
-        on_bad_row=config.data.on_bad_row,
-    )
-    rejects = RejectLog(Path(config.run_dir) / "rejects.jsonl")
-    loaded = load_source("input", source, recipe, rejects, Path(config.cache_dir))
-    write_provenance(Path(config.run_dir), to_dict(config), {"input": job.input, "digest": loaded.digest})
-    pairs = datasets.Dataset.from_dict({name: list(loaded.rows[name]) for name in ("query", "positive")})
+    queries, positives = read_pairs(config)
+    pairs = datasets.Dataset.from_dict({"query": queries, "positive": positives})
     console = our_console()
-    console.print(f"{len(pairs)} pairs of {job.input}", highlight=False, soft_wrap=True, markup=False)
     with ExitStack() as stack:
         device = stack.enter_context(processes(config.hardware))
         encoder = stack.enter_context(closing(build_encoder(config, device)))

@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from grace_exp.config.root import GraceConfig
+from grace_exp.encoder.adaptive_rule import AdaptiveRule, read_rule, required_rule
 from grace_exp.encoder.cache import GIB, RationaleCache
 from grace_exp.encoder.encoder import GraceEncoder
-from grace_exp.encoder.pretrained import CACHE_FOLDER
+from grace_exp.encoder.pretrained import CACHE_FOLDER, exports_in, resolve
+from grace_exp.errors import MissingResourceError
 from grace_exp.jobs.assemble import Assembled, assemble, build_engine
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import RolloutEngine
-from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
+from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint, run_folder
 
 
 def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
@@ -21,8 +23,9 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
 
     Raises:
         MissingResourceError: The model or checkpoint is not there.
-        ConfigError: The checkpoint is of another model.
+        ConfigError: The checkpoint is of another model, or the mode is adaptive and the model has no rule for that.
     """
+    _check_rule(config)
     cache = encoder_cache(config) if config.job.encode.cache_gib else None
     if config.job.model is not None:
         if config.hardware.threads is not None:
@@ -60,7 +63,42 @@ def encoder_around(
         template_kwargs=config.backbone.template_kwargs,
         cache=cache,
         name=config.job.resume or config.backbone.name,
+        rule=_rule_of_resumed(config),
     )
+
+
+def rule_folders(config: GraceConfig) -> list[Path]:
+    """The folders of the model where the rule of `mode=adaptive` belongs: the exports of a run, or a model folder.
+
+    Raises:
+        MissingResourceError: The model is in no folder, or its run has exported none.
+    """
+    job = config.job
+    named = run_folder(job.resume) if job.resume is not None else Path(str(job.model)).expanduser()
+    found = exports_in(named) if named.is_dir() else []
+    if not found:
+        raise MissingResourceError(
+            f"{named} is neither a model folder nor a run with an export, so there is no place for the rule: name one "
+            "as job.model; GraceEncoder.save_pretrained makes a folder of a model of a hub"
+        )
+    return found
+
+
+def _check_rule(config: GraceConfig) -> None:
+    """Before anything loads: an adaptive mode has a rule."""
+    job = config.job
+    if job.encode.mode != "adaptive":
+        return
+    rule = _rule_of_resumed(config) if job.model is None else resolve(job.model).rule
+    required_rule(rule, str(job.model or job.resume or config.backbone.name))
+
+
+def _rule_of_resumed(config: GraceConfig) -> AdaptiveRule | None:
+    """That of the run whose checkpoint is used."""
+    if config.job.resume is None:
+        return None
+    folder = find_checkpoint(config.job.resume).resolve().parent.parent
+    return next((rule for rule in map(read_rule, exports_in(folder)) if rule is not None), None)
 
 
 def _budget(config: GraceConfig) -> int | None:

@@ -70,12 +70,13 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     needed = ["data.sources.file.path=mine.jsonl"] if recipe["data"] in ("texts", "triplets") else []
     needed += ["job.input=mine.txt", "job.output=mine.npy"] if recipe["job"] == "embed" else []
     needed += ["job.input=mine.jsonl", "job.output=o.jsonl"] if recipe["job"] == "mine_negatives" else []
+    needed += ["job.input=mine.jsonl", "job.model=mine"] if recipe["job"] == "fit_adaptive" else []
     if recipe["job"] == "distill":
         needed += ["job.input=mine.txt", "job.model=mine", "+evaluation.sets.one={kind: sts, source: stsb}"]
     needed += ["job.run=mine"] if recipe["job"] in ("report", "dashboard") else []
     needed += ["job.text_a=A cat.", "job.text_b=A dog."] if recipe["job"] == "explain" else []
     needed += ["rollout.vllm.server.url=http://127.0.0.1:8000"] if recipe["rollout"] == "vllm_server" else []
-    needed += ["hardware.devices=1"] if recipe["job"] in ("serve", "distill") else []
+    needed += ["hardware.devices=1"] if recipe["job"] in ("serve", "distill", "fit_adaptive") else []
     needed += ["objective.advantage_scale=none"] if recipe["objective"] == "exact" else []
     needed += ["objective.pathwise.weight=0"] if recipe["method"] == "rejection_sft" else []
     config = composed("+experiment=demo_tiny", *choices, *needed)

@@ -14,6 +14,12 @@ def job_rules(config: Groups, require: Require) -> None:
         _training_rules(config, require)
     if config.job.name == "distill":
         _distillation_rules(config, require)
+    if config.job.name == "fit_adaptive":
+        require(
+            config.processes == 1,
+            f"job=fit_adaptive with {config.processes} processes of hardware.devices x hardware.nodes: a rule is "
+            "fitted by one; set hardware.devices=1",
+        )
     if config.job.name == "serve":
         require(
             config.processes == 1,

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from grace_exp.config.job import EncodeConfig
 from grace_exp.data.batch import Role
+from grace_exp.encoder.adaptive_rule import required_rule
 from grace_exp.encoder.cache import RationaleCache
 from grace_exp.encoder.embedding import works_of
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.instructions import Instructions
+from grace_exp.encoder.model_cache import ModelCache
 from grace_exp.encoder.modes import writes
 from grace_exp.encoder.vectors import finished
 from grace_exp.policy.packing import Region
@@ -107,19 +109,31 @@ class Answers:
         settings, encoder = self.settings, self.encoder
         if self._cache is None:
             return None
-        budget = kind.max_tokens if writes(settings.mode or encoder.mode, kind.role) else 0
-        region: Region = encoder.policy.pooling.region if budget else "text"
+        mode = settings.mode or encoder.mode
+        budget = kind.max_tokens if writes(mode, kind.role) else 0
         with self._precision():
             cache = encoder.model_cache(self._cache)
         assert cache is not None
+        if mode == "adaptive" and budget:
+            found = self._chosen(texts, kind.role, budget, cache)
+        else:
+            found = self._stored(texts, kind.role, budget, cache)
+        if found is None:
+            return None
+        vectors = finished(found.vectors, settings.truncate_dim or encoder.truncate_dim, settings.normalize)
+        return replace(found, vectors=vectors)
+
+    def _stored(self, texts: Sequence[str], role: Role, budget: int, cache: ModelCache) -> Answer | None:
+        """Whole embeddings with rationales of that budget, 0: without; None where the cache lacks one."""
+        region: Region = self.encoder.policy.pooling.region if budget else "text"
         works = works_of(
             texts,
-            kind.role,
-            self._instructions.builder(None, None, kind.role),
+            role,
+            self._instructions.builder(None, None, role),
             max_tokens=budget,
-            temperature=settings.temperature,
+            temperature=self.settings.temperature,
             seed=self._seed,
-            samples=settings.samples,
+            samples=self.settings.samples,
         )
         written = cache.rationales(works)
         if any(completions is None for completions in written):
@@ -130,8 +144,23 @@ class Answers:
             return None
         flat = [completion for completions in written for completion in completions or ()]
         decoded = self._tokenizer.batch_decode([list(one.token_ids) for one in flat], skip_special_tokens=True)
-        vectors = finished(np.stack(found), settings.truncate_dim or encoder.truncate_dim, settings.normalize)
-        return _answer(vectors, [text.strip() for text in decoded], [len(one.token_ids) for one in flat])
+        return _answer(np.stack(found), [text.strip() for text in decoded], [len(one.token_ids) for one in flat])
+
+    def _chosen(self, texts: Sequence[str], role: Role, budget: int, cache: ModelCache) -> Answer | None:
+        """The same with rationales for the texts that the model's rule chooses."""
+        plain = self._stored(texts, role, 0, cache)
+        if plain is None:
+            return None
+        rule = required_rule(self.encoder.rule, self.encoder.name, plain.vectors.shape[1])
+        chosen = np.flatnonzero(rule.writes(plain.vectors, role))
+        written = self._stored([texts[row] for row in chosen], role, budget, cache) if len(chosen) else None
+        if written is None:
+            return None if len(chosen) else plain
+        vectors, rationales, tokens = plain.vectors.copy(), list(plain.rationales), list(plain.rationale_tokens)
+        vectors[chosen] = written.vectors
+        for place, row in enumerate(chosen):
+            rationales[row], tokens[row] = written.rationales[place], written.rationale_tokens[place]
+        return Answer(vectors, rationales, tokens)
 
     def prompt_tokens(self, texts: Sequence[str], role: Role) -> int:
         """Tokens of the texts' prompts, chat template and system prompt included."""
@@ -157,4 +186,6 @@ def _answer(vectors: NDArray[np.float32], flat: list[str], tokens: list[int]) ->
     texts = len(vectors)
     samples = len(flat) // texts if texts else 0
     rows = [slice(row * samples, (row + 1) * samples) for row in range(texts)]
-    return Answer(vectors, [flat[row] for row in rows], [sum(tokens[row]) for row in rows])
+    counts = [sum(tokens[row]) for row in rows]
+    # Of a text that got none in the mode `adaptive` there are empty ones: here it has none.
+    return Answer(vectors, [flat[row] if count else [] for row, count in zip(rows, counts, strict=True)], counts)

@@ -68,6 +68,7 @@ class MtebEncoder(AbsEncoder):
             encoder: With its prompts and cache.
             settings: For every call of its `encode`: mode, max_tokens, temperature, seed, samples, truncate_dim.
         """
+        mode = settings.get("mode") or encoder.mode
         decides = {
             "settings": settings,
             "max_tokens": encoder.max_tokens,
@@ -78,6 +79,7 @@ class MtebEncoder(AbsEncoder):
             "template_kwargs": encoder.template_kwargs,
             "pooling": asdict(encoder.policy.pooling),
             "truncate_dim": encoder.truncate_dim,
+            **({"rule": asdict(encoder.rule)} if encoder.rule is not None and mode == "adaptive" else {}),
             "computed_with": encoder.computed_with(),
         }
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""Fit the rule of `mode=adaptive` on held-out pairs, and put it into the model's exports."""
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from grace_exp.config.root import GraceConfig
+from grace_exp.data.text_keys import normalized
+from grace_exp.encoder.adaptive_fit import FittedRule, PairEmbeddings, fit_rule, rule_lines
+from grace_exp.encoder.adaptive_rule import RULE_FILE, write_rule
+from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.errors import DataError
+from grace_exp.evaluation.heldout_texts import heldout_texts
+from grace_exp.jobs.input_pairs import read_pairs
+from grace_exp.jobs.processes import processes
+from grace_exp.jobs.run_encoder import build_encoder, rule_folders
+from grace_exp.jobs.terminal import is_first_process, our_console
+from grace_exp.tracking.summary import write_json_atomic
+
+REPORT_FILE = "adaptive.json"
+"""In the run folder: what the rule is worth on folds that it had not seen."""
+
+_LEAST_PAIRS = 20
+
+
+def fit_adaptive(config: GraceConfig) -> dict[str, float]:
+    """Embed the pairs of `job.input` with and without rationales, fit the rule, and write it beside the weights.
+
+    Pairs with a text of `evaluation.sets` are left out. A query counts once, and a positive.
+
+    Returns:
+        `adaptive/pairs`; on unseen folds `adaptive/share` (of the texts that get a rationale, 0 to 1) and
+        `adaptive/gain/{rule,always,best}` (nats a text over writing none).
+
+    Raises:
+        DataError: The input is not there, a row lacks a text, or rationales help nearly all texts or nearly none.
+        MissingResourceError: The model is not there, or there is no folder of it that can hold a rule.
+    """
+    folders = rule_folders(config)
+    queries, documents = _distinct_pairs(config)
+    console = our_console()
+    with ExitStack() as stack:
+        device = stack.enter_context(processes(config.hardware))
+        encoder = stack.enter_context(closing(build_encoder(config, device)))
+        bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
+        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
+        of_queries, query_tokens = _both_modes(config, encoder, queries, "query")
+        of_documents, document_tokens = _both_modes(config, encoder, documents, "document")
+        fitted = fit_rule(PairEmbeddings(of_queries, of_documents), config.job.adaptive, config.seed)
+        tokens = np.concatenate([query_tokens, document_tokens])
+        for line in rule_lines(fitted, tokens, config.evaluation.bootstrap):
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
+        if is_first_process():
+            _write(config, encoder, fitted, tokens, folders)
+        for folder in folders:
+            console.print(f"Rule: {folder / RULE_FILE}", highlight=False, soft_wrap=True, markup=False)
+    gains = {f"adaptive/gain/{name}": value for name, value in fitted.worth().items()}
+    return {"adaptive/pairs": float(len(queries)), "adaptive/share": float(fitted.written.mean()), **gains}
+
+
+def _distinct_pairs(config: GraceConfig) -> tuple[list[str], list[str]]:
+    """Pairs whose query and positive both occur for the first time, without texts of the held-out sets."""
+    heldout = heldout_texts(config.evaluation, Path(config.cache_dir)).values()
+    known = {normalized(text) for some in heldout for text in some}
+    queries: dict[str, None] = {}
+    documents: dict[str, None] = {}
+    rows = list(zip(*read_pairs(config), strict=True))
+    for query, document in rows:
+        new = query not in queries and document not in documents
+        if new and not {normalized(query), normalized(document)} & known:
+            queries[query] = documents[document] = None
+    console = our_console()
+    if len(queries) < len(rows):
+        line = f"{len(rows) - len(queries)} pairs are left out: a text of evaluation.sets, or one that has occurred"
+        console.print(line, highlight=False, soft_wrap=True)
+    if len(queries) < _LEAST_PAIRS:
+        raise DataError(
+            f"job.input={config.job.input}: {len(queries)} pairs are left, and a rule needs {_LEAST_PAIRS}, better "
+            "some hundreds: give more pairs"
+        )
+    return list(queries), list(documents)
+
+
+def _both_modes(
+    config: GraceConfig, encoder: GraceEncoder, texts: list[str], role: Literal["query", "document"]
+) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]:
+    """Embeddings without and with rationale, and tokens a text."""
+    encode = config.job.encode
+    found: list[NDArray[np.float32]] = []
+    modes: tuple[Literal["prompt_only", "rationale"], ...] = ("prompt_only", "rationale")
+    for mode in modes:
+        vectors = encoder.encode(
+            texts,
+            batch_size=encode.batch_size,
+            show_progress_bar=is_first_process() and config.callbacks.progress == "bar",
+            truncate_dim=encoder.get_embedding_dimension(),
+            mode=mode,
+            role=role,
+            temperature=encode.temperature,
+            seed=config.seed,
+            samples=encode.samples,
+        )
+        found.append(np.asarray(vectors))
+    tokens = np.array(encoder.rationale_tokens).reshape(len(texts), -1).sum(axis=1)
+    return (found[0], found[1]), tokens
+
+
+def _write(
+    config: GraceConfig, encoder: GraceEncoder, fitted: FittedRule, tokens: NDArray[np.int64], folders: list[Path]
+) -> None:
+    for folder in folders:
+        write_rule(folder, fitted.rule)
+    report = {
+        "model": encoder.name,
+        "pairs": len(tokens) // 2,
+        "share": float(fitted.written.mean()),
+        "tokens_per_text": {"always": float(tokens.mean()), "rule": float((tokens * fitted.written).mean())},
+        "gain": fitted.worth(),
+        "gain_over": fitted.over(config.evaluation.bootstrap),
+        "seed": config.seed,
+    }
+    write_json_atomic(Path(config.run_dir) / REPORT_FILE, report)
