@@ -78,7 +78,9 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     needed += ["rollout.vllm.server.url=http://127.0.0.1:8000"] if recipe["rollout"] == "vllm_server" else []
     needed += ["hardware.devices=1"] if recipe["job"] in ("serve", "distill", "fit_adaptive") else []
     needed += ["objective.advantage_scale=none"] if recipe["objective"] == "exact" else []
-    needed += ["objective.pathwise.weight=0"] if recipe["method"] == "rejection_sft" else []
+    if recipe["method"] == "rejection_sft":  # it knows of the objective only what shapes the reward
+        needed += ["objective.pathwise.weight=0", "objective.kl.coefficient=0", "objective.entropy_coefficient=0"]
+        needed += ["objective.replay=null"]
     config = composed("+experiment=demo_tiny", *choices, *needed)
     for group in ("backbone", "data", "prompt", "reward", "objective", "hardware", "evaluation", "job"):
         assert getattr(config, group).name == recipe[group]
