@@ -3,20 +3,23 @@
 from omegaconf import OmegaConf
 
 
-def importance_mode(engine: str, dtype: str, precision: str, algorithm: str) -> str:
+def importance_mode(engine: str, dtype: str, precision: str, algorithm: str, overlap: str = "none") -> str:
     """The default of `objective.importance.mode`.
 
     An engine in bfloat16 has other probabilities than a trainer whose weights and residual stream are float32. The
-    transformers engine computes with the policy's own modules, and copg is right without weights.
+    transformers engine computes with the policy's own modules, and copg is right without weights. Rationales that are
+    written a step ahead come from other weights than the trainer's.
 
     Args:
         engine: `rollout.engine`.
         dtype: `rollout.vllm.dtype`.
         precision: `hardware.precision`.
         algorithm: `objective.algorithm`.
+        overlap: `rollout.overlap`.
     """
     coarse = dtype == "bfloat16" or (dtype == "auto" and precision.startswith("bf16"))
-    return "token" if engine != "transformers" and coarse and algorithm != "copg" else "none"
+    other = (engine != "transformers" and coarse) or overlap != "none"
+    return "token" if other and algorithm != "copg" else "none"
 
 
 def encode_batch(engine: str) -> int:

@@ -31,7 +31,8 @@ class ImportanceConfig:
 
     mode: Literal["none", "token", "sequence"] = "none"
     """The surrogate is weighted by min(cap, trainer / engine probability), of each token or of the whole rationale.
-    conf/ sets token where the engine computes in lower precision than the trainer (`importance_mode`)."""
+    conf/ sets token where the engine computes in lower precision than the trainer, or writes a step ahead
+    (`importance_mode`)."""
     cap: Annotated[float, Field(ge=1)] = 2.0
     """Largest weight."""
     warn_below: Annotated[float, Field(ge=0, le=1)] = 0.2

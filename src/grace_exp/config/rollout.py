@@ -10,6 +10,17 @@ from grace_exp.config.vllm import VllmConfig
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class TailConfig:
+    """When to stop waiting for a step's longest rationales: a token budget from the lengths of the step before."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Of the lengths that the step before wrote, by all processes, those that were cut among them."""
+    margin: Annotated[float, Field(ge=1)] = 1.5
+    """The budget is so many times that length, rounded up, and `rollout.max_tokens` at most. More than 1 lets lengths
+    grow: where more than 1 - quantile of them are cut, the next budget is larger."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class RolloutConfig:
     """Sampling of rationales. Training samples from the full distribution: there is no top_p, top_k or min_p to set."""
 
@@ -29,4 +40,10 @@ class RolloutConfig:
     """Longest rationale, end token included; one that reaches it without an end token counts as truncated."""
     batch_tokens: Annotated[int, Field(ge=1)] = 65536
     """Upper bound of sequences x (prompt + max_tokens) that the transformers engine decodes at once."""
+    overlap: Literal["none", "one_step"] = "none"
+    """one_step: while step t trains, step t + 1 is written, with the weights that step t began with; its rationales are
+    one step old when they are trained, which `objective.importance` corrects for. rollout=vllm_server only."""
+    tail: TailConfig | None = None
+    """null: every rationale may become `max_tokens` long; otherwise what exceeds the budget is cut, and counts as
+    truncated. The first step of a run has no budget."""
     vllm: VllmConfig = Field(default_factory=VllmConfig)

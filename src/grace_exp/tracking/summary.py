@@ -72,9 +72,12 @@ class PhaseTimer:
         try:
             yield
         finally:
-            seconds = time.perf_counter() - start
-            self._step[phase] = self._step.get(phase, 0.0) + seconds
-            self._totals[phase] = self._totals.get(phase, 0.0) + seconds
+            self.add(phase, time.perf_counter() - start)
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Add seconds that passed elsewhere, as on another thread."""
+        self._step[phase] = self._step.get(phase, 0.0) + seconds
+        self._totals[phase] = self._totals.get(phase, 0.0) + seconds
 
     def step_metrics(self) -> dict[str, float]:
         """Return `{"time/<phase>": seconds}` since the last call, and start the next step."""

@@ -37,14 +37,16 @@ from grace_exp.training.step.gradient_parts import policy_gradient
 from grace_exp.training.step.mismatch import engine_logprobs, mismatch_metrics
 from grace_exp.training.step.nonfinite import report_nonfinite, rollout_evidence
 from grace_exp.training.step.rewards import StepRewards
-from grace_exp.training.step.rollouts import Rollouts, sample_rows, write_rollouts
+from grace_exp.training.step.rollouts import Rollouts, sample_rows, step_requests, write_rollouts
 from grace_exp.training.step.step_inputs import StepInputs
 from grace_exp.training.step.step_pathwise import StepPathwise, embedding_gradients
 from grace_exp.training.step.step_scores import StepScores
 from grace_exp.training.step.stored_instances import StoredInstances
+from grace_exp.training.step.tail import Tail
 from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
 from grace_exp.training.step.update import MiniBatch, accumulate_gradients
 from grace_exp.training.step.variety import most_common_share, rationale_key
+from grace_exp.training.step.written_ahead import WrittenAhead
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -87,6 +89,8 @@ class GraceModule(StepModule):
         if config.objective.policy_gradient_weight == 0:
             freeze_beyond_pooling(policy)
         self.stored = StoredInstances(config) if config.objective.replay is not None else None
+        self.tail = Tail(config.rollout)
+        self.ahead = WrittenAhead(engine) if config.rollout.overlap == "one_step" else None
 
     # ---- the step -------------------------------------------------------------------------------------------------
 
@@ -130,10 +134,9 @@ class GraceModule(StepModule):
             embedding_gradients=embedding_gradients(objective),
         )
         rewards = StepRewards(config, scores, self, inputs)
-        rollouts = self._write(batch)
-        if objective.dynamic_sampling is None:
+        rollouts, metrics = self._fresh(batch)
+        if objective.dynamic_sampling is None and self.ahead is None:
             self.engine.sleep()  # scoring and updates have its memory
-        metrics: dict[str, float] = {}
         if self.stored is not None:
             rollouts = self.stored.joined(rollouts, self, batch.step)
             metrics["rollout/stored"] = self._total(sum(one.stored for one in rollouts.instances))
@@ -152,12 +155,46 @@ class GraceModule(StepModule):
         self.engine.sleep()
         return rollouts, scores, trained_roles, metrics | resampler.metrics(rollouts, trained_roles)
 
+    def _fresh(self, batch: TextBatch) -> tuple[Rollouts, dict[str, float]]:
+        """The step's own rationales; where so configured the next step's are begun, with the weights of now."""
+        ahead = self.ahead
+        rollouts = ahead.take(batch) if ahead is not None else None
+        if ahead is not None and rollouts is not None:
+            self.timer.add("rollout", ahead.seconds)
+        staleness = float(rollouts is not None)
+        rollouts = rollouts or self._write(batch)
+        metrics = self.tail.observe(rollouts, self.sum, self.device)
+        if ahead is not None:
+            metrics["rollout/staleness"] = staleness
+            if batch.step + 1 < self.config.job.steps:
+                following = self.trainer.datamodule.batch(batch.step + 1)  # type: ignore[attr-defined]
+                ahead.start(
+                    step_requests(
+                        following, self.prompts, self.config.rollout, self.config.seed, **self._written_as_well()
+                    )
+                )
+        return rollouts, metrics
+
     def _write(self, batch: TextBatch) -> Rollouts:
         with self.timer("rollout"):
-            greedy = needs_greedy_baseline(self.config.objective)
             return write_rollouts(
-                batch, self.engine, self.prompts, self.config.rollout, self.config.seed, greedy=greedy
+                batch,
+                self.engine,
+                self.prompts,
+                self.config.rollout,
+                self.config.seed,
+                **self._written_as_well(),
             )
+
+    def _written_as_well(self) -> dict[str, Any]:
+        return {"greedy": needs_greedy_baseline(self.config.objective), "max_tokens": self.tail.budget}
+
+    def settle(self) -> None:
+        """Wait for what is written ahead, on all processes: they may share the engine that gets new weights."""
+        if self.ahead is not None:
+            with self.timer("wait"):
+                self.ahead.settle()
+                self.trainer.strategy.barrier("rationales written ahead")
 
     def _judge(self, rewards: StepRewards, rollouts: Rollouts, new: Rollouts) -> list[TrainedRole]:
         with self.timer("score"):
@@ -321,17 +358,29 @@ class GraceModule(StepModule):
             configured["optimizer"].register_step_post_hook(lambda *_: encoder.update())
         return configured
 
+    def on_train_start(self) -> None:
+        """As every method's; an engine that is to write beside the first step has its weights before."""
+        super().on_train_start()
+        if self.ahead is not None and self.ahead.step is not None:
+            self.engine.sync(self.policy.model)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also the moving average and the stored instances."""
+        """Also the moving average, the stored instances, the token budget, and what is written ahead."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["grace"]["token_budget"] = self.tail.budget
+        if self.ahead is not None:
+            checkpoint["grace"]["written_ahead"] = self.ahead.state_dict()
         if isinstance(self.encoder, MovingAverage):
             checkpoint["grace"]["encoder"] = self.encoder.state_dict()
         if self.stored is not None:
             checkpoint["grace"]["stored"] = self.stored.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also the moving average and the stored instances."""
+        """Also the moving average, the stored instances, the token budget, and what is written ahead."""
         super().on_load_checkpoint(checkpoint)
+        self.tail.budget = checkpoint["grace"].get("token_budget", self.tail.budget)
+        if self.ahead is not None:
+            self.ahead.load_state_dict(checkpoint["grace"].get("written_ahead"))
         if isinstance(self.encoder, MovingAverage):
             self.encoder.load_state_dict(checkpoint["grace"]["encoder"])
         if self.stored is not None:

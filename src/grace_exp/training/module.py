@@ -65,12 +65,16 @@ class StepModule(LightningModule):
     def step(self, batch: TextBatch) -> dict[str, float]:
         """Everything between a batch and its metrics, which are the same on all processes."""
 
+    def settle(self) -> None:
+        """Wait until the engine writes nothing, before it gets new weights."""
+
     def training_step(self, batch: TextBatch, batch_idx: int) -> None:
         """One step of the run."""
         # Dropout is the only draw from the global generators: fixed by step and rank, a resume needs no stored state.
         seed_everything(derive_seed(self.config.seed, batch.step, "process", self.global_rank) % 2**32, verbose=False)
         with self.timer("step"):
             metrics = self.step(batch)
+            self.settle()
             with self.timer("sync"):
                 self.engine.sync(self.policy.model)
         self.completed_steps = batch.step + 1

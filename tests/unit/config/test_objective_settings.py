@@ -14,6 +14,8 @@ def composed(*overrides: str) -> GraceConfig:
 
 
 PATHWISE, ALONE = "objective.pathwise.weight=1.0", "objective.policy_gradient_weight=0"
+OVERLAP = ["rollout=vllm_server", "rollout.overlap=one_step"]
+AHEAD = "rollout.overlap=one_step with"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,14 @@ PATHWISE, ALONE = "objective.pathwise.weight=1.0", "objective.policy_gradient_we
         ([PATHWISE, ALONE, "objective.entropy_coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),
         ([PATHWISE, ALONE, "objective.kl.coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),
         ([PATHWISE, ALONE, "objective=copg"], "objective: policy_gradient_weight=0 with replay"),
+        ([*OVERLAP, "rollout=transformers"], f"{AHEAD} rollout=transformers: it decodes with the policy's own weights"),
+        ([*OVERLAP, "rollout=vllm"], f"{AHEAD} rollout=vllm: the engine shares the policy's device"),
+        ([*OVERLAP, "method=rejection_sft"], f"{AHEAD} method=rejection_sft: only method=grace weighs"),
+        ([*OVERLAP, "method=contrastive"], f"{AHEAD} method=contrastive: only method=grace weighs"),
+        ([*OVERLAP, "objective=copg"], f"{AHEAD} objective.algorithm='copg', which takes no importance weights"),
+        ([*OVERLAP, "objective.importance.mode=none"], f"{AHEAD} objective.importance.mode='none'"),
+        ([*OVERLAP, PATHWISE], f"{AHEAD} objective.pathwise.weight=1.0: the pathwise gradient is a mean"),
+        ([*OVERLAP, "objective=dapo"], f"{AHEAD} objective.dynamic_sampling: instances that are exchanged"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(overrides: list[str], words: str) -> None:
@@ -71,3 +81,14 @@ def test_presets_have_the_figures_of_their_sources() -> None:
     assert dapo.dynamic_sampling is not None
     assert (gspo.clip_low, gspo.clip_high, gspo.aggregation) == (3e-4, 4e-4, "sequence_mean")
     assert (dr_grpo.aggregation, dr_grpo.length_normalizer) == ("constant", None)
+
+
+def test_what_is_written_ahead_is_corrected_for_unless_said_otherwise() -> None:
+    assert composed(*OVERLAP).objective.importance.mode == "token"
+    assert composed(*OVERLAP, "objective.importance.mode=sequence").objective.importance.mode == "sequence"
+    assert composed("rollout=vllm_server").objective.importance.mode == "none"
+
+
+def test_jobs_that_do_not_train_take_no_notice_of_the_overlap(tmp_path: Path) -> None:
+    data = ["job=embed", f"job.input={tmp_path / 'texts.txt'}", "job.output=vectors.npy"]
+    assert composed(*OVERLAP, "rollout=vllm", *data).rollout.overlap == "one_step"

@@ -13,6 +13,7 @@ from grace_exp.config.rules.job_rules import job_rules
 from grace_exp.config.rules.machine_rules import machine_rules
 from grace_exp.config.rules.measuring_rules import measuring_rules
 from grace_exp.config.rules.method_rules import method_rules
+from grace_exp.config.rules.overlap_rules import overlap_rules
 from grace_exp.config.rules.pathwise_rules import pathwise_rules
 from grace_exp.config.rules.reward_rules import reward_rules
 from grace_exp.config.rules.size_rules import size_rules
@@ -23,6 +24,7 @@ RULES: tuple[Callable[[Groups, Require], None], ...] = (
     measuring_rules,
     job_rules,
     engine_rules,
+    overlap_rules,
     method_rules,
     reward_rules,
     pathwise_rules,

@@ -25,6 +25,7 @@ class MismatchWarning(Callback):
         """
         self._engine = config.rollout.engine
         self._importance = config.objective.importance
+        self._ahead = config.rollout.overlap != "none"
         self._announce = announce
         self._said = False
 
@@ -45,6 +46,11 @@ class MismatchWarning(Callback):
         """What to try, by how much is done already."""
         if self._engine == "transformers":
             return "Look at mismatch/logprob_abs_max for single tokens"
+        if self._ahead:
+            return (
+                "With rollout.overlap its weights are one step old: a lower optim.learning_rate, or "
+                "rollout.overlap=none, brings them together"
+            )
         correct = "objective.importance.mode=token corrects each token, " if self._importance.mode == "none" else ""
         return (
             f"{correct}rollout.vllm.dtype=float32 is as exact as the trainer, and rollout.vllm.probe=true stops "

@@ -50,15 +50,16 @@ class ReplayBuffer:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """For a checkpoint: tensors and plain data only."""
-        return [_plain(written) for written in self._written]
+        return [plain_rollouts(written) for written in self._written]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Take over what `state_dict` gave."""
         self._written.clear()
-        self._written.extend(_written(row) for row in state)
+        self._written.extend(stored_rollouts(row) for row in state)
 
 
-def _plain(written: InstanceRollouts) -> dict[str, Any]:
+def plain_rollouts(written: InstanceRollouts) -> dict[str, Any]:
+    """What was written to an instance as tensors and plain data, for a checkpoint."""
     instance = written.instance
     return {
         "instance": [instance.index, instance.query, instance.positive, list(instance.negatives), instance.source],
@@ -79,7 +80,8 @@ def _plain_rollout(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _written(row: Mapping[str, Any]) -> InstanceRollouts:
+def stored_rollouts(row: Mapping[str, Any]) -> InstanceRollouts:
+    """The other way: from what `plain_rollouts` gave."""
     index, query, positive, negatives, source = row["instance"]
     instance = Instance(index, query, positive, tuple(negatives), source)
     behaviour: list[Tensor] | None = row["behaviour"]

@@ -105,6 +105,110 @@ class Rollouts:
         return len({(r.instance.index, r.role, r.text) for r in everything if r.prompt.text_tokens_cut})
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """One text that something is written to."""
+
+    instance: Instance
+    role: Role
+    text: str
+    number: int
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class StepRequests:
+    """Everything a step asks the engine for, and where each answer belongs.
+
+    Attributes:
+        step: Of the run.
+        requests: In one call; empty for a process without instances, which asks all the same, for others may share
+            the engine, and wait for it.
+    """
+
+    step: int
+    requests: list[Request]
+    _instances: Sequence[Instance]
+    _wanted: list[_Wanted]
+    _prompts: list[Prompt]
+    _config: RolloutConfig
+
+    def answered(self, answers: Sequence[Sequence[Completion]]) -> Rollouts:
+        """The step's rollouts from what the engine wrote, in the order of `requests`."""
+        samples: dict[int, dict[Role, list[Rollout]]] = {
+            instance.index: {role: [] for role in Role} for instance in self._instances
+        }
+        best_of: dict[int, dict[Role, Rollout]] = {instance.index: {} for instance in self._instances}
+        for wanted, prompt, request, completions in zip(
+            self._wanted, self._prompts, self.requests, answers, strict=True
+        ):
+            index, role = wanted.instance.index, wanted.role
+            written = [
+                Rollout(wanted.instance, role, wanted.text, prompt, answer, request.temperature)
+                for answer in completions
+            ]
+            if wanted.greedy:
+                best_of[index][role] = written[0]
+            else:
+                samples[index][role] += written
+        return Rollouts(
+            [InstanceRollouts(one, samples[one.index], best_of[one.index]) for one in self._instances],
+            TRAINED_ROLES[self._config.policy_role],
+            self._config.group_size,
+        )
+
+
+def step_requests(
+    batch: TextBatch,
+    prompts: PromptBuilder,
+    config: RolloutConfig,
+    seed: int,
+    *,
+    greedy: bool = False,
+    max_tokens: int | None = None,
+) -> StepRequests:
+    """What is to be written to the batch.
+
+    Seeds derive from (run seed, step, role, instance), not from the process or the place in the batch.
+
+    Args:
+        batch: The instances.
+        prompts: Builds the prompts.
+        config: Whose rationales are trained, and the sampling.
+        seed: Of the run.
+        greedy: Also write one greedy rationale to every trained text.
+        max_tokens: Longest rationale; None: that of `config`.
+    """
+    roles = TRAINED_ROLES[config.policy_role]
+    anchors = tuple(role for role in (Role.QUERY, Role.POSITIVE) if role not in roles)
+    wanted: list[_Wanted] = []
+    for role in (*roles, *anchors):
+        wanted += [_Wanted(instance, role, text_of(instance, role), 0, False) for instance in batch.instances]
+    for instance in batch.instances:
+        wanted += [
+            _Wanted(instance, Role.NEGATIVE, text, number, False) for number, text in enumerate(instance.negatives)
+        ]
+    if greedy:
+        wanted += [
+            _Wanted(instance, role, text_of(instance, role), 0, True) for role in roles for instance in batch.instances
+        ]
+    texts = prompts.many(RoleText(one.role, one.text, one.instance.source) for one in wanted) if wanted else []
+    requests = []
+    for one, prompt in zip(wanted, texts, strict=True):
+        sampled = one.role in roles and not one.greedy
+        temperature = config.temperature if sampled else 0.0 if one.greedy else config.anchor_temperature
+        requests.append(
+            Request(
+                prompt_ids=prompt.token_ids,
+                n=config.group_size if sampled else 1,
+                max_tokens=max_tokens or config.max_tokens,
+                temperature=temperature,
+                seed=derive_seed(seed, batch.step, one.role, one.instance.index, one.number),
+            )
+        )
+    return StepRequests(batch.step, requests, batch.instances, wanted, texts, config)
+
+
 def write_rollouts(
     batch: TextBatch,
     engine: RolloutEngine,
@@ -113,63 +217,21 @@ def write_rollouts(
     seed: int,
     *,
     greedy: bool = False,
+    max_tokens: int | None = None,
 ) -> Rollouts:
     """Ask the engine for every rationale of the batch in one call.
-
-    Seeds derive from (run seed, step, role, instance), not from the process or the place in the batch.
 
     Args:
         batch: The instances.
         engine: Writes.
-        prompts: Builds the prompts.
+        prompts: As the others in `step_requests`.
         config: Whose rationales are trained, and the sampling.
         seed: Of the run.
         greedy: Also write one greedy rationale to every trained text.
+        max_tokens: Longest rationale; None: that of `config`.
     """
-    roles = TRAINED_ROLES[config.policy_role]
-    if not batch.instances:
-        engine.generate([])  # others may share the engine, and wait for this process
-        return Rollouts([], roles, config.group_size)
-    anchors = tuple(role for role in (Role.QUERY, Role.POSITIVE) if role not in roles)
-    wanted: list[tuple[Instance, Role, str, int, bool]] = []
-    for role in (*roles, *anchors):
-        wanted += [(instance, role, text_of(instance, role), 0, False) for instance in batch.instances]
-    for instance in batch.instances:
-        wanted += [(instance, Role.NEGATIVE, text, number, False) for number, text in enumerate(instance.negatives)]
-    if greedy:
-        wanted += [(instance, role, text_of(instance, role), 0, True) for role in roles for instance in batch.instances]
-
-    texts = prompts.many(RoleText(role, text, instance.source) for instance, role, text, _, _ in wanted)
-    requests = []
-    for (instance, role, _, number, best), prompt in zip(wanted, texts, strict=True):
-        sampled = role in roles and not best
-        temperature = config.temperature if sampled else 0.0 if best else config.anchor_temperature
-        requests.append(
-            Request(
-                prompt_ids=prompt.token_ids,
-                n=config.group_size if sampled else 1,
-                max_tokens=config.max_tokens,
-                temperature=temperature,
-                seed=derive_seed(seed, batch.step, role, instance.index, number),
-            )
-        )
-    samples: dict[int, dict[Role, list[Rollout]]] = {
-        instance.index: {role: [] for role in Role} for instance in batch.instances
-    }
-    best_of: dict[int, dict[Role, Rollout]] = {instance.index: {} for instance in batch.instances}
-    for (instance, role, text, _, best), prompt, request, completions in zip(
-        wanted, texts, requests, engine.generate(requests), strict=True
-    ):
-        written = [Rollout(instance, role, text, prompt, answer, request.temperature) for answer in completions]
-        if best:
-            best_of[instance.index][role] = written[0]
-        else:
-            samples[instance.index][role] += written
-    return Rollouts(
-        [InstanceRollouts(instance, samples[instance.index], best_of[instance.index]) for instance in batch.instances],
-        roles,
-        config.group_size,
-    )
+    asked = step_requests(batch, prompts, config, seed, greedy=greedy, max_tokens=max_tokens)
+    return asked.answered(engine.generate(asked.requests))
 
 
 def sequences_of(rollouts: Sequence[Rollout]) -> list[TextSequence]:
