@@ -8,8 +8,8 @@ from pydantic.dataclasses import dataclass
 from grace_exp.config.base import STRICT
 from grace_exp.config.own_parts import ModulePath, Name
 
-WITHOUT_GRADIENT = ("format", "length")
-"""Terms that read no embedding, so that none gets a gradient from them."""
+WITHOUT_GRADIENT = ("log_rank", "format", "length")
+"""Terms from which no embedding gets a gradient: ranks are step functions, the others read none."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -64,6 +64,24 @@ class MarginRankConfig(TermConfig):
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
+class LogRankConfig(TermConfig):
+    """1 - log rank / log N of the positive among the candidates."""
+
+    negatives: Literal["own", "all"] = "own"
+    """Hard negatives among the candidates: those of the instance, or those of the whole batch."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
+class SoftmaxNegativeConfig(TermConfig):
+    """Similarity to the candidates, weighted by a softmax: the nearest count most."""
+
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Of the softmax over cosines: high, all count alike; low, the nearest alone."""
+    negatives: Literal["own", "all"] = "own"
+    """Hard negatives among the candidates: those of the instance, or those of the whole batch."""
+
+
+@dataclass(config=STRICT, frozen=True, kw_only=True)
 class LengthConfig(TermConfig):
     """Shorter rationales are better."""
 
@@ -98,6 +116,8 @@ class TermsConfig:
     hard_negative: HardNegativeConfig | None = None
     infonce: InfoNceConfig | None = None
     margin_rank: MarginRankConfig | None = None
+    log_rank: LogRankConfig | None = None
+    softmax_negative: SoftmaxNegativeConfig | None = None
     format: TermConfig | None = None
     length: LengthConfig | None = None
     faithfulness: TermConfig | None = None

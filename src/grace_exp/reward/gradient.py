@@ -33,7 +33,8 @@ def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights_GK: Ten
 
     Every embedding counts wherever it enters: a rollout in its own reward, as a sibling in `consistency`, as a rival of
     other groups' rewards; an anchor in its own group's rewards and as a rival. The truncation rule is part of the
-    reward: under `absolute` a truncated rationale has no gradient of its own. `format`, `length` and ranks have none.
+    reward: under `absolute` a truncated rationale has no gradient of its own. `format`, `length` and
+    ranks (`log_rank`) have none.
 
     Args:
         inputs: As `compose_reward` takes them.
@@ -52,7 +53,7 @@ def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights_GK: Ten
         reward = compose_reward(replace(inputs, **leaves, differentiable=True), config)
         value = (weights_GK * reward.final_GK).sum()
     found = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    if value.requires_grad:  # not of a reward of `format` and `length` alone
+    if value.requires_grad:  # not of a reward of `format`, `length` and `log_rank` alone
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         found |= {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
     return RewardGradients(value.detach(), found)

@@ -12,6 +12,7 @@ REASONS = {
     "consistency": "Of two rationales (rollout.group_size=2) each is as near to the other as the other to it.",
     "hard_negative": "It compares the instances of a batch: has it more than one (job.batch_size)?",
     "infonce": "It saturates where every rationale finds its own: raise its temperature.",
+    "log_rank": "Every rationale has the same place: in a larger batch (job.batch_size) places differ more.",
     "format": "All are formed alike: the prompt may not ask for <think></think>, or nothing is left to learn.",
     "length": "All cost the same: with relative_to=budget those within `free` cost nothing, those beyond the budget 1.",
 }

@@ -61,8 +61,8 @@ def test_every_wrong_setting_is_named_with_its_value_and_what_is_allowed() -> No
         "backbone.pooling.layer=x": 'backbone.pooling.layer = "x": must be a whole number',
         "+reward.terms.consistancy.weight=1": (
             'reward.terms.consistancy = {"weight": 1}: unknown key (did you mean reward.terms.consistency?); allowed '
-            "under reward.terms: positive, negative, consistency, hard_negative, infonce, margin_rank, format, length, "
-            "faithfulness, custom"
+            "under reward.terms: positive, negative, consistency, hard_negative, infonce, margin_rank, log_rank, "
+            "softmax_negative, format, length, faithfulness, custom"
         ),
         "+reward.foo=1": (
             "reward.foo = 1: unknown key; allowed under reward: name, temperature, terms, truncation, encoder"

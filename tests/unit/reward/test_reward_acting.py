@@ -1,5 +1,6 @@
 """Which negatives act: the test of the swapped negatives, and how single terms react to a change."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from grace_exp.config.compose import compose_config, conf_dir
 from grace_exp.config.reward import (
     InfoNceConfig,
     LengthConfig,
+    LogRankConfig,
     MarginRankConfig,
     RewardConfig,
+    SoftmaxNegativeConfig,
     TermConfig,
     TruncationConfig,
 )
@@ -23,7 +26,16 @@ from grace_exp.reward.terms import TERMS
 
 Make = Callable[..., RewardInputs]
 PRESETS = sorted(path.stem for path in (conf_dir() / "reward").glob("*.yaml"))
-ACTING = {"rollout_negatives", "infonce", "infonce_both", "margin_rank", "faithful", "format_length"}
+ACTING = {
+    "rollout_negatives",
+    "infonce",
+    "infonce_both",
+    "margin_rank",
+    "log_rank",
+    "softmax_negatives",
+    "faithful",
+    "format_length",
+}
 
 
 def _preset(name: str) -> RewardConfig:
@@ -95,6 +107,34 @@ def test_margin_rank_of_known_cosines() -> None:
     mean = TERMS["margin_rank"](inputs, MarginRankConfig(margin="mean")).item()
     assert hardest == pytest.approx(-0.2 / 3)
     assert mean == pytest.approx(2 / 3 * (0.6 + 0.2 / 3))
+
+
+def test_log_rank_of_known_places() -> None:
+    """Own 0.6 among rivals 0.8, 0 and -1 is second of four; 0.6 itself as a rival takes the place; nothing is first."""
+    axis, own = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 4.0, 0.0])
+    others = torch.tensor([[4.0, 3.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
+    for negatives, expected in (
+        (others, 1 - math.log(2) / math.log(4)),
+        (torch.cat([others, own[None]]), 1 - math.log(3) / math.log(5)),
+        (others[1:], 1.0),
+        (others[:1], 0.0),
+        (others[:0], 0.0),
+    ):
+        value = TERMS["log_rank"](_one_group(axis, own, negatives), LogRankConfig()).item()
+        assert value == pytest.approx(expected, abs=1e-12)
+
+
+def test_softmax_negative_lies_between_the_mean_and_the_nearest() -> None:
+    """Of cosines 0.8, 0 and -1."""
+    axis, own = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 4.0, 0.0])
+    inputs = _one_group(axis, own, torch.tensor([[4.0, 3.0, 0.0], [0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]]))
+
+    def at(temperature: float) -> float:
+        return TERMS["softmax_negative"](inputs, SoftmaxNegativeConfig(temperature=temperature)).item()
+
+    assert at(1e6) == pytest.approx(0.2 / 3, abs=1e-5) and at(1e-3) == pytest.approx(-0.8)
+    e = math.exp
+    assert at(0.5) == pytest.approx(-(0.8 * e(1.6) - e(-2)) / (e(1.6) + 1 + e(-2)))
 
 
 def test_infonce_that_has_found_its_text_is_worth_nothing_more() -> None:

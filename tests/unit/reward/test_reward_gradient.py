@@ -56,6 +56,9 @@ def test_the_gradient_of_a_preset_is_that_of_its_value(make_inputs: MakeInputs, 
         inputs = replace(inputs, negatives_GMH=None, negative_mask_GM=None)
     assert_matches_finite_differences(inputs, config)
     found = reward_gradients(inputs, config, mean_weights(inputs, config))
+    if name == "log_rank":  # a rank is a step function
+        assert all(bool((values == 0).all()) for values in found.fields.values())
+        return
     assert found.fields["rollouts_GKH"].abs().max() > 1e-3 and found.fields["anchors_GAH"].abs().max() > 1e-3
 
 
@@ -88,7 +91,7 @@ def test_negatives_that_cancel_in_the_advantage_act_here(make_inputs: MakeInputs
 
 @pytest.mark.parametrize("direction", ["rollout_to_anchors", "anchor_to_rollouts", "both"])
 def test_one_group_has_finite_gradients(make_inputs: MakeInputs, tmp_path: Path, direction: str) -> None:
-    for name in ("infonce", "margin_rank", "rollout_negatives"):
+    for name in ("infonce", "margin_rank", "softmax_negatives", "rollout_negatives"):
         own = [f"reward.terms.infonce.direction={direction}"] if name == "infonce" else []
         config = preset(name, tmp_path, "reward.truncation.mode=none", *own)
         for negatives in (None, 1):
@@ -97,7 +100,7 @@ def test_one_group_has_finite_gradients(make_inputs: MakeInputs, tmp_path: Path,
             assert all(bool(torch.isfinite(values).all()) for values in gradients.values())
 
 
-def test_a_term_has_a_gradient_unless_it_reads_no_embedding(make_inputs: MakeInputs) -> None:
+def test_a_term_has_a_gradient_unless_it_reads_no_embedding_or_ranks(make_inputs: MakeInputs) -> None:
     schema = TermsConfig.__dataclass_fields__
     for name in TERMS.keys() - {"custom"}:
         kind: Any = next(one for one in schema[name].type.__args__ if one is not type(None))
@@ -105,7 +108,7 @@ def test_a_term_has_a_gradient_unless_it_reads_no_embedding(make_inputs: MakeInp
         config = RewardConfig(name="one", terms=terms, truncation=TruncationConfig(mode="none"))
         found = reward_gradients(make_inputs(), config, torch.full((4, 3), 1 / 12)).fields
         moves = any(bool(values.abs().max() > 1e-6) for values in found.values())
-        assert moves == (name not in ("format", "length")), name
+        assert moves == (name not in ("log_rank", "format", "length")), name
 
 
 def test_rewards_alone_carry_no_gradient(make_inputs: MakeInputs, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from grace_exp.config.reward import (
     HardNegativeConfig,
     InfoNceConfig,
     LengthConfig,
+    LogRankConfig,
     MarginRankConfig,
     NegativeConfig,
+    SoftmaxNegativeConfig,
     TermConfig,
     TermsConfig,
 )
@@ -42,6 +44,10 @@ CONFIGS: dict[str, tuple[str, TermConfig]] = {
     "infonce_both": ("infonce", InfoNceConfig(temperature=TEMPERATURE, direction="both")),
     "margin_rank_hardest": ("margin_rank", MarginRankConfig()),
     "margin_rank_mean": ("margin_rank", MarginRankConfig(margin="mean")),
+    "log_rank": ("log_rank", LogRankConfig()),
+    "log_rank_all": ("log_rank", LogRankConfig(negatives="all")),
+    "softmax_negative": ("softmax_negative", SoftmaxNegativeConfig(temperature=TEMPERATURE)),
+    "softmax_negative_all": ("softmax_negative", SoftmaxNegativeConfig(temperature=TEMPERATURE, negatives="all")),
     "format": ("format", TermConfig()),
     "length_budget": ("length", LengthConfig(free=0.25)),
     "length_group": ("length", LengthConfig(relative_to="group")),
@@ -271,6 +277,14 @@ def _value(
             share = sum(_cosine(own, anchor) > rival for rival in rivals) / len(rivals)
             margin = _cosine(own, anchor) - (max(rivals) if case.endswith("hardest") else _mean(rivals))
             return share * margin if margin > 0 else (1 - share) * margin
+        case "log_rank" | "log_rank_all":
+            rivals = [_cosine(own, c) for c in [*(anchors[j][a] for j in others), *hard]]
+            place = 1 + sum(rival >= _cosine(own, anchor) for rival in rivals)
+            return 1 - math.log(place) / math.log(1 + len(rivals)) if rivals else 0.0
+        case "softmax_negative" | "softmax_negative_all":
+            rivals = [_cosine(own, c) for c in [*(anchors[j][a] for j in others), *hard]]
+            odds = [math.exp(rival / TEMPERATURE) for rival in rivals]
+            return -math.fsum(o * r for o, r in zip(odds, rivals, strict=True)) / math.fsum(odds) if rivals else 0.0
         case "format":
             return well_formed[i][k]
         case "length_budget":  # a budget of 16, of which 4 are free

@@ -38,8 +38,8 @@ def pathwise_rules(config: Groups, require: Require) -> None:
     )
     require(
         bool(set(terms).difference(WITHOUT_GRADIENT)),
-        f"{weight}, but no term with a weight reads an embedding ({', '.join(terms) or 'none has a weight'}): add "
-        "one, as '+reward.terms.infonce.weight=1', or set objective.pathwise.weight=0",
+        f"{weight}, but no term with a weight has a gradient in an embedding ({', '.join(terms) or 'none has a weight'}"
+        "): add one, as '+reward.terms.infonce.weight=1', or set objective.pathwise.weight=0",
     )
     require(
         not rejection,

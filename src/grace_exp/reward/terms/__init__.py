@@ -12,10 +12,12 @@ from grace_exp.reward.terms.format import format_term
 from grace_exp.reward.terms.hard_negative import hard_negative_term
 from grace_exp.reward.terms.infonce import infonce_term
 from grace_exp.reward.terms.length import length_term
+from grace_exp.reward.terms.log_rank import log_rank_term
 from grace_exp.reward.terms.margin_rank import margin_rank_term
 from grace_exp.reward.terms.negative import negative_term
 from grace_exp.reward.terms.own_term import custom_term
 from grace_exp.reward.terms.positive import positive_term
+from grace_exp.reward.terms.softmax_negative import softmax_negative_term
 
 Term = Callable[[RewardInputs, Any], Tensor]
 """From inputs and the term's own config to unweighted values `[groups, K]`, signed so that more is better."""
@@ -27,6 +29,8 @@ TERMS: dict[str, Term] = {
     "hard_negative": hard_negative_term,
     "infonce": infonce_term,
     "margin_rank": margin_rank_term,
+    "log_rank": log_rank_term,
+    "softmax_negative": softmax_negative_term,
     "format": format_term,
     "length": length_term,
     "faithfulness": faithfulness_term,

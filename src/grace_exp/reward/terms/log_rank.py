@@ -1,0 +1,34 @@
+"""The positive's place among the candidates, on a logarithmic scale."""
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.reward import LogRankConfig
+from grace_exp.reward.candidates import rollout_candidates
+from grace_exp.reward.inputs import RewardInputs
+
+
+def log_rank_term(inputs: RewardInputs, config: LogRankConfig) -> Tensor:
+    """One less log rank / log N, the mean over anchor samples (this project's).
+
+    With the rank of rollout (i, k) = 1 + the number of candidates c with sim(h_i^k, c) >= sim(h_i^k, q_i), and N = 1 +
+    the number of candidates (`candidates.rollout_candidates`):
+
+        1 - log rank / log N
+
+    The first places count most, as in retrieval measures: from 2 to 1 is worth as much as from 4 to 2. A tie counts
+    against the rationale. A rank is a step function of the embeddings: it has an advantage, and no pathwise gradient.
+
+    Args:
+        inputs: Embeddings.
+        config: Which hard negatives are candidates.
+
+    Returns:
+        `[groups, K]` in [0, 1]; zero where there is no candidate.
+    """
+    cosines, is_candidate = rollout_candidates(inputs, config.negatives)
+    own = inputs.rollouts_to_own_anchors[..., None]
+    rank = 1 + ((cosines >= own) & is_candidate).sum(dim=-1).double()
+    count = 1 + is_candidate.sum(dim=-1).double()
+    share = rank.log() / count.log().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(count > 1, 1 - share, 0.0).mean(dim=-1)

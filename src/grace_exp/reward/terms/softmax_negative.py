@@ -1,0 +1,31 @@
+"""Far from the candidates, most of all from the nearest."""
+
+import torch
+from torch import Tensor
+
+from grace_exp.config.reward import SoftmaxNegativeConfig
+from grace_exp.reward.candidates import rollout_candidates
+from grace_exp.reward.inputs import RewardInputs
+
+
+def softmax_negative_term(inputs: RewardInputs, config: SoftmaxNegativeConfig) -> Tensor:
+    """Minus the mean cosine with the candidates, weighted by how near each is; the mean over anchor samples.
+
+    With w_c = softmax over candidates c of sim(h_i^k, c) / temperature (`candidates.rollout_candidates`):
+
+        -sum over c of w_c x sim(h_i^k, c)
+
+    A high temperature gives the plain mean, a low one the nearest candidate alone. The weights are those that hard
+    negatives have in arXiv 2010.04592 (there beta = 1 / temperature). The pathwise gradient goes through them too.
+
+    Args:
+        inputs: Embeddings.
+        config: Temperature, and which hard negatives are candidates.
+
+    Returns:
+        `[groups, K]` in [-1, 1]; zero where there is no candidate.
+    """
+    cosines, is_candidate = rollout_candidates(inputs, config.negatives)
+    logits = (cosines / config.temperature).masked_fill(~is_candidate, torch.finfo(torch.float64).min)
+    weighted = logits.softmax(dim=-1) * cosines.masked_fill(~is_candidate, 0.0)
+    return -weighted.sum(dim=-1).mean(dim=-1)
