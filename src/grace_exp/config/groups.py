@@ -1,7 +1,7 @@
 """All groups of settings together, before any rule between them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -51,6 +51,11 @@ class Groups:
     logger: LoggerConfig
     evaluation: EvaluationConfig
     callbacks: CallbacksConfig
+
+    @property
+    def encode_mode(self) -> Literal["rationale", "prompt_only", "query_only", "document_only"]:
+        """Who writes rationales in training, and so in what is measured and exported."""
+        return "prompt_only" if self.method.prompt_only else self.rollout.mode
 
     @property
     def processes(self) -> int:

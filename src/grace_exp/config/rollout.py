@@ -36,6 +36,9 @@ class RolloutConfig:
     """Of the group's rationales; the log-probs of the loss are those of the tempered distribution."""
     anchor_temperature: Annotated[float, Field(ge=0)] = 0.5
     """Of the single rationale of queries and negatives; 0 is greedy."""
+    anchor_rationales: bool = True
+    """Whether the side that is not trained gets rationales. false: its texts are embedded without one, in training,
+    held-out figures and exports: queries with policy_role=positive; documents, negatives too, with query."""
     max_tokens: Annotated[int, Field(ge=1)] = 2048
     """Longest rationale, end token included; one that reaches it without an end token counts as truncated."""
     batch_tokens: Annotated[int, Field(ge=1)] = 65536
@@ -47,3 +50,10 @@ class RolloutConfig:
     """null: every rationale may become `max_tokens` long; otherwise what exceeds the budget is cut, and counts as
     truncated. The first step of a run has no budget."""
     vllm: VllmConfig = Field(default_factory=VllmConfig)
+
+    @property
+    def mode(self) -> Literal["rationale", "query_only", "document_only"]:
+        """Whose texts get rationales, in the encoder's words: every text's, or the trained side's."""
+        if self.anchor_rationales:
+            return "rationale"
+        return "query_only" if self.policy_role == "query" else "document_only"

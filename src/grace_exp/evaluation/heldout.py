@@ -34,8 +34,8 @@ class SetResult:
     Attributes:
         rationale: Items scored with the embedding that training rewards.
         prompt_only: Items scored with the prompt's tokens alone, from the same forward.
-        examples: The first texts of the set with their rationales.
-        rationale_tokens: Mean rationale length.
+        examples: The first texts of the set that have rationales, with these.
+        rationale_tokens: Mean length of those that were written.
     """
 
     rationale: ItemScores
@@ -49,6 +49,8 @@ def evaluate_sets(
     embed: Callable[[list[str], Role], Embedded],
     decode: Callable[[tuple[int, ...]], str],
     region: Region,
+    *,
+    one_sided: bool = False,
 ) -> dict[str, SetResult]:
     """Score every set of the configuration.
 
@@ -57,8 +59,13 @@ def evaluate_sets(
         embed: Embeds texts in a role, with the regions `region` and `text`.
         decode: Token ids to text, for showing.
         region: What training pools.
+        one_sided: Whether texts of one role alone get rationales. The first sentence of an STS pair is a query then,
+            and the second a document; otherwise both are queries.
     """
-    return {name: _evaluate(load_set(name, chosen), embed, decode, region) for name, chosen in config.sets.items()}
+    return {
+        name: _evaluate(load_set(name, chosen), embed, decode, region, one_sided)
+        for name, chosen in config.sets.items()
+    }
 
 
 def _evaluate(
@@ -66,8 +73,10 @@ def _evaluate(
     embed: Callable[[list[str], Role], Embedded],
     decode: Callable[[tuple[int, ...]], str],
     region: Region,
+    one_sided: bool,
 ) -> SetResult:
-    if heldout.scores is not None:
+    examples_of = heldout.first
+    if heldout.scores is not None and not one_sided:
         # Both columns play the same part: one call, so that equal sentences are written to once.
         both = embed([*heldout.first, *heldout.second], Role.QUERY)
         middle = len(heldout.first)
@@ -78,12 +87,14 @@ def _evaluate(
         queries, documents = embed(heldout.first, Role.QUERY), embed(heldout.second, Role.POSITIVE)
         first, second = queries.embeddings, documents.embeddings
         completions = [*queries.completions, *documents.completions]
+        if not queries.completions:
+            examples_of = heldout.second
     return SetResult(
         rationale=item_scores(first[region], second[region], heldout),
         prompt_only=item_scores(first[PROMPT_ONLY], second[PROMPT_ONLY], heldout),
         examples=[
             Example(text, decode(completion.token_ids))
-            for text, completion in zip(heldout.first[:2], completions[:2], strict=True)
+            for text, completion in zip(examples_of[:2], completions[:2], strict=True)
         ],
         rationale_tokens=sum(len(completion.token_ids) for completion in completions) / len(completions),
     )

@@ -59,7 +59,7 @@ def encoder_around(
         engine=assembled.module.engine,
         prompt=config.prompt,
         max_tokens=max_tokens,
-        mode="prompt_only" if config.method.prompt_only else "rationale",
+        mode=config.encode_mode,
         template_kwargs=config.backbone.template_kwargs,
         cache=cache,
         name=config.job.resume or config.backbone.name,

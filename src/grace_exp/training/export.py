@@ -102,7 +102,7 @@ def _settings(config: GraceConfig) -> dict[str, Any]:
         "pooling": asdict(config.backbone.pooling),
         "template_kwargs": config.backbone.template_kwargs,
         "max_tokens": config.rollout.max_tokens,
-        "mode": "prompt_only" if config.method.prompt_only else "rationale",
+        "mode": config.encode_mode,
         "backbone": asdict(replace(config.backbone, path=_found_from_anywhere(config.backbone.path))),
         "seed": config.seed,
     }

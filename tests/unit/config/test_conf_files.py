@@ -81,6 +81,7 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     if recipe["method"] == "rejection_sft":  # it knows of the objective only what shapes the reward
         needed += ["objective.pathwise.weight=0", "objective.kl.coefficient=0", "objective.entropy_coefficient=0"]
         needed += ["objective.replay=null"]
+    needed += ["objective.pathwise.weight=0"] if recipe["reward"] == "log_rank" else []
     config = composed("+experiment=demo_tiny", *choices, *needed)
     for group in ("backbone", "data", "prompt", "reward", "objective", "hardware", "evaluation", "job"):
         assert getattr(config, group).name == recipe[group]

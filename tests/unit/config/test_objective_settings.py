@@ -36,7 +36,11 @@ AHEAD = "rollout.overlap=one_step with"
         ([PATHWISE, "method=rejection_sft"], "objective.pathwise.weight=1.0 with method=rejection_sft"),
         (
             [PATHWISE, "reward=format_length", "reward.terms.infonce.weight=0"],
-            "objective.pathwise.weight=1.0, but no term with a weight reads an embedding (format, length)",
+            "objective.pathwise.weight=1.0, but no term with a weight has a gradient in an embedding (format, length)",
+        ),
+        (
+            [PATHWISE, "reward=log_rank"],
+            "objective.pathwise.weight=1.0, but no term with a weight has a gradient in an embedding (log_rank)",
         ),
         ([ALONE], "objective: policy_gradient_weight=0 with pathwise.weight=0 trains nothing"),
         ([PATHWISE, ALONE, "objective.entropy_coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),

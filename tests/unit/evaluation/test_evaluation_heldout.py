@@ -85,6 +85,20 @@ def test_results_show_two_texts_with_their_rationales_and_the_mean_length() -> N
         assert result.rationale_tokens == pytest.approx(sum(lengths) / 6)
 
 
+def test_with_rationales_on_one_side_pairs_have_two_sides() -> None:
+    """The first sentence is a query then, and the second a document; examples are of the side that wrote."""
+    embedder = Embedder()
+
+    def documents_write(texts: list[str], role: Role) -> Embedded:
+        found = embedder(texts, role)
+        return found if role is Role.POSITIVE else Embedded(found.embeddings, [])
+
+    results = evaluate_sets(CONFIG, documents_write, decode, "rationale", one_sided=True)
+    assert embedder.calls[:2] == [(PAIRS.first, Role.QUERY), (PAIRS.second, Role.POSITIVE)]
+    assert results["pairs"].examples == [Example("uno", "UNO"), Example("two", "TWO")]
+    assert results["search"].rationale_tokens == pytest.approx(10 / 3)
+
+
 @pytest.mark.parametrize("missing", [heldout.MINILM_PACKAGE, "sentence_transformers"])
 def test_minilm_without_its_packages_is_an_error_with_the_command(
     monkeypatch: pytest.MonkeyPatch, missing: str

@@ -41,6 +41,17 @@ def method_rules(config: Groups, require: Require) -> None:
             f"method={method.name} with objective.mini_batch_size=1: without negatives of its own a text is told apart "
             "from the others of its update; take 2 or more",
         )
+    if not config.rollout.anchor_rationales and not method.prompt_only:
+        require(
+            config.rollout.policy_role != "both",
+            "rollout.anchor_rationales=false with rollout.policy_role='both': both sides are trained, so neither is "
+            "without rationales. Set rollout.policy_role=query (or positive), or rollout.anchor_rationales=true",
+        )
+        require(
+            config.backbone.pooling.region != "rationale",
+            "rollout.anchor_rationales=false with backbone.pooling.region='rationale', in which a text without one has "
+            "no embedding: set backbone.pooling.region=text_and_rationale, or rollout.anchor_rationales=true",
+        )
     if method.name == "rejection_sft":
         _rejection_sft_rules(config, require)
 

@@ -7,11 +7,13 @@ import torch
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import TextBatch
 from grace_exp.data.prompts import PromptBuilder, RoleText
+from grace_exp.encoder.modes import writes
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import Completion, Request, derive_seed
 from grace_exp.training.baselines.contrastive import ContrastiveModule
 from grace_exp.training.baselines.initial_model import InitialModel, InitialModelEngine
+from grace_exp.training.step.rollouts import NO_RATIONALE
 
 
 class ContrastiveOnRationalesModule(ContrastiveModule):
@@ -40,9 +42,13 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
         return self.config.backbone.pooling.region
 
     def sequences(self, texts: Sequence[RoleText]) -> list[TextSequence]:
-        """Texts with their rationales. A text has the same one in every step: its seed derives from run and text."""
+        """Texts with their rationales. A text has the same one in every step: its seed derives from run and text.
+
+        With `rollout.anchor_rationales=false` texts of one side have none.
+        """
         rollout = self.config.rollout
         prompts = self.prompts.many(texts)
+        written = [writes(rollout.mode, role) for role, _, _ in texts]
         with self.timer("rollout"):
             answers = self.engine.generate(
                 [
@@ -53,11 +59,13 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
                         rollout.anchor_temperature,
                         derive_seed(self.config.seed, "start", role, text),
                     )
-                    for prompt, (role, text, _) in zip(prompts, texts, strict=True)
+                    for prompt, (role, text, _), writing in zip(prompts, texts, written, strict=True)
+                    if writing
                 ]
             )
-        completions = [answer[0] for answer in answers]
-        self._written += completions
+        self._written += [answer[0] for answer in answers]
+        following = iter(answers)
+        completions = [next(following)[0] if writing else NO_RATIONALE for writing in written]
         return [
             TextSequence(prompt, completion.token_ids, rollout.anchor_temperature)
             for prompt, completion in zip(prompts, completions, strict=True)

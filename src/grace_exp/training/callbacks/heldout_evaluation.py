@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Role
 from grace_exp.encoder.embedding import Embedded, embed_texts
+from grace_exp.encoder.modes import writes
 from grace_exp.evaluation.heldout import PROMPT_ONLY, Example, SetResult, evaluate_minilm, evaluate_sets
 from grace_exp.evaluation.scores import ItemScores, score
 from grace_exp.tracking.summary import write_json_atomic
@@ -130,6 +131,7 @@ def stored_results(config: GraceConfig) -> dict[Moment, dict[str, SetResult]]:
 def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:
     """Score the configured sets with the module's policy and engine as they stand."""
     region = config.backbone.pooling.region
+    budget = config.evaluation.max_tokens or config.rollout.max_tokens
 
     def embed(texts: list[str], role: Role) -> Embedded:
         return embed_texts(
@@ -138,13 +140,14 @@ def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..
             policy=module.policy,
             engine=module.engine,
             prompts=module.prompts,
-            max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,
+            max_tokens=budget if writes(config.rollout.mode, role) else 0,
             temperature=config.evaluation.temperature,
             seed=config.seed,
             regions=tuple(dict.fromkeys((region, PROMPT_ONLY))),
         )
 
-    return evaluate_sets(config.evaluation, embed, decode, region)
+    one_sided = config.rollout.mode != "rationale"
+    return evaluate_sets(config.evaluation, embed, decode, region, one_sided=one_sided)
 
 
 def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig) -> None:

@@ -9,9 +9,12 @@ from torch import Tensor
 from grace_exp.config.rollout import RolloutConfig
 from grace_exp.data.batch import Instance, Role, TextBatch
 from grace_exp.data.prompts import Prompt, PromptBuilder, RoleText
+from grace_exp.encoder.modes import writes
 from grace_exp.policy.packing import TextSequence
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
 
+NO_RATIONALE = Completion((), (), "stop")
+"""Of a text that is embedded alone."""
 TRAINED_ROLES = {"positive": (Role.POSITIVE,), "query": (Role.QUERY,), "both": (Role.POSITIVE, Role.QUERY)}
 """The texts whose rationales are trained, by `RolloutConfig.policy_role`."""
 SIDES: dict[Role, Literal["positive", "query"]] = {Role.POSITIVE: "positive", Role.QUERY: "query"}
@@ -40,7 +43,8 @@ class InstanceRollouts:
 
     Attributes:
         instance: The instance.
-        samples: By role: K rationales of a trained text, one of an anchor, one for each negative.
+        samples: By role: K rationales of a trained text, one of an anchor, one for each negative; with
+            `anchor_rationales=false` an empty one where the other side is concerned.
         greedy: By trained role: the greedy rationale, where the objective's baseline asks for it.
         behaviour: Of a stored instance, for each trained rollout: log-probs of its tokens under the policy that wrote
             it, as the trainer scored them then. None: written in this step.
@@ -122,16 +126,23 @@ class StepRequests:
 
     Attributes:
         step: Of the run.
-        requests: In one call; empty for a process without instances, which asks all the same, for others may share
-            the engine, and wait for it.
     """
 
     step: int
-    requests: list[Request]
     _instances: Sequence[Instance]
     _wanted: list[_Wanted]
     _prompts: list[Prompt]
+    _requests: list[Request]
     _config: RolloutConfig
+
+    @property
+    def requests(self) -> list[Request]:
+        """What the engine is asked in one call: not of texts that get no rationale.
+
+        Empty for a process without instances, which asks all the same, for others may share the engine, and wait for
+        it.
+        """
+        return [request for request in self._requests if request.n]
 
     def answered(self, answers: Sequence[Sequence[Completion]]) -> Rollouts:
         """The step's rollouts from what the engine wrote, in the order of `requests`."""
@@ -139,10 +150,12 @@ class StepRequests:
             instance.index: {role: [] for role in Role} for instance in self._instances
         }
         best_of: dict[int, dict[Role, Rollout]] = {instance.index: {} for instance in self._instances}
-        for wanted, prompt, request, completions in zip(
-            self._wanted, self._prompts, self.requests, answers, strict=True
-        ):
+        if len(answers) != len(self.requests):
+            raise ValueError(f"{len(answers)} answers to {len(self.requests)} requests")
+        following = iter(answers)
+        for wanted, prompt, request in zip(self._wanted, self._prompts, self._requests, strict=True):
             index, role = wanted.instance.index, wanted.role
+            completions = next(following) if request.n else [NO_RATIONALE]
             written = [
                 Rollout(wanted.instance, role, wanted.text, prompt, answer, request.temperature)
                 for answer in completions
@@ -193,20 +206,20 @@ def step_requests(
             _Wanted(instance, role, text_of(instance, role), 0, True) for role in roles for instance in batch.instances
         ]
     texts = prompts.many(RoleText(one.role, one.text, one.instance.source) for one in wanted) if wanted else []
-    requests = []
+    requests: list[Request] = []
     for one, prompt in zip(wanted, texts, strict=True):
         sampled = one.role in roles and not one.greedy
         temperature = config.temperature if sampled else 0.0 if one.greedy else config.anchor_temperature
         requests.append(
             Request(
                 prompt_ids=prompt.token_ids,
-                n=config.group_size if sampled else 1,
+                n=0 if not writes(config.mode, one.role) else config.group_size if sampled else 1,
                 max_tokens=max_tokens or config.max_tokens,
                 temperature=temperature,
                 seed=derive_seed(seed, batch.step, one.role, one.instance.index, one.number),
             )
         )
-    return StepRequests(batch.step, requests, batch.instances, wanted, texts, config)
+    return StepRequests(batch.step, batch.instances, wanted, texts, requests, config)
 
 
 def write_rollouts(

@@ -81,6 +81,26 @@ def test_every_answer_is_kept_with_its_text(rollouts: Rollouts, prompts: PromptB
         assert rollout.sequence().temperature == (0.9 if rollout.role is Role.POSITIVE else 0.4)
 
 
+@pytest.mark.parametrize(("role", "mode"), [("query", "query_only"), ("positive", "document_only")])
+def test_without_anchor_rationales_the_other_side_is_embedded_alone(
+    engine: Engine, prompts: PromptBuilder, role: Any, mode: str
+) -> None:
+    """Negatives are on the documents' side: nothing is asked for an anchor, and its sequence is its prompt."""
+    settings = config(policy_role=role, anchor_rationales=False)
+    rollouts = write_rollouts(TextBatch(0, INSTANCES), engine, prompts, settings, seed=0)
+    (requests,) = engine.calls
+    assert settings.mode == mode
+    assert [request.n for request in requests] == [K, K] + ([1, 1, 1] if role == "positive" else [])
+    assert [one.completion.token_ids[0] for one in rollouts.group] == [0] * K + [1] * K
+    bare = [one for one in rollouts.others() if not one.completion.token_ids]
+    assert {one.text for one in bare} == (
+        {"the query", "another query"}
+        if role == "positive"
+        else {"the positive", "another positive", "not this", "nor this", "no"}
+    )
+    assert all(one.prompt == prompts(one.role, one.text) and not one.completion.truncated for one in bare)
+
+
 def test_with_the_query_trained_the_positive_is_the_anchor(engine: Engine, prompts: PromptBuilder) -> None:
     rollouts = write_rollouts(TextBatch(0, INSTANCES), engine, prompts, config(policy_role="query"), seed=0)
     assert told(rollouts.group) == [(text, k) for text in ("the query", "another query") for k in range(K)]

@@ -24,7 +24,14 @@ from grace_exp.rollout.protocol import Completion
 from grace_exp.training.baselines.gradient_cache import GradientCache
 from grace_exp.training.baselines.infonce_loss import Contrast
 from grace_exp.training.step.rewards import StepRewards
-from grace_exp.training.step.rollouts import TRAINED_ROLES, InstanceRollouts, Rollout, Rollouts, sequences_of
+from grace_exp.training.step.rollouts import (
+    NO_RATIONALE,
+    TRAINED_ROLES,
+    InstanceRollouts,
+    Rollout,
+    Rollouts,
+    sequences_of,
+)
 from grace_exp.training.step.step_inputs import StepInputs
 from grace_exp.training.step.step_pathwise import StepPathwise, embedding_gradients
 from grace_exp.training.step.step_scores import StepScores
@@ -339,6 +346,32 @@ def test_it_is_the_plain_gradient_of_the_mean_reward(
     step = Step(config, policy_of(config, model), written(role))
     found = step.gradients()
     assert_equal(found, plain_gradients(step), 3e-5)
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_anchors_without_rationales_have_a_gradient_too(
+    model: "PreTrainedModel", tmp_path: Path, packing: str, keep: str
+) -> None:
+    """Also where a bare text and a text with rationales have one prompt."""
+    hardware = [f"hardware.packing={packing}", f"hardware.keep_forward={keep}"]
+    role = ["rollout.policy_role=query", "rollout.anchor_rationales=false"]
+    config = settings(tmp_path, *MIXED, ALONE, "reward=infonce", *role, *hardware)
+    rollouts = written("query")
+
+    def bare(one: Rollout) -> Rollout:
+        return replace(one, completion=NO_RATIONALE)
+
+    instances = []
+    for one in rollouts.instances:
+        samples = {
+            name: list(found) if name is Role.QUERY else [*map(bare, found)] for name, found in one.samples.items()
+        }
+        instances.append(replace(one, samples=samples))
+    first = instances[0].samples[Role.QUERY][0]
+    instances[1].samples[Role.POSITIVE][0] = replace(instances[1].samples[Role.POSITIVE][0], prompt=first.prompt)  # type: ignore[index]
+    step = Step(config, policy_of(config, model), rollouts.only(instances))
+    assert_equal(step.gradients(), plain_gradients(step), 3e-5)
 
 
 def test_updates_add_up_to_the_step(model: "PreTrainedModel", tmp_path: Path) -> None:
