@@ -23,6 +23,7 @@ RUNS = {
     "stored instances": ["objective=copg", "objective.replay.share=0.25"],
     "rejection": ["method=rejection_sft"],
     "the pathwise gradient": ["objective.pathwise.weight=1", "objective.pathwise.parts_every_n_steps=1"],
+    "team credit": ["objective.team_credit=1", "rollout.policy_role=both"],
 }
 """A setting that logs a new metric gets a run here, or joins one."""
 NOT_TRAINING = ("mteb/", "general/", "controls/")

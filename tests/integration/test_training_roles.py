@@ -59,6 +59,7 @@ class Watch:
 def test_every_reward_trains_a_step_of_any_side(train, number: int, reward: str) -> None:
     role = ROLES[number % 3]
     untouched = [f"reward={reward}", f"data={DATA.get(reward, 'wordnet')}", f"rollout.policy_role={role}"]
+    untouched += ["reward.terms.positive.weight=1"] if reward == "log_rank" else []  # ranks alone have no pathwise part
     run = train(*STEP, *untouched, "objective.advantage_scale=group_std", "objective.pathwise.weight=1")
     assert all(value > 0 for value in run.figure("train/grad_norm"))
     assert all(math.isfinite(float(value)) for value in run.metrics.drop(columns="step").iloc[0])
@@ -180,3 +181,13 @@ def test_groups_without_spread_are_exchanged_and_the_run_is_resumed(train, monke
     assert len({one.instance.index for batch in watch.trained for one in batch.rollouts}) == 2 * BATCH
     train(*SILENT, "job.steps=1", folder=tmp_path)
     train(*SILENT, f"job.resume={tmp_path}", folder=tmp_path).assert_continues_as(whole)
+
+
+def test_team_credit_gives_the_papers_hard_negatives_an_advantage(train) -> None:
+    """Without it their share is rounding, and no advantage differs from zero; rewards are the same."""
+    only = [f"reward.terms.{term}=null" for term in ("positive", "negative", "consistency")]
+    settings = [*STEP, "reward.terms.hard_negative.weight=1", *only, "reward.truncation.mode=none"]
+    without, with_credit = (train(*settings, f"objective.team_credit={weight}") for weight in (0, 1))
+    assert without.figure("train/advantage_abs")[0] < 1e-3 < with_credit.figure("train/advantage_abs")[0]
+    assert with_credit.figure("train/team_credit_abs")[0] > 1e-6
+    assert without.figure("reward/final/mean") == with_credit.figure("reward/final/mean")

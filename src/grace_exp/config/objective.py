@@ -115,6 +115,9 @@ class ObjectiveConfig:
     """Bonus per token for the entropy of the policy's distribution; 0: the entropy is not computed."""
     policy_gradient_weight: Annotated[float, Field(ge=0)] = 1.0
     """Of the policy loss, its KL penalty and entropy bonus included; 0: the pathwise gradient alone."""
+    team_credit: Annotated[float, Field(ge=0)] = 0.0
+    """Weight, in the reward that advantages are made of, of what a rationale does to the other texts' rewards (to first
+    order: docs/exact_gradient.md). It gives terms like the paper's hard_negative an advantage. 0: as published."""
     pathwise: PathwiseConfig = Field(default_factory=PathwiseConfig)
     kl: KlConfig = Field(default_factory=KlConfig)
     importance: ImportanceConfig = Field(default_factory=ImportanceConfig)
@@ -174,6 +177,10 @@ class ObjectiveConfig:
                 "policy_gradient_weight=0 leaves out the policy loss, of which entropy_coefficient="
                 f"{self.entropy_coefficient} and kl.coefficient={self.kl.coefficient} (kl.placement='loss') are part: "
                 "set both to 0",
+            )
+            require(
+                not alone or self.team_credit == 0,
+                f"team_credit={self.team_credit} with policy_gradient_weight=0: no advantage is used; set it to 0",
             )
             require(
                 not alone or self.replay is None,

@@ -6,6 +6,7 @@ from grace_exp.reward.gradient import RewardGradients, reward_gradients
 from grace_exp.reward.inert import InertTerms
 from grace_exp.reward.inputs import EmbeddingError, RewardInputs
 from grace_exp.reward.overlap import augmentation_overlap
+from grace_exp.reward.team_credit import TeamCredit, team_credit
 from grace_exp.reward.terms import TERMS
 from grace_exp.reward.terms.format import ParsedRationale, parse_rationale
 
@@ -17,10 +18,12 @@ __all__ = [
     "Reward",
     "RewardGradients",
     "RewardInputs",
+    "TeamCredit",
     "augmentation_overlap",
     "compose_reward",
     "embedding_metrics",
     "parse_rationale",
     "required_inputs",
     "reward_gradients",
+    "team_credit",
 ]

@@ -20,12 +20,13 @@ def rollout_candidates(inputs: RewardInputs, negatives: Literal["own", "all"]) -
     Returns:
         Cosines `[groups, K, A, candidates]`, and which candidates there are, `[groups, 1, 1, candidates]` bool.
     """
-    anchors = inputs.rollouts_to_anchors.transpose(2, 3)  # [groups, K, A, groups]
+    anchors_GKAG = inputs.rollouts_to_anchors_GKGA.transpose(2, 3)
     if negatives == "own":
-        to_negatives = inputs.rollouts_to_negatives
-        is_rival = inputs.rival_negatives.diagonal().T  # diagonal() puts the groups last
+        negatives_GKX = inputs.rollouts_to_negatives_GKM
+        rival_GX = inputs.rival_negatives_GGM.diagonal().T  # diagonal() puts the groups last
     else:
-        to_negatives = inputs.unit_rollouts @ inputs.unit_negatives.flatten(0, 1).T
-        is_rival = inputs.rival_negatives.flatten(1)
-    cosines = torch.cat([anchors, to_negatives[:, :, None].expand(*anchors.shape[:3], -1)], dim=-1)
-    return cosines, torch.cat([~inputs.same_text, is_rival], dim=-1)[:, None, None]
+        negatives_GKX = inputs.unit_rollouts_GKH @ inputs.unit_negatives_GMH.flatten(0, 1).T
+        rival_GX = inputs.rival_negatives_GGM.flatten(1)
+    negatives_GKAX = negatives_GKX[:, :, None].expand(*anchors_GKAG.shape[:3], -1)
+    cosines_GKAC = torch.cat([anchors_GKAG, negatives_GKAX], dim=-1)
+    return cosines_GKAC, torch.cat([~inputs.same_text_GG, rival_GX], dim=-1)[:, None, None]

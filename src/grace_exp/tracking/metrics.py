@@ -82,6 +82,7 @@ METRICS = (
     Metric("reward/<term>/mean", "drivers", "reward", "", "Mean of the weighted term; of weight 0, of the bare term."),
     Metric("reward/<term>/std", "drivers", "reward", "", "Its standard deviation over all rationales."),
     Metric("train/advantage_abs", "drivers", "reward", "", "Mean absolute advantage."),
+    Metric("train/team_credit_abs", "drivers", "reward", "", "Mean absolute team credit.", "objective.team_credit > 0"),
     Metric("train/chosen_gain", "drivers", "reward", "", "Chosen reward less the mean.", "method=rejection_sft"),
     Metric("rollout/extra_rounds", "drivers", "rounds", "lower", "Rounds of exchange.", "objective.dynamic_sampling"),
     Metric("rollout/zero_spread_dropped", "drivers", "instances", "", "Exchanged.", "objective.dynamic_sampling"),

@@ -42,6 +42,15 @@ AHEAD = "rollout.overlap=one_step with"
             [PATHWISE, "reward=log_rank"],
             "objective.pathwise.weight=1.0, but no term with a weight has a gradient in an embedding (log_rank)",
         ),
+        (
+            ["objective.team_credit=1", "rollout.group_size=1", "objective=remax"],
+            "objective.team_credit=1.0 with rollout.",
+        ),
+        (
+            ["objective.team_credit=1", "job.batch_size=1", "objective.mini_batch_size=1"],
+            "objective.team_credit=1.0 with job.batch_size=1",
+        ),
+        ([PATHWISE, ALONE, "objective.team_credit=1"], "objective: team_credit=1.0 with policy_gradient_weight=0"),
         ([ALONE], "objective: policy_gradient_weight=0 with pathwise.weight=0 trains nothing"),
         ([PATHWISE, ALONE, "objective.entropy_coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),
         ([PATHWISE, ALONE, "objective.kl.coefficient=0.1"], "objective: policy_gradient_weight=0 leaves out"),

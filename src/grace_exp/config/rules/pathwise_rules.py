@@ -1,4 +1,4 @@
-"""What the pathwise gradient asks of the other groups."""
+"""What the pathwise gradient and team credit ask of the other groups."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.require import Require
@@ -21,6 +21,8 @@ def pathwise_rules(config: Groups, require: Require) -> None:
         objective.policy_gradient_weight > 0 or not rejection,
         "objective.policy_gradient_weight=0 with method=rejection_sft, which has no policy gradient: leave it at 1",
     )
+    if objective.team_credit > 0:
+        _team_credit_rules(config, require)
     if objective.pathwise.weight == 0:
         return
     weight = f"objective.pathwise.weight={objective.pathwise.weight}"
@@ -45,4 +47,18 @@ def pathwise_rules(config: Groups, require: Require) -> None:
         not rejection,
         f"{weight} with method=rejection_sft, which imitates rationales and takes nothing else of the objective: "
         "set objective.pathwise.weight=0 or method=grace",
+    )
+
+
+def _team_credit_rules(config: Groups, require: Require) -> None:
+    """Rationales of a group differ, and there are other texts."""
+    credit = f"objective.team_credit={config.objective.team_credit}"
+    require(
+        config.rollout.group_size > 1,
+        f"{credit} with rollout.group_size=1: credit is relative to the mean of a text's rationales; write 2 or more, "
+        "or set objective.team_credit=0",
+    )
+    require(
+        config.job.batch_size > 1,
+        f"{credit} with job.batch_size=1: there is no other text to help or harm; set objective.team_credit=0",
     )

@@ -26,9 +26,9 @@ def log_rank_term(inputs: RewardInputs, config: LogRankConfig) -> Tensor:
     Returns:
         `[groups, K]` in [0, 1]; zero where there is no candidate.
     """
-    cosines, is_candidate = rollout_candidates(inputs, config.negatives)
-    own = inputs.rollouts_to_own_anchors[..., None]
-    rank = 1 + ((cosines >= own) & is_candidate).sum(dim=-1).double()
-    count = 1 + is_candidate.sum(dim=-1).double()
-    share = rank.log() / count.log().clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(count > 1, 1 - share, 0.0).mean(dim=-1)
+    cosines_GKAC, there_G11C = rollout_candidates(inputs, config.negatives)
+    own_GKA1 = inputs.rollouts_to_own_anchors_GKA[..., None]
+    rank_GKA = 1 + ((cosines_GKAC >= own_GKA1) & there_G11C).sum(dim=-1).double()
+    count_G11 = 1 + there_G11C.sum(dim=-1).double()
+    share_GKA = rank_GKA.log() / count_G11.log().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(count_G11 > 1, 1 - share_GKA, 0.0).mean(dim=-1)

@@ -25,7 +25,7 @@ def softmax_negative_term(inputs: RewardInputs, config: SoftmaxNegativeConfig) -
     Returns:
         `[groups, K]` in [-1, 1]; zero where there is no candidate.
     """
-    cosines, is_candidate = rollout_candidates(inputs, config.negatives)
-    logits = (cosines / config.temperature).masked_fill(~is_candidate, torch.finfo(torch.float64).min)
-    weighted = logits.softmax(dim=-1) * cosines.masked_fill(~is_candidate, 0.0)
-    return -weighted.sum(dim=-1).mean(dim=-1)
+    cosines_GKAC, there_G11C = rollout_candidates(inputs, config.negatives)
+    logits_GKAC = (cosines_GKAC / config.temperature).masked_fill(~there_G11C, torch.finfo(torch.float64).min)
+    weighted_GKAC = logits_GKAC.softmax(dim=-1) * cosines_GKAC.masked_fill(~there_G11C, 0.0)
+    return -weighted_GKAC.sum(dim=-1).mean(dim=-1)

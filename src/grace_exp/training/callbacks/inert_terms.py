@@ -23,7 +23,8 @@ class InertTermsWarning(Callback):
         """
         roles = TRAINED_ROLES[config.rollout.policy_role]
         # Of several sides each has figures of its own, behind its name (`training.step.trained_role.role_metrics`).
-        pathwise = config.objective.pathwise.weight > 0
+        # What reads embeddings trains through them, or by what it says of other texts' rationales.
+        pathwise = config.objective.pathwise.weight > 0 or config.objective.team_credit > 0
         self._watched = [
             (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role], pathwise=pathwise))
             for role in roles

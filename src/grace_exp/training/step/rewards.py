@@ -1,5 +1,7 @@
 """From what was written and computed in a step to rewards and advantages."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from grace_exp.config.root import GraceConfig
@@ -12,7 +14,7 @@ from grace_exp.objective.registry import (
     needs_reference_kl,
     shaped_rewards,
 )
-from grace_exp.reward import compose_reward
+from grace_exp.reward import RewardInputs, compose_reward, team_credit
 from grace_exp.training.step.rollouts import Rollout, Rollouts
 from grace_exp.training.step.step_inputs import Processes, StepInputs
 from grace_exp.training.step.step_scores import StepScores
@@ -60,18 +62,33 @@ class StepRewards:
         Raises:
             EmbeddingError: An embedding has no direction.
         """
-        return [self._trained_role(rollouts, role) for role in rollouts.roles]
+        inputs = {
+            role: self._inputs.of(self._scores, rollouts, role, rollouts.for_role(role)) for role in rollouts.roles
+        }
+        credits = self._team_credit(inputs)
+        return [self._trained_role(rollouts, role, inputs[role], credits.get(role)) for role in rollouts.roles]
 
-    def _trained_role(self, rollouts: Rollouts, role: Role) -> TrainedRole:
+    def _team_credit(self, inputs: Mapping[Role, RewardInputs]) -> dict[Role, Tensor]:
+        """Weighted credit of each trained role's rationales, [groups, K]; {} where none is given."""
+        weight = self._config.objective.team_credit
+        if weight == 0:
+            return {}
+        found = {role: team_credit(of_role, self._config.reward) for role, of_role in inputs.items()}
+        credit = {role: weight * one.rollouts_GK for role, one in found.items()}
+        if len(found) > 1:  # each side's rationales are the other's anchors
+            for role, other in zip(credit, reversed(found.values()), strict=True):
+                credit[role] = credit[role] + weight * other.anchors_GA
+        return credit
+
+    def _trained_role(self, rollouts: Rollouts, role: Role, inputs: RewardInputs, credit: Tensor | None) -> TrainedRole:
         objective = self._config.objective
-        inputs = self._inputs.of(self._scores, rollouts, role, rollouts.for_role(role))
         reward = compose_reward(inputs, self._config.reward)
         baseline = None
         if needs_greedy_baseline(objective):
             greedy = self._inputs.of(self._scores, rollouts, role, rollouts.greedy(role))
             baseline = compose_reward(greedy, self._config.reward).final_GK[:, 0]
         judged = AdvantageInputs(
-            rewards_GK=reward.final_GK,
+            rewards_GK=reward.final_GK if credit is None else reward.final_GK + credit,
             kept_GK=reward.kept_GK,
             lengths_GK=inputs.lengths_GK,
             max_tokens=self._config.rollout.max_tokens,
@@ -79,7 +96,7 @@ class StepRewards:
             reference_kl_GK=self._reference_kl(rollouts.for_role(role)) if needs_reference_kl(objective) else None,
         )
         shaped, advantages = shaped_rewards(judged, objective), compute_advantages(judged, objective)
-        return TrainedRole(role, inputs, reward, shaped, advantages, judged.reference_kl_GK)
+        return TrainedRole(role, inputs, reward, shaped, advantages, judged.reference_kl_GK, credit)
 
     def _reference_kl(self, rollouts: list[Rollout]) -> Tensor:
         """KL to the reference, estimated and summed over each rationale, [groups, K] nats."""

@@ -24,9 +24,10 @@ class TrainedRole:
         role: Which text.
         inputs: What the reward is computed from.
         reward: Of every rationale.
-        shaped: The final reward with the objective's punishments and penalties, [groups, K].
+        shaped: The final reward with team credit, and the objective's punishments and penalties, [groups, K].
         advantages: [groups, K].
         reference_kl: Of a penalty in the reward: estimated KL of each rationale, [groups, K] nats.
+        team_credit: What `shaped` has of the other texts' rewards, [groups, K]; None: nothing.
     """
 
     role: Role
@@ -35,6 +36,7 @@ class TrainedRole:
     shaped: Tensor
     advantages: Tensor
     reference_kl: Tensor | None = None
+    team_credit: Tensor | None = None
 
     def figures(self) -> dict[str, Tensor]:
         """What the samples table shows of a rationale, each [groups, K]."""
@@ -47,9 +49,11 @@ class TrainedRole:
     def metrics(self) -> dict[str, float]:
         """`reward/*`, `embed/*`, and what was written, `rollout/*`."""
         lengths = self.inputs.lengths_GK.double()
-        penalty = {}
+        extra = {}
+        if self.team_credit is not None:
+            extra["train/team_credit_abs"] = self.team_credit.abs().mean().item()
         if self.reference_kl is not None:
-            penalty["train/kl_reference"] = (self.reference_kl.sum() / lengths.sum()).item()
+            extra["train/kl_reference"] = (self.reference_kl.sum() / lengths.sum()).item()
         return {
             **self.reward.metrics(),
             **embedding_metrics(self.inputs),
@@ -57,7 +61,7 @@ class TrainedRole:
             "rollout/tokens_max": lengths.max().item(),
             "rollout/truncated_share": self.inputs.truncated_GK.double().mean().item(),
             "train/advantage_abs": self.advantages.abs().mean().item(),
-            **penalty,
+            **extra,
         }
 
 
