@@ -29,7 +29,8 @@ class BenchmarkConfig:
 
     suite: Annotated[str, Field(min_length=1)] | None
     """mteb_en_v1: MTEB English, 56 tasks, the paper's benchmark; mteb_en_v2: its successor, 41 tasks; paper_16: the
-    tasks of the paper's ablations; smoke: one small task a category; offline and offline_small: data that needs no hub.
+    tasks of the paper's ablations; smoke: one small task a category; offline, offline_study and offline_small: data
+    that needs no hub.
     Any other name is that of a benchmark of MTEB's, such as "BRIGHT(v1.1)" or NanoBEIR: its English parts. null: the
     tasks that `tasks` names.
     """

@@ -89,7 +89,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
         yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if job.name == "evaluate" and evaluation.benchmark is not None:
         yield from _package_problems(f"evaluation={evaluation.name}", ("mteb", install_command("eval")))
-        if evaluation.benchmark.suite in ("offline", "offline_small"):
+        if (evaluation.benchmark.suite or "").startswith("offline"):
             yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if job.name == "evaluate" and evaluation.general is not None:
         if evaluation.general.tasks:

@@ -51,7 +51,7 @@ def test_the_papers_16_tasks_and_a_smoke_test_of_every_category() -> None:
     assert len(set(PAPER_16)) == 16
 
 
-@pytest.mark.parametrize("suite", ["offline", "offline_small"])
+@pytest.mark.parametrize("suite", ["offline", "offline_study", "offline_small"])
 def test_offline_suites_have_every_category_that_needs_no_hub(suite: str) -> None:
     tasks = tasks_of(suite)
     assert {task.metadata.type for task in tasks} == set(CATEGORIES) - {"Reranking", "Summarization"}
@@ -59,7 +59,11 @@ def test_offline_suites_have_every_category_that_needs_no_hub(suite: str) -> Non
 
 
 def test_small_tasks_have_names_of_their_own_so_that_results_are_not_mixed_up() -> None:
-    names = [task.metadata.name for suite in ("offline", "offline_small", "mteb_en_v1") for task in tasks_of(suite)]
+    names = [
+        task.metadata.name
+        for suite in ("offline", "offline_study", "offline_small", "mteb_en_v1")
+        for task in tasks_of(suite)
+    ]
     assert len(names) == len(set(names))
 
 

@@ -15,6 +15,8 @@ from grace_exp.evaluation.hub_access import hub_problem, is_cached
 
 BENCHMARKS = {"mteb_en_v1": "MTEB(eng, v1)", "mteb_en_v2": "MTEB(eng, v2)"}
 """Suites that are MTEB's own, under MTEB's names."""
+OFFLINE_SUITES = ("offline", "offline_study", "offline_small")
+"""Data that needs no hub."""
 PAPER_16 = (
     "SciFact",
     "ArguAna",
@@ -77,14 +79,14 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
             # Picked out of the benchmark, which has chosen the English subsets and the splits.
             english = {task.metadata.name: task for task in mteb.get_benchmark(BENCHMARKS["mteb_en_v1"]).tasks}
             return [english[name] for name in (PAPER_16 if suite == "paper_16" else SMOKE)]
-    if suite not in ("offline", "offline_small"):
+    if suite not in OFFLINE_SUITES:
         return _english(_benchmark(suite).tasks)
     from grace_exp.evaluation.mteb.tasks.lee import LeePairs
-    from grace_exp.evaluation.mteb.tasks.sts_benchmark import StsbDev, StsbTest, StsbTestSmall
-    from grace_exp.evaluation.mteb.tasks.vader import VaderMovies, VaderMoviesSmall
-    from grace_exp.evaluation.mteb.tasks.wordnet_classes import WordNetClasses, WordNetClassesSmall
-    from grace_exp.evaluation.mteb.tasks.wordnet_glosses import WordNetGlosses, WordNetGlossesSmall
-    from grace_exp.evaluation.mteb.tasks.wordnet_senses import WordNetSenses, WordNetSensesSmall
+    from grace_exp.evaluation.mteb.tasks.sts_benchmark import StsbDev, StsbTest, StsbTestSmall, StsbTestStudy
+    from grace_exp.evaluation.mteb.tasks.vader import VaderMovies, VaderMoviesSmall, VaderMoviesStudy
+    from grace_exp.evaluation.mteb.tasks.wordnet_classes import WordNetClasses, WordNetClassesSmall, WordNetClassesStudy
+    from grace_exp.evaluation.mteb.tasks.wordnet_glosses import WordNetGlosses, WordNetGlossesSmall, WordNetGlossesStudy
+    from grace_exp.evaluation.mteb.tasks.wordnet_senses import WordNetSenses, WordNetSensesSmall, WordNetSensesStudy
 
     if suite == "offline":
         return [
@@ -96,6 +98,14 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
             StsbDev(),
             LeePairs(cache_dir),
         ]
+    if suite == "offline_study":
+        return [
+            WordNetGlossesStudy(),
+            WordNetSensesStudy(),
+            WordNetClassesStudy(),
+            VaderMoviesStudy(cache_dir),
+            StsbTestStudy(),
+        ]
     return [
         WordNetGlossesSmall(),
         WordNetClassesSmall(),
@@ -105,7 +115,7 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
     ]
 
 
-OWN_SUITES = (*BENCHMARKS, "paper_16", "smoke", "offline", "offline_small")
+OWN_SUITES = (*BENCHMARKS, "paper_16", "smoke", *OFFLINE_SUITES)
 
 
 def _benchmark(name: str) -> Any:

@@ -71,3 +71,11 @@ class StsbTestSmall(_Stsb):
     split = "test"
     pairs = 50
     metadata = _metadata("StsbTest.small", f"{_VERSION}-{pairs}")
+
+
+class StsbTestStudy(_Stsb):
+    """Enough pairs of the test split for a study."""
+
+    split = "test"
+    pairs = 650
+    metadata = _metadata("StsbTest.study", f"{_VERSION}-{pairs}")

@@ -92,3 +92,11 @@ class VaderMoviesSmall(VaderMovies):
     sizes: ClassVar[dict[str, int]] = {"train": 24, "test": 56}
     only_short = True
     metadata = _metadata("VaderMovies.small", "3.3.2-24-56")
+
+
+class VaderMoviesStudy(VaderMovies):
+    """Enough short sentences for a study."""
+
+    sizes: ClassVar[dict[str, int]] = {"train": 48, "test": 400}
+    only_short = True
+    metadata = _metadata("VaderMovies.study", "3.3.2-48-400")

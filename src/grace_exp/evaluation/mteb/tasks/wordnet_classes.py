@@ -51,3 +51,10 @@ class WordNetClassesSmall(WordNetClasses):
 
     texts = 80
     metadata = _metadata("WordNetClasses.small", wordnet_revision("classes.jsonl", texts))
+
+
+class WordNetClassesStudy(WordNetClasses):
+    """Enough definitions for a study."""
+
+    texts = 300
+    metadata = _metadata("WordNetClasses.study", wordnet_revision("classes.jsonl", texts))

@@ -57,3 +57,10 @@ class WordNetGlossesSmall(WordNetGlosses):
 
     rows = 36
     metadata = _metadata("WordNetGlosses.small", wordnet_revision("test.jsonl", rows))
+
+
+class WordNetGlossesStudy(WordNetGlosses):
+    """Enough rows for a study."""
+
+    rows = 400
+    metadata = _metadata("WordNetGlosses.study", wordnet_revision("test.jsonl", rows))

@@ -56,3 +56,10 @@ class WordNetSensesSmall(WordNetSenses):
 
     rows = 36
     metadata = _metadata("WordNetSenses.small", wordnet_revision("test.jsonl", rows))
+
+
+class WordNetSensesStudy(WordNetSenses):
+    """Enough rows for a study: those of `WordNetGlossesStudy`, whose texts the cache has then."""
+
+    rows = 400
+    metadata = _metadata("WordNetSenses.study", wordnet_revision("test.jsonl", rows))
