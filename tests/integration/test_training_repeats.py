@@ -29,6 +29,7 @@ def test_equal_settings_give_equal_results_and_another_seed_does_not(train) -> N
         (["hardware.keep_forward=true"], 1e-6),
         (["hardware.keep_forward=true", "hardware.train_tokens=40"], 1e-6),
         (["hardware.keep_forward=true"], 1e-6),
+        (["hardware.one_pass=false"], 1e-5),
         (["hardware.logprob_chunk_tokens=3"], 1e-6),
         (["rollout.batch_tokens=300", "prompt.max_tokens=100"], 1e-5),
     ],

@@ -105,6 +105,7 @@ def test_both_sides_train_as_each_does_alone_with_all_samples_as_anchors(train, 
 def test_what_a_reward_or_baseline_asks_for_comes_with_the_same_call(train, monkeypatch, reward, objective) -> None:
     watch = Watch(monkeypatch)
     settings = [f"reward={reward}", f"objective={objective}", "objective.advantage_scale=batch_std"]
+    settings.append("hardware.one_pass=false")
     run = train(*STEP, *settings, "rollout.policy_role=both")
     greedy = 2 * BATCH if objective == "remax" else 0
     assert watch.written == [BATCH * (2 * K + 1) + greedy]
@@ -115,8 +116,23 @@ def test_what_a_reward_or_baseline_asks_for_comes_with_the_same_call(train, monk
 
 
 @pytest.mark.parametrize("lora", [[], ["+backbone.lora.rank=4"]], ids=["full", "lora"])
+def test_what_is_not_trained_is_embedded_as_it_is_written(train, monkeypatch, lora: list[str]) -> None:
+    settings = [*STEP, *lora, "objective=remax", "objective.advantage_scale=batch_std"]
+    watch = Watch(monkeypatch)
+    plain = train(*settings, "hardware.one_pass=false")
+    forwards = len(watch.forwards(gradient=False))
+    fast = train(*settings, "hardware.one_pass=true")
+    computed = len(watch.forwards(gradient=False)) - forwards
+    compared = 8  # at first use
+    assert forwards == BATCH * (K + 3) and computed == BATCH * K + compared
+    for name in ("reward/total/mean", "embed/cos_pos", "embed/cos_neg"):
+        assert fast.figure(name)[0] == pytest.approx(plain.figure(name)[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [[], ["+backbone.lora.rank=4"]], ids=["full", "lora"])
 def test_the_reward_s_encoder_is_the_policy_its_start_or_its_average(train, lora: list[str]) -> None:
-    settings = ["job.steps=3", *lora, "optim.learning_rate=0.01", "reward=infonce"]
+    # All by forwards: another encoder has no states of writing, and later steps multiply differences in last bits.
+    settings = ["job.steps=3", *lora, "optim.learning_rate=0.01", "reward=infonce", "hardware.one_pass=false"]
     policy = train(*settings)
     runs = {kind: train(*settings, *encoder(kind)) for kind in ("frozen", "ema:0", "ema:0.999999")}
     reward = {kind: run.figure("reward/total/mean") for kind, run in runs.items()}

@@ -49,6 +49,12 @@ class HardwareConfig:
     """Score the group's rationales with gradients and keep that forward for the update, which then needs none of its
     own, for the memory of the whole batch's activations. Needs one update a step.
     """
+    one_pass: bool | Literal["auto"] = "auto"
+    """Embeddings from the hidden states that a text had while its rationale was written, instead of a second forward:
+    of whatever is evaluated or embedded, and in training of the rationales that are not trained. The first batch is
+    compared with the forward. auto: where engine and precision (float32) allow it, and back to the forward, with a
+    warning, if they differ beyond rounding; true: an error then; false: never.
+    """
     score_tokens: TokenBudget = 8192
     """Token budget of a micro-batch without gradients (rows x longest row); auto: what memory has room for."""
     train_tokens: TokenBudget = 4096

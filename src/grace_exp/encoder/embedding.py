@@ -1,5 +1,7 @@
-"""Texts to embeddings with the present policy: write a rationale, then the same forward and pooling as in training.
+"""Texts to embeddings with the present policy: write a rationale, and pool as in training.
 
+The hidden states are those of writing (`policy.one_pass`) or, where these are not there, of the same forward as in
+training.
 Training's held-out figures, the encoder and the benchmarks all come through `embed_texts`.
 """
 
@@ -17,6 +19,7 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.model_cache import ModelCache, Work
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import Policy
+from grace_exp.policy.pooled_states import PooledStates
 from grace_exp.reward.inputs import EmbeddingError
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
 
@@ -148,6 +151,8 @@ class _Share:
         self._advance = advance
         self._completions: list[list[Completion] | None] = [None] * len(works)
         self._vectors: list[dict[Region, Vectors] | None] = [None] * len(works)
+        self._pooled: dict[int, list[PooledStates | None]] = {}
+        """Of the rationales of a row that has been written to and not been computed."""
         if model_cache is not None:
             self._completions = model_cache.rationales(works)
             self._vectors = model_cache.embeddings(works, regions)
@@ -204,21 +209,32 @@ class _Share:
         if not batch:
             return
         requests = [self._works[row].request for row in batch]
-        answers = self._engine.generate(requests) if any(request.n for request in requests) else [[]] * len(batch)
+        answers: list[list[Completion]] = [[] for _ in batch]
+        if any(request.n for request in requests):
+            one_pass = self._policy.one_pass
+            if one_pass.wanted(self._engine):
+                requests = [
+                    replace(request, pooling=one_pass.pooling(self._works[row].prompt))
+                    for row, request in zip(batch, requests, strict=True)
+                ]
+            answers = self._engine.generate(requests)
         if self._model_cache is not None:
             self._model_cache.keep_rationales([self._works[row] for row in batch], answers)
         for row, answer in zip(batch, answers, strict=True):
-            self._completions[row] = answer
+            self._completions[row] = [replace(completion, pooled=None) for completion in answer]
+            self._pooled[row] = [completion.pooled for completion in answer]
 
     def _compute(self, batch: list[int]) -> None:
         sequences: list[TextSequence] = []
+        pooled: list[PooledStates | None] = []
         for row in batch:
             work, completions = self._works[row], self._completions[row]
             temperature = work.request.temperature
             sequences += [
                 TextSequence(work.prompt, completion.token_ids, temperature) for completion in completions or ()
             ] or [TextSequence(work.prompt)]
-        embedded = self._policy.embed(sequences, self._regions)
+            pooled += self._pooled.pop(row, []) or [None] * (len(sequences) - len(pooled))
+        embedded = self._policy.one_pass.embed(sequences, pooled, self._regions)
         arrays = {region: values.cpu().numpy() for region, values in embedded.items()}
         self._check(arrays, batch)
         found = {region: _averaged(values, len(batch)) for region, values in arrays.items()}

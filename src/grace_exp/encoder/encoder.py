@@ -431,12 +431,12 @@ class GraceEncoder:
         """What decides rationales and embeddings beside weights, prompts, sampling and pooling.
 
         Engine and the number type that it computes in, end tokens, device, attention, autocast. With the prompt's
-        tokens, the sampling and the pooling, which `ModelCache` adds, that is all: budgets of tokens and threads change
-        no more than last bits.
+        tokens, the sampling and the pooling, which `ModelCache` adds, that is all: budgets of tokens, threads and one
+        pass in float32 change no more than last bits.
         """
         device = self.device.type
         cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as loaded"
-        return computed_with(
+        how = computed_with(
             type(self.engine).__name__,
             getattr(self.engine, "dtype", self.policy.model.dtype),
             self.backbone.end_token_ids,
@@ -444,6 +444,7 @@ class GraceEncoder:
             str(self.policy.causal_lm.config._attn_implementation),
             cast,
         )
+        return f"{how} in one pass" if self.policy.one_pass.rounds_differently(self.engine) else how
 
 
 def _cache(cache: RationaleCache | str | Path | bool) -> RationaleCache | None:

@@ -13,7 +13,9 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
 from grace_exp.policy.compiled_layers import compile_layers
+from grace_exp.policy.layer_states import module_of_layer, states_in
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
+from grace_exp.policy.one_pass import OnePass
 from grace_exp.policy.output_head import compute_dtype, use_float32_head
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, idle_batch, pack
 from grace_exp.policy.pooling import pool
@@ -88,6 +90,8 @@ class Policy(LightningModule):
         self.pad_token_id = pad_token_id
         self.scored, self.trained = WorkCounter(), WorkCounter()
         """What was computed without and with gradients."""
+        self.one_pass = OnePass(self, hardware.one_pass)
+        """Embeddings from what an engine pooled while it wrote."""
         self.sharded = False
         """Whether the processes share the weights out among themselves."""
         config = model.config.get_text_config()
@@ -381,18 +385,15 @@ def collect(sequences: Sequence[TextSequence], passes: Iterable[ForwardPass]) ->
 @contextmanager
 def _recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
     """Collects `hidden_states[layer]` (transformers' numbering) of the next forwards, unless it is the last."""
-    decoder: Any = model.get_decoder()
-    count = len(decoder.layers)
-    index = layer % (count + 1)
+    module = module_of_layer(model, layer)
     recorded: list[Tensor] = []
-    if index == count:
+    if module is model.get_decoder():
         yield recorded
         return
 
     def record(_module: nn.Module, _args: Any, output: Any) -> None:
-        recorded.append(output[0] if isinstance(output, tuple) else output)
+        recorded.append(states_in(output))
 
-    module = decoder.embed_tokens if index == 0 else decoder.layers[index - 1]
     handle = module.register_forward_hook(record)
     try:
         yield recorded

@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from grace_exp.policy.pooled_states import PooledStates, StatePooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Request:
         max_tokens: Longest rationale, end token included.
         temperature: 0 is greedy; otherwise samples come from softmax(logits / temperature), the whole vocabulary.
         seed: Root of the random streams: equal seeds and prompts give equal rationales whatever else is in the call.
+        pooling: Also pool the hidden states of prompt and rationale; for engines with `pools_states`. It changes no
+            rationale.
     """
 
     prompt_ids: tuple[int, ...]
@@ -26,6 +30,7 @@ class Request:
     max_tokens: int
     temperature: float
     seed: int
+    pooling: "StatePooling | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +41,13 @@ class Completion:
         token_ids: Sampled tokens, the end token included where one was written.
         logprobs: Of those tokens under the distribution they were sampled from (temperature 1 for greedy), nats.
         finish_reason: `stop` after an end token, `length` at `max_tokens` without one.
+        pooled: Hidden states, where the request asked for them and the engine has them; no part of the rationale.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+    pooled: "PooledStates | None" = field(default=None, compare=False, repr=False)
 
     @property
     def truncated(self) -> bool:
@@ -49,7 +56,10 @@ class Completion:
 
 
 class RolloutEngine(Protocol):
-    """Writes rationales. Knows nothing of training: the caller says when the weights have changed."""
+    """Writes rationales. Knows nothing of training: the caller says when the weights have changed.
+
+    An engine that can pool hidden states has a true attribute `pools_states`.
+    """
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
         """Answer every request, in order, each with its `n` completions.

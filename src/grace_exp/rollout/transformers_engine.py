@@ -1,18 +1,20 @@
 """The engine that runs anywhere: transformers' `generate` on the policy's own weights."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, takewhile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from grace_exp.policy.pooled_states import PooledStates
 from grace_exp.rollout.merged import MergedCopy
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.sampling import OwnLimit, SeededSampler
+from grace_exp.rollout.state_pool import StatePool, StateTap
 from grace_exp.rollout.threads import map_on_threads, shares
 
 
@@ -22,6 +24,8 @@ class TransformersEngine:
     What prompts have in common is read once, each prompt's rest once, and its key-value cache serves all n of its
     rationales.
     """
+
+    pools_states = True
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class TransformersEngine:
         self._end_token_ids = list(end_token_ids)
         self._pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
+        self._tap = StateTap()
 
     def sync(self, model: nn.Module) -> None:
         """Without adapters the engine reads the policy's own weights; a copy is refreshed when it writes next."""
@@ -80,7 +85,12 @@ class TransformersEngine:
         if not requests:
             return []
         workers = torch.get_num_threads() if self._model.device.type == "cpu" else 1
-        with _decoding(self._writer()) as model:
+        layers = {request.pooling.layer for request in requests if request.pooling is not None}
+        if len(layers) > 1:
+            raise ValueError(f"one call pools one layer's hidden states, not those of {sorted(layers)}")
+        with _decoding(self._writer()) as model, ExitStack() as taps:
+            for layer in layers:
+                taps.enter_context(self._tap.on(model, layer))
             parts = map_on_threads(lambda share: self._write(model, requests, share), shares(requests, workers))
         answers = {index: completions for part in parts for index, completions in part.items()}
         return [answers[index] for index in range(len(requests))]
@@ -127,8 +137,9 @@ class TransformersEngine:
         rows = list(chain.from_iterable([row] * request.n for row, request in enumerate(requests)))
         row_requests = [requests[row] for row in rows]
         samples = list(chain.from_iterable(range(request.n) for request in requests))
-        cache = self._read_prompts(model, ids, mask, head)
         select = torch.tensor(rows, device=device)
+        pool = self._pool(requests, row_requests, select, width)
+        cache = self._read_prompts(model, ids, mask, head, pool)
         cache.batch_select_indices(select)
         sampler = SeededSampler(row_requests, samples, width, device)
         generate: Any = model.generate
@@ -136,7 +147,7 @@ class TransformersEngine:
             inputs=ids[select],
             attention_mask=mask[select],
             past_key_values=cache,
-            logits_processor=[sampler],
+            logits_processor=[sampler] if pool is None else [pool, sampler],
             stopping_criteria=[OwnLimit(row_requests, width, device)],
             max_new_tokens=max(request.max_tokens for request in requests),
             do_sample=False,
@@ -144,11 +155,57 @@ class TransformersEngine:
             pad_token_id=self._pad_token_id,
         )
         sampled, logprobs = output[:, width:].tolist(), sampler.logprobs.tolist()
-        flat = iter(zip(row_requests, sampled, logprobs, strict=True))
+        states: list[PooledStates | None] = [None] * len(rows)
+        if pool is not None:
+            self._read_last(model, output, mask[select], cache, pool)
+            states = pool.found()
+        flat = iter(zip(row_requests, sampled, logprobs, states, strict=True))
         return [[self._completion(*next(flat)) for _ in range(request.n)] for request in requests]
 
+    def _pool(
+        self, requests: Sequence[Request], row_requests: Sequence[Request], rows: torch.Tensor, width: int
+    ) -> StatePool | None:
+        """What pools the hidden states of a batch, where one of its requests asks for that."""
+        if all(request.pooling is None for request in requests):
+            return None
+        limits = torch.tensor([request.max_tokens for request in row_requests], device=rows.device)
+        ends = torch.tensor(self._end_token_ids, dtype=torch.long, device=rows.device)
+        return StatePool(self._tap, [request.pooling for request in requests], rows, limits, ends, width)
+
     @staticmethod
-    def _read_prompts(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, head: int) -> DynamicCache:
+    def _read_last(
+        model: PreTrainedModel, output: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, pool: StatePool
+    ) -> None:
+        """The forward over the last tokens, which decoding needs not, for their hidden states.
+
+        Args:
+            model: Reads.
+            output: Prompts and rationales, [rows, width].
+            mask: 1 at the prompts' real tokens, [rows, prompt width].
+            cache: Of all columns but the last.
+            pool: Takes them in.
+        """
+        rows = pool.unfed()
+        if not len(rows):
+            return
+        if len(rows) < len(output):
+            cache.batch_select_indices(rows)
+        last = output[rows, -1:]
+        whole = torch.cat([mask, mask.new_ones(len(mask), output.shape[1] - mask.shape[1])], dim=1)[rows]
+        decoder: Any = model.get_decoder()
+        decoder(
+            input_ids=last,
+            attention_mask=whole,
+            position_ids=whole.sum(dim=1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        pool.add_last(rows, last[:, 0])
+
+    @staticmethod
+    def _read_prompts(
+        model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, head: int, pool: StatePool | None
+    ) -> DynamicCache:
         """The key-value cache of all prompt tokens but the last, which `generate` reads itself.
 
         Args:
@@ -156,6 +213,7 @@ class TransformersEngine:
             ids: Prompts, [rows, width].
             mask: 1 at real tokens, [rows, width].
             head: Leading columns that are the same in every row.
+            pool: Takes in the hidden states.
         """
         cache = DynamicCache(config=model.config)
         positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
@@ -170,6 +228,8 @@ class TransformersEngine:
                     use_cache=True,
                     logits_to_keep=1,
                 )
+                if pool is not None:
+                    pool.read(positions[:, start:stop], mask[:, start:stop])
 
         read(slice(0, 1), 0, head)
         if head:
@@ -177,11 +237,14 @@ class TransformersEngine:
         read(slice(None), head, ids.shape[1] - 1)
         return cache
 
-    def _completion(self, request: Request, sampled: list[int], logprobs: list[float]) -> Completion:
+    def _completion(
+        self, request: Request, sampled: list[int], logprobs: list[float], states: PooledStates | None
+    ) -> Completion:
         tokens = sampled[: request.max_tokens]
         end = next((i for i, token in enumerate(tokens) if token in self._end_token_ids), None)
         length = len(tokens) if end is None else end + 1
-        return Completion(tuple(tokens[:length]), tuple(logprobs[:length]), "length" if end is None else "stop")
+        reason: Literal["stop", "length"] = "length" if end is None else "stop"
+        return Completion(tuple(tokens[:length]), tuple(logprobs[:length]), reason, states)
 
 
 @contextmanager

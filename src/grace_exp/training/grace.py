@@ -187,7 +187,20 @@ class GraceModule(StepModule):
             )
 
     def _written_as_well(self) -> dict[str, Any]:
-        return {"greedy": needs_greedy_baseline(self.config.objective), "max_tokens": self.tail.budget}
+        return {
+            "greedy": needs_greedy_baseline(self.config.objective),
+            "max_tokens": self.tail.budget,
+            "pooling": self.policy.one_pass.pooling if self._in_one_pass() else None,
+        }
+
+    def _in_one_pass(self) -> bool:
+        """Whether rationales that are not trained get their embeddings as they are written.
+
+        The policy then writes with the weights that it embeds with, and no gradient goes through these embeddings.
+        """
+        kept = self.config.hardware.keep_forward and embedding_gradients(self.config.objective) == "all"
+        own = self.encoder is None and self.ahead is None
+        return own and not kept and self.policy.one_pass.wanted(self.engine)
 
     def settle(self) -> None:
         """Wait for what is written ahead, on all processes: they may share the engine that gets new weights."""

@@ -40,6 +40,7 @@ _FREE = (
     "hardware.packed_attention",
     "hardware.pad_to",
     "hardware.compile",
+    "hardware.one_pass",
     "hardware.score_tokens",
     "hardware.train_tokens",
     "hardware.max_row_tokens",

@@ -194,6 +194,18 @@ def test_stored_instances_are_shared_evenly_and_scored_anew(changes: str, words:
     assert any(words in line for line in _problems_of(settings))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["rollout=vllm"], "hardware.one_pass=true with rollout.engine='vllm', which does not pool hidden states"),
+        (["hardware.strategy=fsdp2"], "hardware.strategy='fsdp2' with hardware.one_pass=true"),
+    ],
+)
+def test_one_pass_is_forced_only_where_it_can_be(changes: list[str], words: str) -> None:
+    settings = _composed("hardware.one_pass=true", *changes)
+    assert any(line.startswith(words) for line in _problems_of(settings))
+
+
 def test_several_contradictions_have_a_line_each(demo_tiny: DictConfig) -> None:
     demo_tiny.job.batch_size, demo_tiny.hardware.devices, demo_tiny.callbacks.export = 6, 2, ["adapter"]
     assert len(_problems_of(demo_tiny)) == 3

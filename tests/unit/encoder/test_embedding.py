@@ -141,3 +141,27 @@ def test_processes_share_the_texts_and_all_get_everything(
     assert [c.token_ids for c in together.completions] == [c.token_ids for c in alone.completions]
     for region, values in alone.embeddings.items():
         np.testing.assert_allclose(together.embeddings[region], values, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("method", ["mean", "last", "max"])
+def test_one_pass_is_the_forward_within_rounding_and_computes_each_text_once(
+    shared_model: PreTrainedModel, engine: Counting, prompts: PromptBuilder, method: Any, temperature: float
+) -> None:
+    def embedded(one_pass: bool) -> tuple[Embedded, int]:
+        hardware = HardwareConfig(name="cpu", one_pass=one_pass)
+        policy = Policy(shared_model, PoolingConfig(method=method), hardware, pad_token_id=0)
+        settings: dict[str, Any] = {"max_tokens": 6, "temperature": temperature, "seed": 3, "regions": REGIONS}
+        settings |= {"samples": 2 if temperature else 1, "batch_size": 2}
+        found = embed_texts(
+            TEXTS * 3 + ["y", "z " * 30], Role.QUERY, policy=policy, engine=engine, prompts=prompts, **settings
+        )
+        return found, policy.scored.tokens
+
+    (fast, fast_tokens), (plain, plain_tokens) = embedded(True), embedded(False)
+    assert fast.completions == plain.completions
+    assert all(completion.pooled is None for completion in fast.completions)
+    for region, expected in plain.embeddings.items():
+        distances = np.linalg.norm(fast.embeddings[region] - expected, axis=1) / np.linalg.norm(expected, axis=1)
+        assert distances.max() < 1e-5
+    assert 0 < fast_tokens < plain_tokens / 2  # the first batch, to compare

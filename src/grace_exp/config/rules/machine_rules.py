@@ -40,6 +40,11 @@ def machine_rules(config: Groups, require: Require) -> None:
         "hardware.compile=true with rollout.engine='transformers': the layers would be compiled for every length that "
         "is decoded; set rollout=vllm, or hardware.compile=false",
     )
+    require(
+        hardware.one_pass is not True or config.rollout.engine == "transformers",
+        f"hardware.one_pass=true with rollout.engine={config.rollout.engine!r}, which does not pool hidden states: "
+        "set rollout=transformers, or hardware.one_pass=auto",
+    )
     if hardware.keep_forward:
         require(
             config.job.batch_size == objective.mini_batch_size,
@@ -79,6 +84,11 @@ def _sharding_rules(config: Groups, require: Require) -> None:
         not hardware.compile,
         f"{key} with hardware.compile=true: compiled layers have not been tried with gathered weights; set "
         "hardware.compile=false",
+    )
+    require(
+        hardware.one_pass is not True,
+        f"{key} with hardware.one_pass=true: its check at first use may lead one process alone back to the forward; "
+        "set hardware.one_pass=auto",
     )
     require(
         rollout.engine == "transformers" or not rollout.vllm.probe,

@@ -46,7 +46,7 @@ class StepRewards:
             new: Those of them that are new.
         """
         if new.instances:
-            self._scores.add(new.group, new.others())
+            self._scores.add(new.group, new.others(), new.pooled)
         before = self._inputs.borrowers()
         for role in rollouts.roles:
             self._inputs.swapped(rollouts.for_role(role), rollouts)

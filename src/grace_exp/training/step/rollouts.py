@@ -1,7 +1,7 @@
 """One call to the engine for a whole step, and where each answer belongs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from grace_exp.data.batch import Instance, Role, TextBatch
 from grace_exp.data.prompts import Prompt, PromptBuilder, RoleText
 from grace_exp.encoder.modes import writes
 from grace_exp.policy.packing import TextSequence
+from grace_exp.policy.pooled_states import PooledStates, StatePooling
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
 
 NO_RATIONALE = Completion((), (), "stop")
@@ -69,11 +70,13 @@ class Rollouts:
         instances: The instances in their order.
         roles: The texts whose rationales are trained.
         group_size: K.
+        pooled: Hidden states of rationales that are not trained, where the engine pooled them.
     """
 
     instances: list[InstanceRollouts]
     roles: tuple[Role, ...]
     group_size: int
+    pooled: Mapping[Rollout, PooledStates] = field(default_factory=dict)
 
     @property
     def per_instance(self) -> int:
@@ -152,14 +155,18 @@ class StepRequests:
         best_of: dict[int, dict[Role, Rollout]] = {instance.index: {} for instance in self._instances}
         if len(answers) != len(self.requests):
             raise ValueError(f"{len(answers)} answers to {len(self.requests)} requests")
+        pooled: dict[Rollout, PooledStates] = {}
         following = iter(answers)
         for wanted, prompt, request in zip(self._wanted, self._prompts, self._requests, strict=True):
             index, role = wanted.instance.index, wanted.role
             completions = next(following) if request.n else [NO_RATIONALE]
-            written = [
-                Rollout(wanted.instance, role, wanted.text, prompt, answer, request.temperature)
-                for answer in completions
-            ]
+            written = []
+            for answer in completions:
+                # Apart from the completion, which later steps may have again, with other weights.
+                completion = replace(answer, pooled=None)
+                written.append(Rollout(wanted.instance, role, wanted.text, prompt, completion, request.temperature))
+                if answer.pooled is not None:
+                    pooled[written[-1]] = answer.pooled
             if wanted.greedy:
                 best_of[index][role] = written[0]
             else:
@@ -168,6 +175,7 @@ class StepRequests:
             [InstanceRollouts(one, samples[one.index], best_of[one.index]) for one in self._instances],
             TRAINED_ROLES[self._config.policy_role],
             self._config.group_size,
+            pooled,
         )
 
 
@@ -179,6 +187,7 @@ def step_requests(
     *,
     greedy: bool = False,
     max_tokens: int | None = None,
+    pooling: Callable[[Prompt], StatePooling] | None = None,
 ) -> StepRequests:
     """What is to be written to the batch.
 
@@ -191,6 +200,7 @@ def step_requests(
         seed: Of the run.
         greedy: Also write one greedy rationale to every trained text.
         max_tokens: Longest rationale; None: that of `config`.
+        pooling: What the engine shall pool of rationales that are not trained; None: nothing.
     """
     roles = TRAINED_ROLES[config.policy_role]
     anchors = tuple(role for role in (Role.QUERY, Role.POSITIVE) if role not in roles)
@@ -217,6 +227,7 @@ def step_requests(
                 max_tokens=max_tokens or config.max_tokens,
                 temperature=temperature,
                 seed=derive_seed(seed, batch.step, one.role, one.instance.index, one.number),
+                pooling=None if sampled or pooling is None else pooling(prompt),
             )
         )
     return StepRequests(batch.step, batch.instances, wanted, texts, requests, config)
@@ -231,6 +242,7 @@ def write_rollouts(
     *,
     greedy: bool = False,
     max_tokens: int | None = None,
+    pooling: Callable[[Prompt], StatePooling] | None = None,
 ) -> Rollouts:
     """Ask the engine for every rationale of the batch in one call.
 
@@ -242,8 +254,9 @@ def write_rollouts(
         seed: Of the run.
         greedy: Also write one greedy rationale to every trained text.
         max_tokens: Longest rationale; None: that of `config`.
+        pooling: What the engine shall pool of rationales that are not trained; None: nothing.
     """
-    asked = step_requests(batch, prompts, config, seed, greedy=greedy, max_tokens=max_tokens)
+    asked = step_requests(batch, prompts, config, seed, greedy=greedy, max_tokens=max_tokens, pooling=pooling)
     return asked.answered(engine.generate(asked.requests))
 
 

@@ -1,6 +1,6 @@
 """What the forwards of a step say of its rationales: embeddings for the reward, log-probs for the update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.policy.packing import Region, TextSequence
 from grace_exp.policy.policy import ForwardPass, Policy, Scored, collect
+from grace_exp.policy.pooled_states import PooledStates
 from grace_exp.policy.reference import Reference
 from grace_exp.training.step.rollouts import Rollout, sequences_of
 
@@ -76,14 +77,28 @@ class StepScores:
         self.other_passes: list[EmbeddingPass] = []
         """Those of all others, kept where their embeddings get gradients too."""
 
-    def add(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> None:
+    def add(
+        self,
+        trained: Sequence[Rollout],
+        others: Sequence[Rollout],
+        pooled: Mapping[Rollout, PooledStates] | None = None,
+    ) -> None:
         """Compute rollouts that are new to this step.
 
         Args:
             trained: Those that an update may be made from; with `keep_forward` all of them in one call.
             others: Those of which only the embedding counts.
+            pooled: Hidden states that others had when they were written with the policy's present weights, for
+                embeddings by the policy without gradients.
         """
         encoder = self._encoder or self._policy
+        in_one_pass = [one for one in others if pooled and one in pooled]
+        if pooled and in_one_pass:
+            states = [pooled[one] for one in in_one_pass]
+            found = self._policy.one_pass.embed(sequences_of(in_one_pass), states, self._regions)
+            for region, rows in found.items():
+                self._embeddings[region].update(zip(in_one_pass, rows, strict=True))
+            others = [one for one in others if one not in pooled]
         left = [*trained, *others]  # without embedding
         if trained:
             covered, scored = self._score(trained, others)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from grace_exp.config.prompt import InstructionsConfig, PromptConfig
 from grace_exp.config.rollout import RolloutConfig
 from grace_exp.data.batch import Instance, Role, TextBatch
-from grace_exp.data.prompts import PromptBuilder
+from grace_exp.data.prompts import Prompt, PromptBuilder
+from grace_exp.policy.pooled_states import StatePooling
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.training.step.rollouts import Rollouts, sample_rows, write_rollouts
 
@@ -61,6 +63,25 @@ def test_one_call_asks_for_k_rationales_of_positives_and_one_of_each_anchor(engi
     assert [request.temperature for request in requests] == [0.9] * 2 + [0.4] * 5
     assert {request.max_tokens for request in requests} == {5}
     assert len({request.seed for request in requests}) == len(requests)
+
+
+def test_states_are_pooled_of_what_is_not_trained_and_kept_apart_from_the_rationales(
+    engine: Engine, prompts: PromptBuilder
+) -> None:
+    def pooling(prompt: Prompt) -> StatePooling:
+        return StatePooling(prompt.pool_start, "mean", -1)
+
+    batch, states = TextBatch(step=4, instances=INSTANCES), object()
+    plain = engine.generate
+    engine.generate = lambda requests: [  # type: ignore[method-assign]
+        [replace(one, pooled=states if request.pooling else None) for one in answer]  # type: ignore[arg-type]
+        for request, answer in zip(requests, plain(requests), strict=True)
+    ]
+    found = write_rollouts(batch, engine, prompts, config(), seed=11, greedy=True, pooling=pooling)
+    (requests,) = engine.calls
+    assert [request.pooling is None for request in requests] == [True] * 2 + [False] * 7
+    assert {*found.pooled} == {*found.others()} and {*found.pooled.values()} == {states}
+    assert all(one.completion.pooled is None for one in (*found.group, *found.others()))
 
 
 def test_every_answer_is_kept_with_its_text(rollouts: Rollouts, prompts: PromptBuilder) -> None:

@@ -35,6 +35,7 @@ class Model:
         self.scored: list[int] = []
         self.embedded: list[int] = []
         self.model = SimpleNamespace(train=lambda: None)
+        self.one_pass = Pooled()
 
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[str]) -> Scored:
         self.scored.append(len(sequences))
@@ -51,6 +52,14 @@ class Model:
     def rows(self, sequences: Sequence[TextSequence], regions: Sequence[str]) -> Any:
         rows = [[self.number, float(sequence.completion_ids[0])] for sequence in sequences]
         return {region: torch.tensor(rows) for region in regions}
+
+
+class Pooled:
+    """Embeddings of another number out of the states of writing."""
+
+    def embed(self, sequences: Sequence[TextSequence], pooled: Sequence[str], regions: Sequence[str]) -> Any:
+        assert pooled == ["states"]
+        return Model(7).rows(sequences, regions)
 
 
 def scores(policy: Model, **settings: Any) -> StepScores:
@@ -73,6 +82,14 @@ def test_with_the_policy_as_encoder_one_forward_gives_both() -> None:
     found.add([], LATER)
     assert (policy.scored, policy.embedded) == ([3], [1])
     assert first(found, LATER) == [[1, 5]]
+
+
+def test_what_was_pooled_while_it_was_written_is_not_computed_again() -> None:
+    policy = Model(1)
+    found = scores(policy)
+    found.add(TRAINED, [*OTHERS, *LATER], {OTHERS[0]: "states"})  # type: ignore[dict-item]
+    assert (policy.scored, policy.embedded) == ([3], [])
+    assert first(found, [*OTHERS, *LATER, *TRAINED]) == [[7, 10], [1, 5], [1, 5], [1, 7]]
 
 
 def test_another_encoder_embeds_everything_and_the_policy_scores_what_is_trained() -> None:

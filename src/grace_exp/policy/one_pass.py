@@ -1,0 +1,127 @@
+"""One pass: embeddings from the hidden states that a text had while its rationale was written.
+
+An engine that decodes has computed every hidden state of prompt and rationale already. Pooled on the way, they save the
+forward over both. They are those of the forward up to rounding, which the first batch is made to show.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from grace_exp.data.prompts import Prompt
+from grace_exp.errors import ConfigError, GraceError
+from grace_exp.policy.output_head import compute_dtype
+from grace_exp.policy.packing import Region, TextSequence
+from grace_exp.policy.pooled_states import PooledStates, StatePooling
+
+if TYPE_CHECKING:
+    from grace_exp.policy.policy import Policy
+
+Setting = bool | Literal["auto"]
+
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+"""Largest distance of two embeddings, as a share of their length."""
+_COMPARED = 8
+
+_log = logging.getLogger(__name__)
+
+
+class OnePass:
+    """Whether and how a policy's embeddings come from an engine that writes with the policy's present weights."""
+
+    def __init__(self, policy: "Policy", setting: Setting) -> None:
+        """Compare with the forward at first use.
+
+        Args:
+            policy: Gives the forward.
+            setting: `hardware.one_pass`.
+        """
+        self._policy = policy
+        self._setting = setting
+        self._compared = False
+
+    def wanted(self, engine: object) -> bool:
+        """Whether an engine should be asked for pooled states here and now.
+
+        `auto` wants them where products are computed in float32: in bfloat16 the two ways round differently.
+
+        Raises:
+            ConfigError: The setting is `true`, and the engine cannot.
+        """
+        able = bool(getattr(engine, "pools_states", False))
+        if self._setting is True and not able:
+            raise ConfigError(
+                f"hardware.one_pass=true: {type(engine).__name__} does not pool hidden states; set "
+                "rollout=transformers, or hardware.one_pass=auto"
+            )
+        if self._setting == "auto":
+            return able and self._dtype is torch.float32 and not self._policy.sharded
+        return self._setting is True
+
+    def rounds_differently(self, engine: object) -> bool:
+        """Whether embeddings in one pass are others than the forward's by more than last bits: in low precision."""
+        return self.wanted(engine) and self._dtype in (torch.bfloat16, torch.float16)
+
+    def pooling(self, prompt: Prompt) -> StatePooling:
+        """What to ask for."""
+        pooling = self._policy.pooling
+        return StatePooling(prompt.pool_start, pooling.method, pooling.layer)
+
+    def embed(
+        self, sequences: Sequence[TextSequence], pooled: Sequence[PooledStates | None], regions: Sequence[Region]
+    ) -> dict[Region, Tensor]:
+        """As `Policy.embed`: from pooled states where there are any, by a forward otherwise.
+
+        Args:
+            sequences: Prompts with rationales.
+            pooled: Of each, or None.
+            regions: Pooled regions.
+
+        Raises:
+            GraceError: The setting is `true`, and the first batch differs from the forward.
+        """
+        if not self._compared and any(one is not None for one in pooled):
+            self._compare(sequences, pooled, regions)
+        known = {n: one for n, one in enumerate(pooled) if one is not None and self._setting is not False}
+        missing = [number for number in range(len(sequences)) if number not in known]
+        rest = self._policy.embed([sequences[number] for number in missing], regions) if missing else {}
+        found = {}
+        for region in regions:
+            rows = {number: one.embedding(region) for number, one in known.items()}
+            rows |= dict(zip(missing, rest.get(region, ()), strict=True))
+            found[region] = torch.stack([rows[number] for number in range(len(sequences))])
+        return found
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        model = self._policy.model
+        return compute_dtype(model.device.type, model.dtype)
+
+    def _compare(
+        self, sequences: Sequence[TextSequence], pooled: Sequence[PooledStates | None], regions: Sequence[Region]
+    ) -> None:
+        """Some sequences, shortest to longest, against the forward; beyond rounding, the forward it is from now on."""
+        self._compared = True
+        able = [number for number, one in enumerate(pooled) if one is not None]
+        able.sort(key=lambda number: len(sequences[number].prompt.token_ids) + len(sequences[number].completion_ids))
+        chosen = sorted({able[round(place * (len(able) - 1) / (_COMPARED - 1))] for place in range(_COMPARED)})
+        forward = self._policy.embed([sequences[number] for number in chosen], regions)
+        worst = 0.0
+        for region, expected in forward.items():
+            found = torch.stack([one.embedding(region) for n in chosen if (one := pooled[n]) is not None])
+            distances = (found - expected).norm(dim=1) / expected.norm(dim=1)
+            worst = max(worst, float(distances.nan_to_num(nan=torch.inf).max()))
+        tolerance = TOLERANCE[self._dtype]
+        if worst <= tolerance:
+            return
+        problem = (
+            f"embeddings pooled while rationales were written differ from those of a forward by {worst:.2g} of their "
+            f"length (rounding in {self._dtype} explains {tolerance:g})"
+        )
+        if self._setting is True:
+            raise GraceError(f"{problem}; set hardware.one_pass=false")
+        self._setting = False
+        _log.warning("%s: every embedding is computed by a forward from here on (hardware.one_pass=false)", problem)
