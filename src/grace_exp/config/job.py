@@ -99,6 +99,9 @@ class JobConfig:
     """embed: the column whose ids go with the texts; null: the row's number in the input, from 0."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None
     """embed: texts a file, numbered files, of which a restart keeps those that are whole; null: one file."""
+    worker: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
+    """embed: i/n makes this command one of n, on as many machines, that share out the files of `shard_rows`: it takes
+    those whose number leaves i when divided by n, i from 0. null: all of them."""
     role: Literal["query", "document"] = "document"
     """embed, distill: what the texts are: the instruction they get, and the side in one-sided modes."""
     output: Annotated[str, Field(pattern=r"\.(npy|parquet|jsonl)$")] | None = None
@@ -126,6 +129,12 @@ class JobConfig:
     plan: PlanConfig = Field(default_factory=PlanConfig)
 
     @property
+    def share(self) -> tuple[int, int]:
+        """`worker` as numbers: which one, of how many."""
+        number, _, workers = (self.worker or "0/1").partition("/")
+        return int(number), int(workers)
+
+    @property
     def run_folders(self) -> list[str]:
         """`run` as a list."""
         return [self.run] if isinstance(self.run, str) else list(self.run or ())
@@ -140,6 +149,14 @@ class JobConfig:
             if str(self.output).endswith(wrong):
                 right = ".npy or .parquet" if self.name == "embed" else ".jsonl or .parquet"
                 raise ValueError(f"output={self.output!r}: job={self.name} writes {right}")
+        number, workers = self.share
+        if not number < workers:
+            raise ValueError(f"worker={self.worker!r}: i/n counts from 0, so i is less than n: 0/{max(1, workers)}")
+        if self.worker is not None and (self.name != "embed" or self.shard_rows is None):
+            raise ValueError(
+                f"worker={self.worker!r} with job={self.name}, shard_rows={self.shard_rows}: workers share out the "
+                "numbered files of job=embed; set job.shard_rows, as job.shard_rows=100000"
+            )
         if self.name == "distill":
             missing = [f"job.{key}" for key in ("model", "input") if getattr(self, key) is None]
             if missing:

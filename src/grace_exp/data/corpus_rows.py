@@ -66,7 +66,7 @@ class CorpusRows:
         Raises:
             DataError: A row is bad and `reject` is false, an id occurs twice, or no row is good.
         """
-        digest, ids, bad = hashlib.sha256(), set[int | str](), 0
+        digest, ids, good, bad = hashlib.sha256(), set[int | str](), 0, 0
         if rejects is not None:
             rejects.unlink(missing_ok=True)
         for found in self._checked():
@@ -77,13 +77,15 @@ class CorpusRows:
                     with rejects.open("a", encoding="utf-8") as file:
                         file.write(found)
                 continue
-            if found.id in ids:
-                raise DataError(f"job.id_column={self.id}: the id {found.id!r} occurs twice in {self.path}")
-            ids.add(found.id)
+            if self.id is not None:  # row numbers differ
+                if found.id in ids:
+                    raise DataError(f"job.id_column={self.id}: the id {found.id!r} occurs twice in {self.path}")
+                ids.add(found.id)
+            good += 1
             digest.update(json.dumps([found.id, found.text]).encode() + b"\n")
-        if not ids:
+        if not good:
             raise DataError(f"job.input={self.path}: all {bad} rows are bad; they are listed in {rejects}")
-        return len(ids), bad, digest.hexdigest()
+        return good, bad, digest.hexdigest()
 
     def _checked(self) -> Iterator[CorpusRow | str]:
         """Good rows, and bad ones as lines of a rejects file."""

@@ -1,7 +1,14 @@
-"""Embedded corpora on disk: vectors, ids, texts and rationales, in one file or in shards that a restart finds again."""
+"""Embedded corpora on disk: vectors, ids, texts and rationales, in one file or in shards that a restart finds again.
 
+Workers on any number of machines write one output without locks: a shard's number says whose it is, each worker has a
+manifest of its own, and whoever finds all shards whole writes the one of the output.
+"""
+
+import contextlib
+import glob
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +26,54 @@ class Shards:
     """The files of one output.
 
     Of `vectors.parquet` in shards: `vectors-00000.parquet`, ..., with their rationales, and `vectors.manifest.json`,
-    which says what they were made of and which of them are whole.
+    which says what they were made of and which of them are whole. Worker 2 of 8 has `vectors.manifest-2-of-8.json`.
     """
 
-    def __init__(self, output: Path, identity: Mapping[str, Any], *, sharded: bool) -> None:
-        """Look for shards of an earlier run.
+    def __init__(
+        self, output: Path, identity: Mapping[str, Any], *, sharded: bool, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Look for shards of an earlier run, whoever wrote them.
 
         Args:
             output: `.npy` or `.parquet`.
             identity: Everything that decides the vectors: shards of another identity are written anew.
             sharded: Several files, numbered; false: one.
+            share: Which worker this is, from 0, and of how many.
         """
         self._output = output
         self._identity = json.loads(json.dumps(dict(identity)))
         self._sharded = sharded
-        self._manifest = output.with_suffix(".manifest.json")
-        self.done: list[int] = []
-        if sharded and self._manifest.is_file():
-            record = json.loads(self._manifest.read_text(encoding="utf-8"))
+        self._number, self._workers = share
+        self._whole = output.with_suffix(".manifest.json")
+        name = f".manifest-{self._number}-of-{self._workers}.json"
+        self._manifest = self._whole if self._workers == 1 else output.with_suffix(name)
+        self.done: dict[int, int] = self._found() if sharded else {}
+        """Rows of every whole shard by its number."""
+
+    def _found(self) -> dict[int, int]:
+        """Of all manifests, those of workers that were more or fewer too."""
+        found: dict[int, int] = {}
+        for _, record in self._manifests():
             if record["identity"] == self._identity:
-                self.done = [int(row) for row in record["rows"]]
+                rows = record["rows"]
+                pairs = rows.items() if isinstance(rows, dict) else enumerate(rows)
+                found |= {int(number): int(size) for number, size in pairs if self.path(int(number)).is_file()}
+        return found
+
+    def _manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+        for path in sorted(self._output.parent.glob(glob.escape(self._output.stem) + ".manifest*.json")):
+            with contextlib.suppress(FileNotFoundError):  # another worker has just dropped it
+                yield path, json.loads(path.read_text(encoding="utf-8"))
+
+    def _drop_others(self) -> None:
+        """Manifests of another identity, whose shards are being written over."""
+        for path, record in self._manifests():
+            if record["identity"] != self._identity:
+                path.unlink(missing_ok=True)
+
+    def mine(self, number: int) -> bool:
+        """Whether a shard is this worker's."""
+        return number % self._workers == self._number
 
     def path(self, number: int) -> Path:
         """The file of a shard."""
@@ -50,13 +85,15 @@ class Shards:
         """Write a shard whole, or leave nothing of it.
 
         Args:
-            number: Of the shard, from 0, in order.
+            number: Of the shard, from 0; without other workers in order.
             rows: Ids and texts.
             vectors: float32 [rows, hidden].
             flat: Rationales [rows x samples], those of a text side by side; empty without rationales.
         """
         output = self.path(number)
         output.parent.mkdir(parents=True, exist_ok=True)
+        if self._sharded:
+            self._drop_others()
         samples = len(flat) // len(rows)
         written = [list(flat[row * samples : (row + 1) * samples]) for row in range(len(rows))]
         with atomic_path(output.with_suffix(".rationales.jsonl")) as path, path.open("w", encoding="utf-8") as file:
@@ -70,8 +107,27 @@ class Shards:
             else:
                 _write_parquet(path, rows, written, vectors)
         if self._sharded:
-            self.done = [*self.done[:number], len(rows)]
-            write_json_atomic(self._manifest, {"identity": self._identity, "rows": self.done})
+            self.done[number] = len(rows)
+            if self._workers == 1:
+                self._write_whole(next(one for one in count() if one not in self.done))
+            else:
+                mine = {str(one): size for one, size in sorted(self.done.items()) if self.mine(one)}
+                write_json_atomic(self._manifest, {"identity": self._identity, "rows": mine})
+
+    def finish(self, shards: int) -> int:
+        """Write the manifest of the whole output, if all its shards are there now; how many are missing.
+
+        Two workers that end at one time both write it, and the same.
+        """
+        self.done = self._found()
+        missing = shards - len(self.done.keys() & set(range(shards)))
+        if not missing:
+            self._write_whole(shards)
+        return missing
+
+    def _write_whole(self, shards: int) -> None:
+        rows = [self.done[number] for number in range(shards)]
+        write_json_atomic(self._whole, {"identity": self._identity, "rows": rows})
 
 
 def _write_parquet(

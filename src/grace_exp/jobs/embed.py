@@ -1,7 +1,8 @@
 """Embed texts of the user's own: text in, vectors and rationales out."""
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice
@@ -52,18 +53,24 @@ def embed(config: GraceConfig) -> dict[str, float]:
             Path(job.output).expanduser(),
             {**_identity(config, encoder), "input": digest, "shard_rows": job.shard_rows, "bf16": bf16},
             sharded=job.shard_rows is not None,
+            share=job.share,
         )
         start = time.monotonic()
-        _embed_shards(config, encoder, rows, good, shards)
+        mine = _embed_shards(config, encoder, rows, good, shards)
         seconds = time.monotonic() - start
         encoder.engine.sleep()
-        last = shards.path(max(0, len(shards.done) - 1))
+        last = shards.path(max(shards.done, default=0))
         console.print(f"Embeddings: {last}", highlight=False, soft_wrap=True, markup=False)
         console.print(
             f"Rationales: {last.with_suffix('.rationales.jsonl')}", highlight=False, soft_wrap=True, markup=False
         )
-        console.print(f"{good / seconds:.1f} texts/s", highlight=False)
-    return {"embed/texts": float(good), "embed/rejected": float(bad), "embed/seconds": seconds}
+        if job.worker is not None and job.shard_rows is not None and is_first_process():
+            count = math.ceil(good / job.shard_rows)
+            missing = shards.finish(count)
+            there = f"{missing} of {count} files are not there yet" if missing else f"all {count} files are there"
+            console.print(f"worker {job.worker}: {there}", highlight=False)
+        console.print(f"{mine / seconds:.1f} texts/s", highlight=False)
+    return {"embed/texts": float(mine), "embed/rejected": float(bad), "embed/seconds": seconds}
 
 
 def checked_rows(config: GraceConfig) -> tuple[CorpusRows, int, int, str]:
@@ -121,15 +128,20 @@ def _in_words_of_the_job(message: str) -> str:
     return message
 
 
-def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, good: int, shards: Shards) -> None:
-    """Encode and write shard by shard; every process takes part in each, the first one writes."""
+def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, good: int, shards: Shards) -> int:
+    """Encode and write shard by shard; every process takes part in each, the first one writes.
+
+    Returns:
+        Texts of this worker's shards, those that were there already among them.
+    """
     job = config.job
     world = dist.get_world_size() if dist.is_initialized() else 1
-    done = _from_first(shards.done)
+    done, mine = _from_first(shards.done), 0
     visible = is_first_process() and config.callbacks.progress == "bar"
     with progress_bar(good, visible=visible) as advance:
         for number, texts in enumerate(_blocks(rows, job.shard_rows or good)):
-            if number < len(done) and done[number] == len(texts) and shards.path(number).is_file():
+            mine += len(texts) * shards.mine(number)
+            if not shards.mine(number) or done.get(number) == len(texts):
                 advance(len(texts))
                 continue
             told = 0
@@ -160,6 +172,7 @@ def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, 
                 raise DataError(f"the embedding of the text with id {row.id!r} is not finite; nothing of it is written")
             if is_first_process():
                 shards.write(number, texts, vectors, encoder.rationales)
+    return mine
 
 
 def _blocks(rows: Iterable[CorpusRow], size: int) -> Iterator[list[CorpusRow]]:
@@ -168,10 +181,10 @@ def _blocks(rows: Iterable[CorpusRow], size: int) -> Iterator[list[CorpusRow]]:
         yield block
 
 
-def _from_first(done: list[int]) -> list[int]:
-    """The first process's list: it writes while others still read."""
+def _from_first(done: Mapping[int, int]) -> dict[int, int]:
+    """The first process's shards: it writes while others still read."""
     if not dist.is_initialized():
-        return list(done)
-    box = [list(done)]
+        return dict(done)
+    box = [dict(done)]
     dist.broadcast_object_list(box)
     return box[0]
