@@ -1,6 +1,6 @@
 """Memory of every part on one device, in each phase of a step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grace_exp.errors import ConfigError
 from grace_exp.rollout.vllm.memory import COMMUNICATION, CONTEXT, CUDA_GRAPHS, GIB, plan_memory, weight_copies
@@ -66,6 +66,7 @@ def device_memory(settings: PlanSettings) -> DeviceMemory:
     engine, sequences, problem = _engine_parts(settings, sum(held.values()))
     # An engine in process gives its memory back while the policy computes, if it may sleep; another writes elsewhere.
     stays = engine if settings.engine == "vllm" and not (settings.gpu and settings.vllm.sleep) else {}
+    stays |= _kept_parts(settings)
     room = int((1 - KEPT_FREE) * settings.memory) - sum(held.values()) - sum(stays.values())
     train, score = _budget(settings, room, gradients=True), _budget(settings, room, gradients=False)
     phases = {
@@ -149,9 +150,22 @@ def _transformers_parts(settings: PlanSettings) -> dict[str, int]:
 def _update_parts(settings: PlanSettings, forward: Forward) -> dict[str, int]:
     activations = training_activations(settings.dimensions, forward)
     parts = {"activations": int(activations.stored), "one layer's backward": int(activations.working)}
+    if settings.kept_tokens:
+        del parts["activations"]  # they are among the kept forwards
     if settings.longest_rationale:
         parts["output head"] = int(head_bytes(settings.dimensions, settings.chunk, settings.value))
     return parts
+
+
+def _kept_parts(settings: PlanSettings) -> dict[str, int]:
+    """From scoring to update, at the mean lengths that `job.plan` assumes; and the largest step's second gradient."""
+    parts = {"kept forwards": 0, "policy gradient apart": 0}
+    if settings.kept_tokens:
+        kept = replace(settings.forward(settings.kept_tokens), tokens=settings.kept_tokens)
+        parts["kept forwards"] = int(training_activations(settings.dimensions, kept).stored)
+    if settings.gradient_apart:
+        parts["policy gradient apart"] = FLOAT32 * settings.dimensions.trained
+    return {name: size for name, size in parts.items() if size}
 
 
 def _score_parts(settings: PlanSettings, forward: Forward) -> dict[str, int]:

@@ -9,6 +9,7 @@ from grace_exp.config.vllm import VllmConfig
 from grace_exp.objective.registry import needs_reference
 from grace_exp.training.plan.activations import FLOAT32, Attention, Checkpointing, Forward
 from grace_exp.training.plan.dimensions import Dimensions
+from grace_exp.training.plan.step_work import step_texts
 
 Strategy = Literal["auto", "ddp", "fsdp2"]
 _MOST_TRAIN, _MOST_SCORE = 16384, 32768
@@ -38,6 +39,8 @@ class PlanSettings:
         vllm: Its settings.
         batch_tokens: Of the transformers engine.
         copies: Weights of further copies of the model: a reference, a moving average.
+        kept_tokens: Of a process's forwards that score the step and are kept for its update; 0: none is kept.
+        gradient_apart: Whether some update holds the policy gradient beside the whole.
     """
 
     dimensions: Dimensions
@@ -59,6 +62,8 @@ class PlanSettings:
     vllm: VllmConfig
     batch_tokens: int
     copies: int
+    kept_tokens: int = 0
+    gradient_apart: bool = False
 
     @property
     def longest(self) -> int:
@@ -125,6 +130,8 @@ def plan_settings(config: GraceConfig, dimensions: Dimensions, memory: int) -> P
         vllm=replace(rollout.vllm, max_sequences=sequences_at_once(config)),
         batch_tokens=rollout.batch_tokens,
         copies=_copies(config, dimensions),
+        kept_tokens=_kept_tokens(config, dimensions),
+        gradient_apart=_gradient_apart(config),
     )
 
 
@@ -135,6 +142,22 @@ def _attention(config: GraceConfig) -> Attention:
 def _checkpointing(config: GraceConfig) -> Checkpointing:
     # "selective" keeps less than "off" does, which is the upper bound that is planned with.
     return "full" if config.backbone.gradient_checkpointing == "full" else "off"
+
+
+def _kept_tokens(config: GraceConfig, dimensions: Dimensions) -> int:
+    if not config.hardware.keep_forward or config.method.name != "grace":
+        return 0
+    texts, pathwise = step_texts(config), config.objective.pathwise
+    kept = texts.read(dimensions, logits=True).tokens
+    if pathwise.weight > 0 and pathwise.anchors:
+        kept += texts.read_others(dimensions).tokens
+    return -(-kept // config.processes)
+
+
+def _gradient_apart(config: GraceConfig) -> bool:
+    objective = config.objective
+    both = objective.pathwise.weight > 0 and objective.policy_gradient_weight > 0
+    return config.method.name == "grace" and both and objective.pathwise.parts_every_n_steps is not None
 
 
 def _copies(config: GraceConfig, dimensions: Dimensions) -> int:

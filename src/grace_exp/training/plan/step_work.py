@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from grace_exp.config.root import GraceConfig
+from grace_exp.reward import required_inputs
 from grace_exp.training.plan.dimensions import Dimensions
 
 
@@ -19,6 +20,10 @@ class Work:
     sequences: int
     tokens: int
     flops: float
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both."""
+        return Work(self.sequences + other.sequences, self.tokens + other.tokens, self.flops + other.flops)
 
 
 def forward_flops(dimensions: Dimensions, tokens: float, pairs: float, targets: float) -> float:
@@ -41,33 +46,120 @@ def backward_share(dimensions: Dimensions) -> int:
     return 2 if dimensions.lora is None else 1
 
 
+@dataclass(frozen=True, slots=True)
+class StepTexts:
+    """What a step is made of, over all processes, with the mean lengths that `job.plan` assumes.
+
+    Attributes:
+        prompt: Tokens.
+        rationale: Tokens.
+        groups: Trained texts.
+        trained: Their rationales.
+        anchors: Texts of the side that is not trained and negatives, with a rationale.
+        bare: The same without one.
+        swapped: Trained texts with another text's rationale.
+        shared: Rationales that have one prompt, computed once.
+    """
+
+    prompt: int
+    rationale: int
+    groups: int
+    trained: int
+    anchors: int
+    bare: int
+    swapped: int
+    shared: int
+
+    def read(self, dimensions: Dimensions, *, logits: bool) -> Work:
+        """The trained rationales."""
+        return _read(dimensions, self.trained, self.shared, self.prompt, self.rationale, logits=logits)
+
+    def read_others(self, dimensions: Dimensions) -> Work:
+        """All others, of which only the embeddings count."""
+        written = self.anchors + self.swapped
+        return _read(dimensions, written, 1, self.prompt, self.rationale, logits=False) + _read(
+            dimensions, self.bare, 1, self.prompt, 0, logits=False
+        )
+
+
+def step_texts(config: GraceConfig) -> StepTexts:
+    """Count the texts of a step of a method with rewards."""
+    assumed, rollout = config.job.plan, config.rollout
+    roles = 2 if rollout.policy_role == "both" else 1
+    instances, negatives = config.job.batch_size, _negatives(config)
+    # Negatives are on the documents' side.
+    others, documents = 2 - roles, negatives + (rollout.policy_role == "query")
+    bare = 0
+    if not rollout.anchor_rationales:
+        bare = documents if rollout.policy_role == "query" else others
+    trained = instances * roles * rollout.group_size
+    return StepTexts(
+        prompt=min(assumed.prompt_tokens, config.prompt.max_tokens),
+        rationale=min(assumed.rationale_tokens, rollout.max_tokens),
+        groups=instances * roles,
+        trained=trained,
+        anchors=instances * (others + negatives - bare),
+        bare=instances * bare,
+        swapped=trained if "swapped" in required_inputs(config.reward) else 0,
+        shared=rollout.group_size if config.hardware.packing else 1,
+    )
+
+
 def step_work(config: GraceConfig, dimensions: Dimensions) -> dict[str, Work]:
     """The phases of one step (rollout, score, update), with the mean lengths that `job.plan` assumes."""
-    assumed, rollout, k = config.job.plan, config.rollout, config.rollout.group_size
-    prompt = min(assumed.prompt_tokens, config.prompt.max_tokens)
-    rationale = 0 if config.method.prompt_only else min(assumed.rationale_tokens, rollout.max_tokens)
-    instances = config.job.batch_size
-    negatives = max(config.data.negative_counts(), default=0) if config.data.mode != "unsupervised" else 0
-    groups = 2 if rollout.policy_role == "both" else 1
-    anchors = (2 - groups) + negatives
     if config.method.is_infonce:
-        texts = instances * (2 + negatives)
-        read = _read(dimensions, texts, 1, prompt, rationale, logits=False)
-        # Gradient caching reads every text twice: without gradients, and piece by piece with them.
-        phases = {"score": read, "update": _with_backward(dimensions, read)}
-        return ({"rollout": _written(dimensions, texts, texts, prompt, rationale)} if rationale else {}) | phases
-    trained, others = instances * groups * k, instances * anchors
-    shared = k if config.hardware.packing else 1
-    group = _read(dimensions, trained, shared, prompt, rationale)
-    rest = _read(dimensions, others, 1, prompt, rationale)
-    updated = group
-    if config.method.name == "rejection_sft":
-        updated = _read(dimensions, instances * groups, 1, prompt, rationale)
+        return _infonce_work(config, dimensions)
+    texts = step_texts(config)
+    group, others = texts.read(dimensions, logits=True), texts.read_others(dimensions)
+    rationales = texts.trained + texts.anchors
     return {
-        "rollout": _written(dimensions, trained + others, instances * (groups + anchors), prompt, rationale),
-        "score": Work(group.sequences + rest.sequences, group.tokens + rest.tokens, group.flops + rest.flops),
-        "update": _with_backward(dimensions, updated),
+        "rollout": _written(dimensions, rationales, texts.groups + texts.anchors, texts.prompt, texts.rationale),
+        "score": group + others,
+        "update": _updated(config, dimensions, texts),
     }
+
+
+def _infonce_work(config: GraceConfig, dimensions: Dimensions) -> dict[str, Work]:
+    assumed, rollout, method = config.job.plan, config.rollout, config.method
+    prompt = min(assumed.prompt_tokens, config.prompt.max_tokens)
+    rationale = 0 if method.prompt_only else min(assumed.rationale_tokens, rollout.max_tokens)
+    instances, documents = config.job.batch_size, 1 + _negatives(config)
+    written = instances * (1 + documents)
+    if not rollout.anchor_rationales and not method.prompt_only:
+        written = instances * (1 if rollout.policy_role == "query" else documents)
+    bare = instances * (1 + documents) - written
+    read = _read(dimensions, written, 1, prompt, rationale, logits=False)
+    read += _read(dimensions, bare, 1, prompt, 0, logits=False)
+    # Gradient caching reads every text twice: without gradients, and piece by piece with them.
+    phases = {"score": read, "update": _with_backward(dimensions, read)}
+    return ({"rollout": _written(dimensions, written, written, prompt, rationale)} if rationale else {}) | phases
+
+
+def _updated(config: GraceConfig, dimensions: Dimensions, texts: StepTexts) -> Work:
+    """All updates of a step: passes with gradients, and what the pathwise gradient computes anew for them."""
+    objective = config.objective
+    if config.method.name == "rejection_sft":
+        return _with_backward(dimensions, _read(dimensions, texts.groups, 1, texts.prompt, texts.rationale))
+    pathwise, both = objective.pathwise.weight > 0, objective.policy_gradient_weight > 0
+    group, kept = texts.read(dimensions, logits=both), config.hardware.keep_forward
+    done = _with_backward(dimensions, group, kept=kept)
+    if not pathwise:
+        return done
+    embedded = texts.read(dimensions, logits=False) + texts.read_others(dimensions)
+    if objective.pathwise.anchors:
+        done += _with_backward(dimensions, texts.read_others(dimensions), kept=kept)
+    # What scored the step serves the first update, unless dropout makes other embeddings in it.
+    lora = config.backbone.lora
+    anew = config.job.batch_size // objective.mini_batch_size - (0 if lora is not None and lora.dropout > 0 else 1)
+    done += Work(anew * embedded.sequences, anew * embedded.tokens, anew * embedded.flops)
+    if both and objective.pathwise.parts_every_n_steps is not None:  # a second backward pass in every n-th step
+        share = backward_share(dimensions) / objective.pathwise.parts_every_n_steps
+        done += Work(0, 0, share * group.flops)
+    return done
+
+
+def _negatives(config: GraceConfig) -> int:
+    return max(config.data.negative_counts(), default=0) if config.data.mode != "unsupervised" else 0
 
 
 def _read(
@@ -87,5 +179,6 @@ def _written(dimensions: Dimensions, sequences: int, prompts: int, prompt: int, 
     return Work(sequences, tokens, forward_flops(dimensions, tokens, pairs, sequences * rationale))
 
 
-def _with_backward(dimensions: Dimensions, work: Work) -> Work:
-    return Work(work.sequences, work.tokens, (1 + backward_share(dimensions)) * work.flops)
+def _with_backward(dimensions: Dimensions, work: Work, *, kept: bool = False) -> Work:
+    """With gradients; `kept`: the forward is that of scoring."""
+    return Work(work.sequences, work.tokens, (backward_share(dimensions) + (not kept)) * work.flops)

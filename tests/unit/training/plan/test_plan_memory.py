@@ -74,6 +74,19 @@ def test_a_model_built_from_a_shape_has_as_many_parameters(backbone: str, kind: 
     assert dimensions_of(config, None) == replace(dimensions, shape=replace(shape, path=None))
 
 
+def test_kept_forwards_and_a_second_gradient_have_parts() -> None:
+    """The pathwise gradient keeps those of anchors and negatives too; a step that measures holds one gradient more."""
+    exact = ["reward=infonce", "objective=exact", "objective.advantage_scale=none", "objective.mini_batch_size=64"]
+    keep = "hardware.keep_forward=true"
+    lengths = ["job.plan.prompt_tokens=100", "job.plan.rationale_tokens=300", "hardware.packing=false"]
+    plain = planned("reward=infonce", "objective.mini_batch_size=64", keep, *lengths).phases["update"]
+    both = planned(*exact, keep, *lengths).phases["update"]
+    assert both["kept forwards"] / plain["kept forwards"] == pytest.approx((8 + 2) / 8, rel=0.01)
+    assert both["policy gradient apart"] == 4 * PARAMETERS["qwen25_1_5b"] and "policy gradient apart" not in plain
+    assert "kept forwards" not in planned(*exact).phases["update"]
+    assert "policy gradient apart" not in planned(*exact, "objective.policy_gradient_weight=0").phases["update"]
+
+
 def test_full_training_holds_sixteen_bytes_a_parameter() -> None:
     parts, parameters = planned().phases["update"], PARAMETERS["qwen25_1_5b"]
     assert (parts["weights"], parts["gradients"], parts["moments"]) == (4 * parameters, 4 * parameters, 8 * parameters)

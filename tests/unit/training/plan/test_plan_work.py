@@ -16,7 +16,7 @@ from grace_exp.rollout.vllm.memory import GIB
 from grace_exp.training.plan.device_speed import device_speed
 from grace_exp.training.plan.dimensions import dimensions_of, planned_dimensions
 from grace_exp.training.plan.run_plan import plan_run
-from grace_exp.training.plan.step_work import forward_flops, step_work
+from grace_exp.training.plan.step_work import Work, forward_flops, step_work
 
 
 @functools.cache
@@ -54,6 +54,58 @@ def test_a_trained_token_takes_three_forwards_and_with_adapters_two() -> None:
     full, lora = composed("hardware.packing=false"), composed("backbone.lora={rank: 16}", "hardware.packing=false")
     works = [step_work(config, planned_dimensions(config.backbone)) for config in (full, lora)]
     assert works[0]["update"].flops == pytest.approx(works[1]["update"].flops * 3 / 2)
+
+
+LENGTHS = ("job.plan.prompt_tokens=100", "job.plan.rationale_tokens=300", "hardware.packing=false")
+EXACT = (
+    "reward=infonce",
+    "objective=exact",
+    "objective.advantage_scale=none",
+    "objective.pathwise.parts_every_n_steps=null",
+)
+ONE_UPDATE = "objective.mini_batch_size=64"
+
+
+def worked(*overrides: str) -> dict[str, Work]:
+    config = composed(*LENGTHS, *overrides)
+    return step_work(config, planned_dimensions(config.backbone))
+
+
+def test_the_pathwise_gradient_has_passes_of_anchors_and_negatives() -> None:
+    """docs/exact_gradient.md: one forward and backward for each; U updates embed the step U - 1 times more."""
+    plain, exact = worked("reward=infonce", ONE_UPDATE), worked(*EXACT, ONE_UPDATE)
+    assert exact["rollout"] == plain["rollout"] and exact["score"] == plain["score"]
+    assert exact["update"].sequences == 64 * (8 + 2)
+    assert exact["update"].tokens - plain["update"].tokens == 64 * 2 * 400
+    assert exact["update"].flops > plain["update"].flops
+    trained_alone = worked(*EXACT, ONE_UPDATE, "objective.pathwise.anchors=false")
+    assert trained_alone["update"] == plain["update"]
+    four = worked(*EXACT)
+    assert four["update"].sequences == 64 * (8 + 2) * 4
+    dropout = worked(*EXACT, ONE_UPDATE, "backbone.lora={rank: 16, dropout: 0.1}")
+    assert dropout["update"].sequences == 2 * exact["update"].sequences
+    borrowed = worked(*EXACT, ONE_UPDATE, "reward=faithful")
+    assert borrowed["update"].sequences == 64 * (2 * 8 + 2)
+    assert borrowed["score"].sequences == 64 * (2 * 8 + 2) and borrowed["rollout"] == exact["rollout"]
+
+
+def test_kept_forwards_are_not_computed_again_and_a_measured_step_has_a_second_backward() -> None:
+    exact, kept = (worked(*EXACT, ONE_UPDATE, f"hardware.keep_forward={keep}")["update"] for keep in ("false", "true"))
+    assert kept.tokens == exact.tokens and kept.flops == pytest.approx(exact.flops * 2 / 3)
+    measured = worked(*EXACT, ONE_UPDATE, "objective.pathwise.parts_every_n_steps=1")["update"]
+    group = worked("reward=infonce", ONE_UPDATE)["update"].flops / 3
+    assert measured.flops - exact.flops == pytest.approx(2 * group)
+
+
+def test_texts_of_the_other_side_may_have_no_rationales() -> None:
+    bare = ("rollout.policy_role=query", "rollout.anchor_rationales=false")
+    work = worked("reward=infonce", *bare)
+    assert work["rollout"].sequences == 64 * 8 and work["score"].sequences == 64 * (8 + 2)
+    assert work["score"].tokens == 64 * (8 * 400 + 2 * 100)
+    documents = worked("reward=infonce", "rollout.anchor_rationales=false")
+    assert documents["score"].tokens == 64 * (9 * 400 + 100)
+    contrastive = worked("method=contrastive_on_rationales", *bare)
+    assert contrastive["rollout"].sequences == 64 and contrastive["update"].tokens == 64 * (400 + 2 * 100)
 
 
 def test_baselines_without_rationales_write_none() -> None:
