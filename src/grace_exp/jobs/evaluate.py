@@ -1,5 +1,6 @@
 """Measure a model on held-out sets, on a benchmark, in general ability, or in several of these."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -9,20 +10,24 @@ from rich.console import Console
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.evaluation.control_table import (
+    ControlRow,
     adaptive_lines,
     control_figures,
     control_rows,
     control_table,
+    controls_section,
     write_controls,
 )
 from grace_exp.evaluation.heldout import evaluate_minilm
 from grace_exp.evaluation.scores import score
 from grace_exp.jobs.assemble import Assembled, assemble
 from grace_exp.jobs.processes import processes
-from grace_exp.jobs.run_encoder import encoder_around
+from grace_exp.jobs.run_encoder import encoder_around, exports_of
 from grace_exp.jobs.terminal import is_first_process, our_console
-from grace_exp.tracking.provenance import write_provenance
+from grace_exp.tracking.atomic import write_text_atomic
+from grace_exp.tracking.provenance import machine_name, write_provenance
 from grace_exp.training.callbacks.heldout_evaluation import heldout_results, write_results
+from grace_exp.training.model_card import with_section
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint
 from grace_exp.training.run_summary import heldout_table
 
@@ -97,8 +102,24 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
     }
 
 
+CONTROLS_TITLE = "Modes and control rationales"
+"""Of the section of model cards."""
+
+
+def _into_cards(exports: Sequence[Path], rows: Sequence[ControlRow], resamples: int, console: Console) -> None:
+    """Put the table into the README of every export of these weights."""
+    lines = controls_section(rows, resamples, machine_name())
+    for card in (folder / "README.md" for folder in exports):
+        if card.is_file():
+            write_text_atomic(card, with_section(card.read_text(encoding="utf-8"), CONTROLS_TITLE, lines))
+            console.print(f"Model card: {card}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _controls(config: GraceConfig, assembled: Assembled, console: Console) -> dict[str, float]:
-    """Figures of modes and control rationales, also in `<run_dir>/evaluation/controls.{csv,json}`."""
+    """Figures of modes and control rationales.
+
+    Also in `<run_dir>/evaluation/controls.{csv,json}`, and in the model cards of the run that was resumed.
+    """
     budget = config.evaluation.max_tokens or config.rollout.max_tokens  # as in `heldout_results`
     encoder = encoder_around(assembled, config, max_tokens=budget, cache=None)  # times are the model's, not a cache's
     rows = control_rows(
@@ -113,6 +134,8 @@ def _controls(config: GraceConfig, assembled: Assembled, console: Console) -> di
         about = {"model": encoder.name, "max_tokens": budget, "seed": config.seed}
         write_controls(Path(config.run_dir) / "evaluation", rows, resamples, about)
     console.print(control_table(rows, resamples))
+    if is_first_process() and config.job.resume is not None:
+        _into_cards(exports_of(config.job.resume), rows, resamples, console)
     for line in adaptive_lines(rows, resamples):
         console.print(line, highlight=False, soft_wrap=True)
     return control_figures(rows)

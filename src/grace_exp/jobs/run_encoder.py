@@ -15,6 +15,7 @@ from grace_exp.errors import MissingResourceError
 from grace_exp.jobs.assemble import Assembled, assemble, build_engine
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import RolloutEngine
+from grace_exp.training.checkpoints import newest_checkpoint
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint, run_folder
 
 
@@ -74,8 +75,11 @@ def rule_folders(config: GraceConfig) -> list[Path]:
         MissingResourceError: The model is in no folder, or its run has exported none.
     """
     job = config.job
-    named = run_folder(job.resume) if job.resume is not None else Path(str(job.model)).expanduser()
-    found = exports_in(named) if named.is_dir() else []
+    if job.resume is not None:
+        named, found = run_folder(job.resume), exports_of(job.resume)
+    else:
+        named = Path(str(job.model)).expanduser()
+        found = exports_in(named) if named.is_dir() else []
     if not found:
         raise MissingResourceError(
             f"{named} is neither a model folder nor a run with an export, so there is no place for the rule: name one "
@@ -97,8 +101,18 @@ def _rule_of_resumed(config: GraceConfig) -> AdaptiveRule | None:
     """That of the run whose checkpoint is used."""
     if config.job.resume is None:
         return None
-    folder = find_checkpoint(config.job.resume).resolve().parent.parent
-    return next((rule for rule in map(read_rule, exports_in(folder)) if rule is not None), None)
+    rules = map(read_rule, exports_of(config.job.resume))
+    return next((rule for rule in rules if rule is not None), None)
+
+
+def exports_of(resume: str) -> list[Path]:
+    """The exports of the weights that `job.resume` names: those of its run, unless it is an earlier checkpoint."""
+    checkpoint = find_checkpoint(resume)
+    folder = checkpoint.resolve().parent.parent
+    newest = newest_checkpoint(folder) if folder.is_dir() else None
+    if newest is None or newest.resolve() != checkpoint.resolve():
+        return []
+    return exports_in(folder)
 
 
 def _budget(config: GraceConfig) -> int | None:

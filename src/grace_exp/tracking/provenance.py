@@ -73,6 +73,19 @@ def provenance(config_dict: Mapping[str, Any], data_description: Mapping[str, An
     }
 
 
+def machine_name() -> str:
+    """What computes here, for times: the GPUs, else the processor, as `2 x NVIDIA H100` or `Xeon, 2 cores`."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if gpus:
+        return gpus[0] if len(gpus) == 1 else f"{len(gpus)} x {gpus[0]}"
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{next(iter(names), platform.processor() or platform.machine())}, {os.cpu_count()} cores"
+
+
 def write_provenance(
     run_dir: Path, config_dict: Mapping[str, Any], data_description: Mapping[str, Any]
 ) -> dict[str, Any]:

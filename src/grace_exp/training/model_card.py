@@ -1,7 +1,8 @@
 """The README of an exported model, with front matter that hubs read."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -86,7 +87,7 @@ def model_card(config: GraceConfig, kind: str, results: Mapping[str, Any], *, st
             *_recipe(config),
             f"- system prompt: {json.dumps(config.prompt.system, ensure_ascii=False)}",
             "",
-            *_figures(results),
+            *_figures(config, results),
             *_use(config, kind, stock),
             *_limits(config, license_name),
         ]
@@ -112,7 +113,7 @@ def _index(config: GraceConfig, heldout: Mapping[str, Any]) -> list[dict[str, An
     return entries
 
 
-def _figures(results: Mapping[str, Any]) -> list[str]:
+def _figures(config: GraceConfig, results: Mapping[str, Any]) -> list[str]:
     rows = [
         f"| {name} | {row.get('before', '')} | {row.get('after', '')} | {row.get('prompt_only_after', '')} |"
         for name, row in results.get("table", {}).items()
@@ -120,7 +121,37 @@ def _figures(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     head = ["| set | before | after | prompt only, after |", "|---|---|---|---|"]
-    return ["## Held-out figures", "", "With 95 % bootstrap intervals.", "", *head, *rows, ""]
+    shown = ["## Held-out figures", "", "With 95 % bootstrap intervals.", "", *head, *rows, ""]
+    timed = {name: row for name, row in results.get("latency", {}).items() if row["ms_per_text"] is not None}
+    if not timed or config.method.prompt_only:  # times are those of texts with rationales
+        return shown
+    machine = next(iter(timed.values()))["machine"]
+    processes = f", {config.processes} processes" if config.processes > 1 else ""
+    lines = [f"| {name} | {row['tokens_per_text']:.1f} | {row['ms_per_text']:.1f} |" for name, row in timed.items()]
+    return [
+        *shown,
+        f"Times with rationale, written by {config.rollout.engine}, all texts of a set at once; {machine}{processes}.",
+        "",
+        "| set | tokens per text | ms per text |",
+        "|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def with_section(card: str, title: str, lines: Sequence[str]) -> str:
+    """A README with a section, in the place of the one of that title, or before `## Use`.
+
+    Args:
+        card: The README.
+        title: Of the section.
+        lines: What stands below the title.
+    """
+    head = f"## {title}\n"
+    without = re.sub(rf"^{re.escape(head)}.*?(?=^## |\Z)", "", card, flags=re.MULTILINE | re.DOTALL)
+    section = "\n".join([head, *lines, "", ""])
+    before, use, behind = without.partition("## Use\n")
+    return before + section + use + behind
 
 
 def _use(config: GraceConfig, kind: str, stock: bool) -> list[str]:

@@ -35,7 +35,8 @@ def write_summary(
 
     Keys: `reward_per_step` (empty without a reward), `loss_per_step`, `heldout` (per set: before, after, rise,
     prompt_only_before, prompt_only_after, minilm, each with a 95 % interval), `seconds` per phase, `peak_memory_gib`,
-    `table` (the same figures as text), and what identifies the run.
+    `table` (the same figures as text), `latency` (per set: tokens_per_text, ms_per_text, machine), and what identifies
+    the run.
     """
     sets = {name: _figures(name, config, heldout, minilm) for name in config.evaluation.sets}
     seconds = module.timer.totals()
@@ -50,6 +51,7 @@ def write_summary(
         "in_batch_accuracy_per_step": [row.get("embed/in_batch_accuracy") for row in module.history],
         "heldout": {name: {k: v.as_dict() for k, v in figures.items()} for name, figures in sets.items()},
         "table": {name: {k: str(v) for k, v in figures.items()} for name, figures in sets.items()},
+        "latency": {name: _latency(result) for name, result in heldout.get("after", {}).items()},
         "seconds": seconds,
         "peak_memory_gib": peak_memory_gib(),
     }
@@ -69,6 +71,14 @@ def _figures(name: str, config: GraceConfig, heldout: Results, minilm: Mapping[s
     if name in minilm:
         figures["minilm"] = score(minilm[name], resamples)
     return figures
+
+
+def _latency(result: SetResult) -> dict[str, float | str | None]:
+    return {
+        "tokens_per_text": result.rationale_tokens,
+        "ms_per_text": result.ms_per_text,
+        "machine": result.machine,
+    }
 
 
 def final_figures(module: StepModule, heldout: Results) -> dict[str, float]:

@@ -166,6 +166,8 @@ def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig
                 "rationale": result.rationale.as_dict(),
                 "prompt_only": result.prompt_only.as_dict(),
                 "rationale_tokens": result.rationale_tokens,
+                "ms_per_text": result.ms_per_text,
+                "machine": result.machine,
                 "examples": [asdict(example) for example in result.examples],
                 "settings": settings[name],
             }
@@ -193,6 +195,8 @@ def read_results(path: Path) -> dict[str, SetResult]:
             ItemScores.from_dict(record["prompt_only"]),
             [Example(**example) for example in record["examples"]],
             record["rationale_tokens"],
+            record.get("ms_per_text"),  # results of earlier versions lack it
+            record.get("machine"),
         )
         for name, record in json.loads(path.read_text(encoding="utf-8")).items()
     }

@@ -15,7 +15,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.evaluation.heldout import Example, SetResult
 from grace_exp.evaluation.scores import ItemScores
 from grace_exp.training.callbacks.heldout_evaluation import read_results, write_results
-from grace_exp.training.model_card import model_card
+from grace_exp.training.model_card import model_card, with_section
 from grace_exp.training.run_summary import heldout_table
 
 
@@ -69,3 +69,10 @@ def test_the_table_says_what_is_in_domain(tmp_path: Path) -> None:
     assert any("in-domain" in line and line.index("in-domain") < line.index("out of domain") for line in lines)
     assert any(line.count("1.0 [0.0, 2.0]") == 2 for line in lines)
     assert not any("MiniLM" in line for line in lines)
+
+
+def test_a_section_of_a_card_stands_before_use_and_replaces_an_earlier_one() -> None:
+    card = "# m\n\n## Held-out figures\n\nx\n\n## Use\n\ny\n\n## Limits and licences\n\nz\n"
+    once = with_section(card, "Modes", ["a", "b"])
+    assert once == "# m\n\n## Held-out figures\n\nx\n\n## Modes\n\na\nb\n\n## Use\n\ny\n\n## Limits and licences\n\nz\n"
+    assert with_section(with_section(card, "Modes", ["old"]), "Modes", ["a", "b"]) == once
