@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from lightning.pytorch import Callback
 
 from grace_exp.policy.tiny import tiny_model
@@ -83,6 +84,8 @@ def test_model_card_and_settings_tell_how_to_use_it(train, kind: str) -> None:
     table = summary["table"]["wordnet"]
     assert f"| wordnet | {table['before']} | {table['after']} | {table['prompt_only_after']} |" in body
     assert "data: wordnet (supervised), 1 steps of 4 instances, seed 0" in body
+    (listed,) = ModelCard.load(folder / "README.md").data.eval_results
+    assert (listed.task_type, listed.metric_value) == ("retrieval", round(value, 2))
     latency = summary["latency"]["wordnet"]
     assert 0 < latency["tokens_per_text"] <= 6 and latency["ms_per_text"] > 0 and latency["machine"] in body
     assert f"| wordnet | {latency['tokens_per_text']:.1f} | {latency['ms_per_text']:.1f} |" in body
