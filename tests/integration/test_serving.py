@@ -24,6 +24,7 @@ from grace_exp.config.job import EncodeConfig
 from grace_exp.config.prompt import InstructionsConfig, PromptConfig
 from grace_exp.config.serving import ServeConfig
 from grace_exp.data.batch import Role
+from grace_exp.encoder.cache import RationaleCache
 from grace_exp.encoder.serving.answers import Answers
 from grace_exp.encoder.serving.app import EmbeddingServer
 
@@ -185,19 +186,21 @@ def test_langchain_and_mtebs_wrapper_embed_through_it(
     np.testing.assert_allclose(found, reference.encode_document(["Rain in May"]), atol=1e-6)
 
 
-def test_accepted_requests_survive_sigterm_and_a_restart_serves_from_the_cache(tmp_path: Path) -> None:
-    def start() -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-m", "grace_exp", "+experiment=demo_tiny", "job=serve", "job.port=0"]
-        command += [f"cache_dir={tmp_path}", f"hydra.run.dir={tmp_path / 'run'}", "rollout.max_tokens=40"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "http://" in line:
-                return process, "http://" + line.split("http://")[1].strip()
-        raise AssertionError("the server did not start")
+def start(folder: Path, *settings: str) -> tuple[subprocess.Popen[str], str]:
+    """A server in a process of its own, and its address."""
+    command = [sys.executable, "-m", "grace_exp", "+experiment=demo_tiny", "job=serve", "job.port=0"]
+    command += [f"cache_dir={folder}", f"hydra.run.dir={folder / 'run'}", "rollout.max_tokens=40", *settings]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "http://" in line:
+            return process, "http://" + line.split("http://")[1].strip()
+    raise AssertionError("the server did not start")
 
+
+def test_accepted_requests_survive_sigterm_and_a_restart_serves_from_the_cache(tmp_path: Path) -> None:
     texts = [f"text {number}" for number in range(24)]
-    process, url = start()
+    process, url = start(tmp_path)
     client = openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=60)
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(client.embeddings.create, model="grace", input=texts)
@@ -206,7 +209,7 @@ def test_accepted_requests_survive_sigterm_and_a_restart_serves_from_the_cache(t
         first = pending.result(60)
     assert process.wait(30) == 0
     assert len(first.data) == 24
-    process, url = start()
+    process, url = start(tmp_path)
     try:
         client = openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=60)
         again = client.embeddings.with_raw_response.create(model="grace", input=texts)
@@ -222,3 +225,36 @@ def test_base64_is_little_endian_float32(served: Served) -> None:
     body = {"model": "grace", "input": ["x"], "encoding_format": "base64"}
     text = httpx.post(f"{served.url}/v1/embeddings", json=body).json()["data"][0]["embedding"]
     assert np.frombuffer(base64.b64decode(text), "<f4").shape == (64,)
+
+
+def test_a_killed_server_keeps_what_it_answered_and_the_batches_that_it_finished(tmp_path: Path) -> None:
+    settings = ("job.encode.batch_size=2", "hardware.threads=1")
+    process, url = start(tmp_path, *settings)
+    cache = RationaleCache(tmp_path / "embeddings")
+    texts = [f"text {number}" for number in range(120)]
+    with openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=120) as client:
+        answered = client.embeddings.create(model="grace", input=["answered"]).data[0].embedding
+        entries = len(cache)
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(client.embeddings.create, model="grace", input=texts)
+            while len(cache) < entries + 8 and not pending.done():
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            with pytest.raises(openai.APIConnectionError):  # it was not answered, and the client is told so
+                pending.result(60)
+    process.wait(30)
+    kept = len(cache)
+    assert kept >= entries + 8
+    process, url = start(tmp_path, *settings)
+    try:
+        with openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=120) as client:
+            again = client.embeddings.with_raw_response.create(model="grace", input=["answered"])
+            assert again.headers["x-grace-source"] == "cache"
+            assert again.parse().data[0].embedding == answered
+            assert len(cache) == kept
+            whole = client.embeddings.create(model="grace", input=texts)
+            assert len(whole.data) == 120
+            assert len(cache) == entries + 2 * 120  # a rationale and an embedding each: none was lost, none is double
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0

@@ -9,14 +9,17 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from grace_exp.config.compose import to_dict
 from grace_exp.config.evaluation import BenchmarkConfig
 from grace_exp.config.root import GraceConfig
 from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.encoder.pretrained import resolve
 from grace_exp.errors import ConfigError
 from grace_exp.evaluation.heldout import MINILM_REQUIREMENT, minilm_folder
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
 from grace_exp.evaluation.mteb.items import write_items
 from grace_exp.evaluation.mteb.mteb_results import CATEGORIES, TaskScore, category_table, figures, write_csv
+from grace_exp.evaluation.mteb.paper_figures import PaperRow, paper_row, paper_row_of_folder, paper_row_of_run
 from grace_exp.evaluation.mteb.run import evaluate_tasks
 from grace_exp.evaluation.mteb.suites import check_available, single_tasks, suite_tasks
 from grace_exp.jobs.run_encoder import build_encoder
@@ -78,7 +81,10 @@ def run_benchmark(
             logger = build_wandb_logger(config, provenance)
             with finishing([logger]):
                 logger.log_metrics(found, step=0)
-    console.print(category_table(suite, scores))
+    paper = _paper_row(config)
+    console.print(category_table(suite, scores, None if paper is None else paper.figures))
+    if paper is not None:
+        console.print(f"paper: {paper.title}", highlight=False, soft_wrap=True)
     console.print(f"MTEB result files: {_results_dir(config) / 'results'}", highlight=False, soft_wrap=True)
     return found
 
@@ -122,6 +128,20 @@ def minilm() -> MtebEncoder:
     model = SentenceTransformer(minilm_folder(), device="cpu")
     revision = MINILM_REQUIREMENT.replace("==", "-")
     return MtebEncoder.of_sentence_transformer(model, name="sentence-transformers/all-MiniLM-L6-v2", revision=revision)
+
+
+def _paper_row(config: GraceConfig) -> PaperRow | None:
+    """The paper's row of this model, on the paper's benchmark."""
+    job = config.job
+    if _benchmark(config).suite != "mteb_en_v1":
+        return None
+    if job.model is not None and Path(job.model).expanduser().is_dir():
+        return paper_row_of_folder(Path(job.model).expanduser())
+    if job.resume is not None:
+        return paper_row_of_run(to_dict(config))
+    backbone = config.backbone.path if job.model is None else resolve(job.model).backbone.path
+    prompt_only = job.encode.mode == "prompt_only" or (job.encode.mode is None and config.method.prompt_only)
+    return paper_row(str(backbone), "base" if prompt_only else "reasoning", "supervised")
 
 
 def _results_dir(config: GraceConfig) -> Path:

@@ -1,10 +1,6 @@
 """A run's held-out figures beside the untrained model, all-MiniLM and the paper."""
 
-import csv
-from collections.abc import Mapping
-from typing import Any
-
-from grace_exp.config.compose import conf_dir
+from grace_exp.evaluation.mteb.paper_figures import paper_table
 from grace_exp.review.run_files import Row, RunFiles
 
 NAMES = {
@@ -29,13 +25,7 @@ def heldout_rows(run: RunFiles) -> list[Row]:
 
 
 def paper_rows(run: RunFiles) -> list[Row]:
-    """The paper's MTEB averages for the run's backbone; empty for another, or where the table is not there.
-
-    The table is `experiments/paper/mteb_results.csv` of a checkout.
-    """
-    path = conf_dir().parent / "experiments" / "paper" / "mteb_results.csv"
+    """The paper's MTEB averages for the run's backbone; empty for another, or outside a checkout."""
     backbone = str(run.config.get("backbone", {}).get("path") or "").rpartition("/")[2]
-    if not backbone or not path.is_file():
-        return []
-    rows: list[Mapping[str, Any]] = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    rows = paper_table() if backbone else []
     return [dict(row) for row in rows if row["backbone"] == backbone and row["setting"] == run.config["data"]["mode"]]

@@ -135,23 +135,30 @@ def _interval(score: TaskScore, resamples: int) -> tuple[str, str]:
     return ("", "") if found.low is None or found.high is None else (f"{found.low:.2f}", f"{found.high:.2f}")
 
 
-def category_table(suite: str, models: Mapping[str, Sequence[TaskScore]]) -> Table:
+def category_table(
+    suite: str, models: Mapping[str, Sequence[TaskScore]], published: Mapping[str, float] | None = None
+) -> Table:
     """Categories and averages (rows) by model (columns), with the number of tasks.
 
     Args:
         suite: Its name.
         models: Scores per model, all on the same tasks.
+        published: Figures of MTEB English v1 by category and average, for a column `paper`. They stand only beside
+            categories that have all tasks of v1.
     """
     table = Table(title=f"{suite}: means per category, points", title_justify="left")
     table.add_column("category")
     table.add_column("tasks", justify="right")
     for model in models:
         table.add_column(model, justify="right")
+    if published is not None:
+        table.add_column("paper", justify="right")
     by_model = [figures(scores) for scores in models.values()]
     some = next(iter(models.values()))
     for name in category_means(some):
         count = sum(score.category == name for score in some)
-        table.add_row(name, str(count), *(f"{found[f'mteb/category/{name}']:.2f}" for found in by_model))
+        own = [f"{found[f'mteb/category/{name}']:.2f}" for found in by_model]
+        table.add_row(name, str(count), *own, *_published(published, name, count == V1_COUNTS.get(name)))
     table.add_section()
     for name, label in (
         ("average_over_tasks", "average over tasks"),
@@ -159,5 +166,14 @@ def category_table(suite: str, models: Mapping[str, Sequence[TaskScore]]) -> Tab
         ("average_as_in_paper", "average as in the paper (SummEval ten times)"),
     ):
         if f"mteb/{name}" in by_model[0]:
-            table.add_row(label, str(len(some)), *(f"{found[f'mteb/{name}']:.2f}" for found in by_model), style="bold")
+            own = [f"{found[f'mteb/{name}']:.2f}" for found in by_model]
+            whole = "mteb/average_as_in_paper" in by_model[0]
+            table.add_row(label, str(len(some)), *own, *_published(published, name, whole), style="bold")
     return table
+
+
+def _published(figures: Mapping[str, float] | None, name: str, comparable: bool) -> list[str]:
+    """The cell of the column `paper`, if there is that column."""
+    if figures is None:
+        return []
+    return [f"{figures[name]:.2f}" if comparable and name in figures else ""]
