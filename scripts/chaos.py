@@ -1,8 +1,11 @@
 """Kills tiny runs at random moments, resumes each until it ends, and compares it with the run that nobody disturbed.
 
-    python scripts/chaos.py --kills 100 --seed 0
+    python scripts/chaos.py --runs 100 --seed 0                          # one kill each
+    python scripts/chaos.py --kills 100 --seed 0                         # also in resumed runs
+    python scripts/chaos.py --runs 6 --kinds vllm "vllm server"          # where vLLM is installed
 
-Prints a table and leaves it as JSON. Exits with 1 if a run did not end, or ended otherwise than the undisturbed one.
+Prints a table and leaves it as JSON; with a file that holds runs of the same seed it goes on behind them. Exits with 1
+if a run did not end, or ended otherwise than the undisturbed one.
 """
 
 import argparse
@@ -47,7 +50,12 @@ KINDS = {
         *("hardware.devices=2", "hardware.strategy=ddp", "+backbone.lora.rank=4"),
         *("objective.mini_batch_size=2", "callbacks.export=[merged]"),
     ],
+    "vllm": ["rollout=vllm", "callbacks.export=[merged]"],
+    "vllm server": ["rollout=vllm_server", "callbacks.export=[merged]"],
 }
+WITH_VLLM = ("vllm", "vllm server")
+FORKED = ("full", "lora")
+"""Run in a copy of this process, which has imported everything; the others start several processes themselves."""
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 PATIENCE = 240.0
 MOST_RESUMES = 6
@@ -83,10 +91,7 @@ class Run:
         if (self.folder / "config.yaml").is_file():
             overrides.append("job.resume=run")
         self._code = None
-        if self.kind == "two processes":
-            self.pid = self._process(overrides)
-        else:
-            self.pid = self._fork(overrides)
+        self.pid = self._fork(overrides) if self.kind in FORKED else self._process(overrides)
 
     def _fork(self, overrides: Sequence[str]) -> int:
         pid = os.fork()
@@ -128,7 +133,7 @@ class Run:
     def ended(self) -> int | None:
         """Its exit code, None while it runs."""
         if self._code is None:
-            if self.kind == "two processes":
+            if self.kind not in FORKED:
                 self._code = self._popen.poll()
             else:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -240,26 +245,49 @@ def wait_for_moment(run: Run, draw: random.Random, seconds: float) -> None:
     run.wait(draw.uniform(0, 0.15 * seconds))
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(child) for child in found.split()]
+
+
+def engines(pid: int) -> list[int]:
+    """The processes of vLLM below a process."""
+    below = children(pid)
+    return [*filter(_is_vllm, below), *(engine for child in below for engine in engines(child))]
+
+
+def _is_vllm(pid: int) -> bool:
+    try:
+        return b"vllm" in Path(f"/proc/{pid}/cmdline").read_bytes().lower()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: float) -> None:
     """Wait for a moment, then disturb the run and wait for its end."""
     wait_for_moment(run, draw, seconds)
     if run.ended() is not None:
         return
     case.when.append(run.stands())
-    case.kills += 1
     if disturbance in SIGNALS:
+        case.kills += 1
         run.send(SIGNALS[disturbance])
-    elif disturbance == "killed rank":
-        children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False).stdout
-        for child in children.split()[:1]:
-            os.kill(int(child), signal.SIGKILL)
+    else:
+        victims = children(run.pid)[:1] if disturbance == "killed rank" else engines(run.pid)
+        case.kills += bool(victims)  # they may not have been started
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
     if run.wait(PATIENCE) is None:
         case.differences.append("it hung")
     run.end()
 
 
-def disturbed(place: Path, kind: str, disturbance: str, draw: random.Random, seconds: float, whole: Path) -> Case:
-    """One run with what happens to it, and its comparison."""
+def disturbed(
+    place: Path, kind: str, disturbance: str, draw: random.Random, seconds: float, whole: Path, again: float
+) -> Case:
+    """One run with what happens to it, and its comparison; `again`: how likely the resumed run is killed, too."""
     case, run = Case(kind, disturbance), Run(place, kind)
     place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -279,7 +307,7 @@ def disturbed(place: Path, kind: str, disturbance: str, draw: random.Random, sec
         else:
             run.start()
             kill(run, case, disturbance, draw, seconds)
-            while draw.random() < 0.3 and run.ended() != 0:
+            while draw.random() < again and run.ended() != 0:
                 case.resumes += 1
                 run.start()
                 kill(run, case, disturbance, draw, seconds)
@@ -319,7 +347,9 @@ def chosen(disturbances: Sequence[str], kinds: Sequence[str], draw: random.Rando
     (disturbance,) = draw.choices(disturbances, weights)
     if disturbance == "killed rank":
         return disturbance, "two processes"
-    return disturbance, draw.choices(kinds, [1 if kind == "two processes" else 5 for kind in kinds])[0]
+    if disturbance == "killed engine":
+        return disturbance, draw.choice([kind for kind in kinds if kind in WITH_VLLM])
+    return disturbance, draw.choices(kinds, [5 if kind in FORKED else 1 for kind in kinds])[0]
 
 
 def table(cases: Sequence[Case]) -> str:
@@ -339,22 +369,41 @@ def table(cases: Sequence[Case]) -> str:
     return "\n".join(rows)
 
 
-def main() -> int:
-    """The command."""
+def options_given() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="go on until so many were made")
+    how_many = parser.add_mutually_exclusive_group()
+    how_many.add_argument("--kills", type=int, default=20, help="go on until so many were made")
+    how_many.add_argument("--runs", type=int, help="go on until so many runs were killed, each once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, whatever was done")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=[k for k in KINDS if k not in WITH_VLLM])
     parser.add_argument("--only", nargs="+", help="disturbances; default: all that this machine and --kinds allow")
-    parser.add_argument("--json", type=Path, help="where the cases go")
+    parser.add_argument("--json", type=Path, help="where the cases go, and come from")
     parser.add_argument("--place", type=Path, help="work here and keep everything; default: a temporary folder")
     options = parser.parse_args()
-    disturbances = options.only or [
+    options.disturbances = options.only or [
         *SIGNALS,
         *(["disk full", "read-only folder"] if may_mount() else []),
         *(["killed rank"] if "two processes" in options.kinds else []),
+        *(["killed engine"] if set(WITH_VLLM) & set(options.kinds) else []),
     ]
+    return options
+
+
+def earlier(options: argparse.Namespace) -> list[Case]:
+    """The cases of the file that `--json` names."""
+    if options.json is None or not options.json.is_file():
+        return []
+    record = json.loads(options.json.read_text())
+    if record["seed"] != options.seed:
+        raise SystemExit(f"{options.json} holds runs of --seed {record['seed']}: give that seed, or another file")
+    return [Case(**case) for case in record["cases"]]
+
+
+def main() -> int:
+    """The command."""
+    options = options_given()
     import grace_exp.__main__
     import grace_exp.jobs.train  # noqa: F401 - once for all runs
 
@@ -363,21 +412,32 @@ def main() -> int:
         os.environ.setdefault("GRACE_EXP_CACHE", str(place / "cache"))
         os.environ.setdefault("WANDB_MODE", "offline")
         wholes: dict[str, tuple[Path, float]] = {}
-        draw, cases, start = random.Random(options.seed), list[Case](), time.monotonic()
-        while sum(case.kills for case in cases) < options.kills and time.monotonic() - start < 60 * options.minutes:
-            disturbance, kind = chosen(disturbances, options.kinds, draw)
+        cases, start = earlier(options), time.monotonic()
+
+        def enough() -> bool:
+            if options.runs is not None:
+                return sum(case.kills > 0 for case in cases) >= options.runs
+            return sum(case.kills for case in cases) >= options.kills
+
+        while not enough() and time.monotonic() - start < 60 * options.minutes:
+            draw = random.Random(f"{options.seed} {len(cases)}")
+            disturbance, kind = chosen(options.disturbances, options.kinds, draw)
             if kind not in wholes:
                 wholes[kind] = undisturbed(place / f"undisturbed-{kind}".replace(" ", "-"), kind)
             whole, seconds = wholes[kind]
-            case = disturbed(place / f"run-{len(cases):03d}", kind, disturbance, draw, seconds, whole)
+            again = 0.3 if options.runs is None else 0.0
+            case = disturbed(place / f"run-{len(cases):03d}", kind, disturbance, draw, seconds, whole, again)
             cases.append(case)
             sys.stdout.write(f"{len(cases):3d} {kind:14s} {disturbance:17s} {case.when} {case.differences or 'ok'}\n")
             sys.stdout.flush()
-        text = table(cases)
-        sys.stdout.write(f"\n{text}\n\n{time.monotonic() - start:.0f} s\n")
-        if options.json:
-            record: dict[str, Any] = {"seed": options.seed, "table": text, "cases": [vars(case) for case in cases]}
-            options.json.write_text(json.dumps(record, indent=1))
+            if options.json:
+                record: dict[str, Any] = {"seed": options.seed, "cases": [vars(case) for case in cases]}
+                options.json.write_text(json.dumps(record, indent=1))
+        sys.stdout.write(f"\n{table([case for case in cases if case.kills])}\n\n")
+        unmet = [case for case in cases if not case.kills]
+        same = sum(case.ended and not case.differences for case in unmet)
+        sys.stdout.write(f"{len(unmet)} more runs had ended before their kill came, {same} of them identical.\n")
+        sys.stdout.write(f"{time.monotonic() - start:.0f} s\n")
     return int(any(case.differences or not case.ended for case in cases))
 
 

@@ -212,6 +212,7 @@ def test_when_the_first_process_fails_no_other_stays(tmp_path: Path) -> None:
 
 SIDES = [
     "job.steps=2",
+    "data.curriculum=difficulty",
     "objective=copg",
     "objective.mini_batch_size=2",
     "objective.replay.share=1",
@@ -237,6 +238,8 @@ def test_two_processes_train_both_sides_of_mixed_batches_and_stored_instances_as
     for name in one.metrics:
         assert found.figure(name) == pytest.approx(one.figure(name), rel=1e-4, abs=1e-4), name
     torch.testing.assert_close(found.weights, one.weights, rtol=0, atol=1e-5)
+    data = [run.checkpoint()["GraceDataModule"]["difficulties"] for run in (found, one)]
+    torch.testing.assert_close(*data, rtol=0, atol=0)
     mine, its = (run.checkpoint()["grace"] for run in (found, one))
     torch.testing.assert_close(mine["encoder"], its["encoder"], rtol=0, atol=1e-5)
     assert [row["instance"] for row in mine["stored"]] == [row["instance"] for row in its["stored"]]

@@ -147,6 +147,12 @@ class DataConfig:
     """No two instances of a batch have a text in common, as far as the data allow: they would be each other's false
     negatives. Instances change places with later ones of the same source."""
 
+    curriculum: Literal["none", "difficulty"] = "none"
+    """difficulty: within a source, instances are drawn by how often their rationales failed to find them in their batch
+    (embed/in_batch_accuracy), those that were not drawn yet first of all. An experiment; the paper draws evenly."""
+    curriculum_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Weight of an instance that is always found, relative to one that never is; 1: all are drawn alike."""
+
     @model_validator(mode="after")
     def _has_sources(self) -> Self:
         if not self.sources:

@@ -1,12 +1,13 @@
 """Feeds a recipe to Lightning step by step, and goes on where a checkpoint stopped."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from grace_exp.data.batch import Instance, TextBatch
+from grace_exp.data.curriculum import CurriculumSchedule
 from grace_exp.data.recipes import Recipe
 from grace_exp.errors import ConfigError
 
@@ -41,6 +42,24 @@ class GraceDataModule(LightningDataModule):
         self._mini_batch_size = mini_batch_size or batch_size
         self._schedule = recipe.schedule(batch_size, steps)
 
+    def missed(self, found: Mapping[int, float]) -> dict[str, float]:
+        """Takes in how often the rationales of a step failed to find their instances, for `data.curriculum`.
+
+        Called within the step, with the same figures in all processes.
+
+        Args:
+            found: Share of the rationales that missed, by the instance's index.
+
+        Returns:
+            `curriculum/*`.
+        """
+        if not isinstance(self._schedule, CurriculumSchedule):
+            return {}
+        known = self._schedule.difficulties
+        drawn = known.of(list(found))
+        known.note(found)
+        return {"curriculum/difficulty_drawn": float(drawn.mean(dtype="float64")), **known.metrics()}
+
     def completed(self, step: int) -> None:
         """Notes that the step with this number (`TextBatch.step`) is done."""
         self.position = step + 1
@@ -50,7 +69,10 @@ class GraceDataModule(LightningDataModule):
 
         Raises:
             ConfigError: The processes do not divide the batch.
+            IndexError: Under `data.curriculum`, a step whose predecessor is not done, or that is done itself.
         """
+        if isinstance(self._schedule, CurriculumSchedule) and step not in (0, self.position):
+            raise IndexError(f"data.curriculum: step {step} is drawn from what the {step} steps before it have found")
         rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         share, rest = divmod(self._mini_batch_size, processes)
         if rest:
@@ -79,8 +101,11 @@ class GraceDataModule(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in."""
-        return {"step": self.position, **self._identity()}
+        """The position, and what it is a position in; under `data.curriculum` what is known of the instances."""
+        state = {"step": self.position, **self._identity()}
+        if isinstance(self._schedule, CurriculumSchedule):
+            state["difficulties"] = self._schedule.difficulties.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the position of a checkpoint.
@@ -99,6 +124,8 @@ class GraceDataModule(LightningDataModule):
                 "Resume with the run's own settings, or start a new run from its exported model"
             )
         self.position = state_dict["step"]
+        if isinstance(self._schedule, CurriculumSchedule):
+            self._schedule.difficulties.load_state_dict(state_dict["difficulties"])
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -7,10 +7,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from grace_exp.config.data import DataConfig
 from grace_exp.data.batch import Instance
 from grace_exp.data.cleaning import clean
+from grace_exp.data.curriculum import CurriculumSchedule
 from grace_exp.data.leaks import HeldoutTexts
 from grace_exp.data.rows import RejectLog
 from grace_exp.data.schedule import Schedule, SourceShare
@@ -41,6 +43,7 @@ class Recipe:
         weights = {name: _weight(data, name, source) for name, source in sources.items()}
         self._shares = [SourceShare(name, len(source.rows), weights[name]) for name, source in sources.items()]
         self._by_source, self._distinct = data.batch_by == "source", data.distinct_texts
+        self._floor = data.curriculum_floor if data.curriculum == "difficulty" else None
         settings: dict[str, object] = {
             "version": VERSION,
             "mode": data.mode,
@@ -51,6 +54,8 @@ class Recipe:
             settings["batch_by"] = data.batch_by
         if self._distinct:
             settings["distinct_texts"] = True
+        if self._floor is not None:
+            settings["curriculum"] = [data.curriculum, self._floor]
         self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -110,22 +115,25 @@ class Recipe:
             "fingerprint": self.fingerprint,
         }
 
-    def schedule(self, batch_size: int, steps: int) -> Schedule:
+    def schedule(self, batch_size: int, steps: int) -> Schedule | CurriculumSchedule:
         """Which instances each step is fed.
 
         Raises:
             DataError: A source has fewer rows than one step takes of it.
         """
-        return Schedule(
-            self._shares,
-            seed=self.seed,
-            batch_size=batch_size,
-            steps=steps,
-            by_source=self._by_source,
-            texts=joined([source_keys(source, "normalized") for source in self._sources.values()])
-            if self._distinct
-            else None,
+        texts = (
+            joined([source_keys(source, "normalized") for source in self._sources.values()]) if self._distinct else None
         )
+        kwargs: dict[str, Any] = {
+            "seed": self.seed,
+            "batch_size": batch_size,
+            "steps": steps,
+            "by_source": self._by_source,
+            "texts": texts,
+        }
+        if self._floor is not None:
+            return CurriculumSchedule(self._shares, floor=self._floor, **kwargs)
+        return Schedule(self._shares, **kwargs)
 
 
 def _weight(data: DataConfig, name: str, source: LoadedSource) -> float:

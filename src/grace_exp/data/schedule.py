@@ -59,25 +59,17 @@ class Schedule:
             DataError: A step takes more instances of a source than it has.
         """
         drawn = steps if texts is None else steps + _LOOKAHEAD  # what the last steps may change places with
-        weights = [source.weight for source in sources]
-        owner = _interleave(weights, drawn if by_source else batch_size * drawn)
-        owner = np.repeat(owner, batch_size) if by_source else owner
+        owners = turns(sources, batch_size, drawn, by_source=by_source)
+        owner = owners.ravel()
         flat = np.empty(batch_size * drawn, dtype=np.int64)
         offset = 0
         for number, source in enumerate(sources):
             draws = np.flatnonzero(owner == number)
-            most = int(np.bincount(draws // batch_size).max(initial=0))
-            if most > source.rows:
-                raise DataError(
-                    f"data.sources.{source.name} has {source.rows} usable rows, but a step of job.batch_size="
-                    f"{batch_size} takes {most} different ones: lower job.batch_size or the source's weight, or give "
-                    "more rows"
-                )
             flat[draws] = offset + _epochs(source.rows, draws // batch_size, (seed, number))
             offset += source.rows
         by_step = flat.reshape(drawn, batch_size)
         if texts is not None:
-            _apart(by_step, owner.reshape(drawn, batch_size), texts, steps)
+            _apart(by_step, owners, texts, steps)
         self._steps = by_step[:steps]
 
     def __len__(self) -> int:
@@ -93,6 +85,31 @@ class Schedule:
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of a schedule of {len(self)}")
         return [int(index) for index in self._steps[step]]
+
+
+def turns(sources: Sequence[SourceShare], batch_size: int, steps: int, *, by_source: bool) -> NDArray[np.int64]:
+    """The number of the source that has each place of each step, [steps, batch].
+
+    Args:
+        sources: In the recipe's order.
+        batch_size: Instances a step.
+        steps: How many.
+        by_source: As in `Schedule`.
+
+    Raises:
+        DataError: A step takes more instances of a source than it has.
+    """
+    weights = [source.weight for source in sources]
+    owner = _interleave(weights, steps if by_source else batch_size * steps)
+    owner = np.repeat(owner, batch_size) if by_source else owner
+    for number, source in enumerate(sources):
+        most = int(np.bincount(np.flatnonzero(owner == number) // batch_size).max(initial=0))
+        if most > source.rows:
+            raise DataError(
+                f"data.sources.{source.name} has {source.rows} usable rows, but a step of job.batch_size={batch_size} "
+                f"takes {most} different ones: lower job.batch_size or the source's weight, or give more rows"
+            )
+    return owner.reshape(steps, batch_size)
 
 
 def _apart(by_step: NDArray[np.int64], owner: NDArray[np.int64], texts: Keys, steps: int) -> None:

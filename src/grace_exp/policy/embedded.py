@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from grace_exp.errors import MissingResourceError
@@ -24,19 +25,39 @@ def embedded_smollm2(cache_dir: Path) -> Path:
     Raises:
         MissingResourceError: The package is not installed, or its file is not the one published.
     """
-    folder = cache_dir / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
-    if not (folder / "model.safetensors").is_file():
+    return _made(_folder(cache_dir), "model.safetensors", _convert)
+
+
+def embedded_tokenizer(cache_dir: Path) -> Path:
+    """Folder with the tokenizer: the model's where it was converted; otherwise made without reading the weights.
+
+    Raises:
+        MissingResourceError: As `embedded_smollm2`.
+    """
+    model = _folder(cache_dir)
+    if (model / "model.safetensors").is_file():
+        return model
+    return _made(model.with_name(f"{model.name}-tokenizer"), "tokenizer.json", _convert_tokenizer)
+
+
+def _folder(cache_dir: Path) -> Path:
+    return cache_dir / f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
+
+
+def _made(folder: Path, file: str, convert: Callable[[Path, Path], None]) -> Path:
+    """The folder, made by `convert` (from the package's file to a new folder) where it does not hold `file`."""
+    if not (folder / file).is_file():
         gguf = _gguf_file()
         _check_sum(gguf)
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Built aside and renamed, so that an interrupted conversion leaves nothing that looks whole.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
-            converted = Path(scratch) / "model"
-            _convert(gguf, converted)
+            converted = Path(scratch) / "made"
+            convert(gguf, converted)
             try:
                 os.rename(converted, folder)  # noqa: PTH104 - Path.rename would replace a file silently
             except OSError:
-                if not (folder / "model.safetensors").is_file():  # not another process that was faster
+                if not (folder / file).is_file():  # not another process that was faster
                     raise
     return folder
 
@@ -64,7 +85,7 @@ def _check_sum(path: Path) -> None:
 
 def _convert(gguf: Path, target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     folder = str(gguf.parent)
     model = AutoModelForCausalLM.from_pretrained(
@@ -74,4 +95,10 @@ def _convert(gguf: Path, target: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),  # without it the model cannot be saved
     )
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name).save_pretrained(target)
+    _convert_tokenizer(gguf, target)
+
+
+def _convert_tokenizer(gguf: Path, target: Path) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(target)

@@ -125,9 +125,9 @@ def load_tokenizer(config: BackboneConfig, cache_dir: Path) -> "PreTrainedTokeni
     from transformers import AutoTokenizer
 
     if config.source == "embedded":
-        from grace_exp.policy.embedded import embedded_smollm2
+        from grace_exp.policy.embedded import embedded_tokenizer
 
-        return AutoTokenizer.from_pretrained(embedded_smollm2(cache_dir))
+        return AutoTokenizer.from_pretrained(embedded_tokenizer(cache_dir))
     try:
         return AutoTokenizer.from_pretrained(config.path, revision=config.revision or "main")
     except (OSError, ValueError) as error:

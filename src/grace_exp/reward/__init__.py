@@ -1,7 +1,7 @@
 """Rewards from similarities between embeddings: pure functions that know no model."""
 
 from grace_exp.reward.composer import Reward, compose_reward, required_inputs
-from grace_exp.reward.diagnostics import embedding_metrics
+from grace_exp.reward.diagnostics import embedding_metrics, in_batch_misses
 from grace_exp.reward.gradient import RewardGradients, reward_gradients
 from grace_exp.reward.inert import InertTerms
 from grace_exp.reward.inputs import EmbeddingError, RewardInputs
@@ -22,6 +22,7 @@ __all__ = [
     "augmentation_overlap",
     "compose_reward",
     "embedding_metrics",
+    "in_batch_misses",
     "parse_rationale",
     "required_inputs",
     "reward_gradients",

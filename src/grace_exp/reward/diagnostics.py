@@ -59,6 +59,21 @@ def embedding_metrics(inputs: RewardInputs) -> dict[str, float]:
     return metrics
 
 
+def in_batch_misses(inputs: RewardInputs) -> Tensor:
+    """Share of each group's rollouts that do not find their own anchor, `[groups]` float64.
+
+    A rollout finds it (mean over anchor samples) if it is nearer than every anchor of the groups that have no text of
+    this group's pair: `embed/in_batch_accuracy` by group, taken from 1, where no texts are in common.
+
+    Args:
+        inputs: Embeddings of all groups of the step.
+    """
+    same_text = inputs.same_text_GG[:, None, :, None]
+    rivals_GKA = inputs.rollouts_to_anchors_GKGA.masked_fill(same_text, -math.inf).amax(dim=2)
+    found_GKA = (inputs.rollouts_to_own_anchors_GKA > rivals_GKA).double()
+    return 1 - found_GKA.mean(dim=(1, 2))
+
+
 def _effective_rank(gram_NN: Tensor) -> Tensor:
     """Effective rank of the matrix A from A A^T `[n, n]`, whose eigenvalues are A's squared singular values."""
     singular = torch.linalg.eigvalsh(gram_NN).clamp_min(0).sqrt()

@@ -63,6 +63,7 @@ _BASELINE = "every method"
 _HELDOUT = "evaluation with sets"
 _CONTROLS = "evaluation.controls=true"
 _PATHWISE = "objective.pathwise.weight > 0"
+_CURRICULUM = "data.curriculum=difficulty"
 _PARTS = "objective.pathwise.parts_every_n_steps"
 
 METRICS = (
@@ -88,6 +89,9 @@ METRICS = (
     Metric("rollout/zero_spread_dropped", "drivers", "instances", "", "Exchanged.", "objective.dynamic_sampling"),
     Metric("rollout/zero_spread_left", "drivers", "instances", "lower", "Left.", "objective.dynamic_sampling"),
     Metric("rollout/stored", "drivers", "instances", "", "Instances that an earlier step wrote.", "objective.replay"),
+    Metric("curriculum/difficulty_drawn", "drivers", "share", "", "Of the step's instances, before it.", _CURRICULUM),
+    Metric("curriculum/difficulty", "drivers", "share", "lower", "Mean over all instances seen.", _CURRICULUM),
+    Metric("curriculum/seen_share", "drivers", "share", "higher", "Instances seen so far.", _CURRICULUM),
     # ---- rationales: what is written?
     Metric("rollout/tokens_mean", "rationales", "tokens", "", "Mean length of the trained rationales."),
     Metric("rollout/tokens_max", "rationales", "tokens", "", "Length of the longest."),

@@ -142,7 +142,7 @@ class GraceModule(StepModule):
             metrics["rollout/stored"] = self._total(sum(one.stored for one in rollouts.instances))
         trained_roles = self._judge(rewards, rollouts, rollouts)
         if objective.dynamic_sampling is None:
-            return rollouts, scores, trained_roles, metrics
+            return rollouts, scores, trained_roles, metrics | self._note_missed(rewards)
         resampler = Resampler(config.seed, batch.step, self.gather, self.trainer.datamodule.another)  # type: ignore[attr-defined]
         for _ in range(objective.dynamic_sampling.max_rounds):
             others = resampler.next(rollouts, trained_roles)
@@ -153,7 +153,16 @@ class GraceModule(StepModule):
             rollouts = resampler.made(rollouts, new)
             trained_roles = self._judge(rewards, rollouts, new)
         self.engine.sleep()
-        return rollouts, scores, trained_roles, metrics | resampler.metrics(rollouts, trained_roles)
+        metrics |= self._note_missed(rewards) | resampler.metrics(rollouts, trained_roles)
+        return rollouts, scores, trained_roles, metrics
+
+    def _note_missed(self, rewards: StepRewards) -> dict[str, float]:
+        """Tell the data how often rationales missed their instances; figures of a curriculum."""
+        if not rewards.missed:
+            return {}
+        missed = self.trainer.strategy.broadcast(rewards.missed)  # one process's word, in case of rounding
+        figures: dict[str, float] = self.trainer.datamodule.missed(missed)  # type: ignore[attr-defined]
+        return figures
 
     def _fresh(self, batch: TextBatch) -> tuple[Rollouts, dict[str, float]]:
         """The step's own rationales; where so configured the next step's are begun, with the weights of now."""

@@ -97,3 +97,19 @@ def test_a_process_that_converts_at_the_same_time_does_no_harm(
     folder = embedded.embedded_smollm2(cache)
     assert (folder / "model.safetensors").read_bytes() == CONTENT
     assert list(cache.iterdir()) == [folder]
+
+
+def test_the_tokenizer_alone_is_made_without_weights_and_is_the_models_once_that_is_there(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tokenizer_only(gguf: Path, target: Path) -> None:
+        target.mkdir()
+        (target / "tokenizer.json").write_text("{}")
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    monkeypatch.setattr(embedded, "_convert_tokenizer", tokenizer_only)
+    alone = embedded.embedded_tokenizer(tmp_path / "cache")
+    assert [file.name for file in alone.iterdir()] == ["tokenizer.json"]
+    assert embedded.embedded_tokenizer(tmp_path / "cache") == alone
+    model = embedded.embedded_smollm2(tmp_path / "cache")
+    assert model != alone and embedded.embedded_tokenizer(tmp_path / "cache") == model

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grace_exp.reward import RewardInputs, embedding_metrics
+from grace_exp.reward import RewardInputs, embedding_metrics, in_batch_misses
 
 Make = Callable[..., RewardInputs]
 
@@ -56,6 +56,15 @@ def test_accuracy_counts_rollouts_nearest_to_their_own_query() -> None:
     rollouts = torch.tensor([[[1.0, 0.1], [0.1, 1.0]], [[0.2, 1.0], [0.0, 1.0]]])
     metrics = embedding_metrics(_inputs(rollouts, torch.eye(2)))
     assert metrics["embed/in_batch_accuracy"] == 0.75
+
+
+def test_misses_by_group_are_what_accuracy_leaves_and_know_no_rivals_with_equal_texts() -> None:
+    """As above: group 0 misses with one of two rollouts; with a text in common the groups are no rivals."""
+    rollouts = torch.tensor([[[1.0, 0.1], [0.1, 1.0]], [[0.2, 1.0], [0.0, 1.0]]])
+    inputs = _inputs(rollouts, torch.eye(2))
+    assert in_batch_misses(inputs).tolist() == [0.5, 0.0]
+    assert in_batch_misses(_inputs(torch.ones(2, 3, 2), torch.ones(2, 2))).tolist() == [1.0, 1.0]
+    assert in_batch_misses(replace(inputs, text_keys=torch.tensor([[1, 2], [3, 2]]))).tolist() == [0.0, 0.0]
 
 
 def test_effective_rank_equals_entropy_of_singular_values(make_inputs: Make) -> None:

@@ -54,6 +54,17 @@ def method_rules(config: Groups, require: Require) -> None:
         )
     if method.name == "rejection_sft":
         _rejection_sft_rules(config, require)
+    if config.data.curriculum == "difficulty" and config.job.name == "train":
+        require(
+            not method.is_infonce,
+            f"data.curriculum=difficulty with method={method.name}: it goes by the ranks of rationales, which this "
+            "method does not compute; set data.curriculum=none",
+        )
+        require(
+            config.job.batch_size > 1,
+            "data.curriculum=difficulty with job.batch_size=1: a rationale has no other instance to find; take 2 or "
+            "more",
+        )
 
 
 def _rejection_sft_rules(config: Groups, require: Require) -> None:

@@ -21,6 +21,11 @@ def overlap_rules(config: Groups, require: Require) -> None:
         f"set rollout=vllm_server with devices of its own, or {mend}",
     )
     require(
+        config.data.curriculum == "none",
+        f"{key} with data.curriculum={config.data.curriculum}: the next step would be written before this one has found "
+        f"how difficult its instances are; set data.curriculum=none, or {mend}",
+    )
+    require(
         method == "grace",
         f"{key} with method={method}: only method=grace weighs rationales by how likely the present weights would "
         f"have written them (objective.importance); set {mend}",

@@ -15,6 +15,7 @@ from grace_exp.objective.registry import (
     shaped_rewards,
 )
 from grace_exp.reward import RewardInputs, compose_reward, team_credit
+from grace_exp.training.step.missed import missed_shares
 from grace_exp.training.step.rollouts import Rollout, Rollouts
 from grace_exp.training.step.step_inputs import Processes, StepInputs
 from grace_exp.training.step.step_scores import StepScores
@@ -37,6 +38,8 @@ class StepRewards:
         self._scores = scores
         self._processes = processes
         self._inputs = inputs
+        self.missed: dict[int, float] = {}
+        """Under `data.curriculum`: see `missed_shares`, of every instance that was judged in this step."""
 
     def add(self, rollouts: Rollouts, new: Rollouts) -> None:
         """Compute what is missing.
@@ -66,7 +69,12 @@ class StepRewards:
             role: self._inputs.of(self._scores, rollouts, role, rollouts.for_role(role)) for role in rollouts.roles
         }
         credits = self._team_credit(inputs)
-        return [self._trained_role(rollouts, role, inputs[role], credits.get(role)) for role in rollouts.roles]
+        trained_roles = [
+            self._trained_role(rollouts, role, inputs[role], credits.get(role)) for role in rollouts.roles
+        ]
+        if self._config.data.curriculum == "difficulty":
+            self.missed |= missed_shares(rollouts, trained_roles, self._processes.gather)
+        return trained_roles
 
     def _team_credit(self, inputs: Mapping[Role, RewardInputs]) -> dict[Role, Tensor]:
         """Weighted credit of each trained role's rationales, [groups, K]; {} where none is given."""
