@@ -64,7 +64,7 @@ def test_misses_by_group_are_what_accuracy_leaves_and_know_no_rivals_with_equal_
     inputs = _inputs(rollouts, torch.eye(2))
     assert in_batch_misses(inputs).tolist() == [0.5, 0.0]
     assert in_batch_misses(_inputs(torch.ones(2, 3, 2), torch.ones(2, 2))).tolist() == [1.0, 1.0]
-    assert in_batch_misses(replace(inputs, text_keys=torch.tensor([[1, 2], [3, 2]]))).tolist() == [0.0, 0.0]
+    assert in_batch_misses(replace(inputs, text_keys_GX=torch.tensor([[1, 2], [3, 2]]))).tolist() == [0.0, 0.0]
 
 
 def test_effective_rank_equals_entropy_of_singular_values(make_inputs: Make) -> None:

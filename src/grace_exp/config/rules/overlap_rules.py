@@ -22,8 +22,8 @@ def overlap_rules(config: Groups, require: Require) -> None:
     )
     require(
         config.data.curriculum == "none",
-        f"{key} with data.curriculum={config.data.curriculum}: the next step would be written before this one has found "
-        f"how difficult its instances are; set data.curriculum=none, or {mend}",
+        f"{key} with data.curriculum={config.data.curriculum}: the next step would be written before this one has "
+        f"found how difficult its instances are; set data.curriculum=none, or {mend}",
     )
     require(
         method == "grace",

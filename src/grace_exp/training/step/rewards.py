@@ -69,9 +69,7 @@ class StepRewards:
             role: self._inputs.of(self._scores, rollouts, role, rollouts.for_role(role)) for role in rollouts.roles
         }
         credits = self._team_credit(inputs)
-        trained_roles = [
-            self._trained_role(rollouts, role, inputs[role], credits.get(role)) for role in rollouts.roles
-        ]
+        trained_roles = [self._trained_role(rollouts, role, inputs[role], credits.get(role)) for role in rollouts.roles]
         if self._config.data.curriculum == "difficulty":
             self.missed |= missed_shares(rollouts, trained_roles, self._processes.gather)
         return trained_roles
