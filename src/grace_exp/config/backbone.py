@@ -30,6 +30,9 @@ class PoolingConfig:
     """`text` is every prompt token after the system prompt, template tokens included."""
     method: Literal["mean", "last", "max"] = "mean"
     """How the region's hidden states become one vector."""
+    transform: Literal["none", "center"] = "none"
+    """Of an export: center removes the mean of a reference sample from every embedding (job=fit_center sets it there).
+    Training pools without it."""
     layer: int = -1
     """Of the model's hidden states: -1 the last one after the final norm, -2 the one before, 0 the input embeddings."""
 

@@ -28,7 +28,7 @@ def sequences_at_once(config: GraceConfig) -> int:
 def _asked_by_a_process(config: GraceConfig) -> int | None:
     """Of one call, at most; None: as many as there are texts."""
     job, rollout = config.job, config.rollout
-    encodes = job.name in ("embed", "distill", "fit_adaptive", "evaluate")
+    encodes = job.name in ("embed", "distill", "fit_adaptive", "fit_center", "evaluate")
     if encodes and not (job.name == "evaluate" and config.evaluation.sets):
         return job.encode.batch_size * job.encode.samples
     if job.name != "train" or config.method.prompt_only:

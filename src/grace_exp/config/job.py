@@ -69,6 +69,7 @@ class JobConfig:
         "embed",
         "mine_negatives",
         "fit_adaptive",
+        "fit_center",
         "distill",
         "serve",
         "explain",
@@ -92,7 +93,10 @@ class JobConfig:
     the teacher, which must be given."""
     input: str | None = None
     """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives:
-    pairs, with the columns query and positive; fit_adaptive: such pairs, held out from training."""
+    pairs, with the columns query and positive; fit_adaptive: such pairs, held out from training.
+    fit_center: the reference sample, as for embed; null: texts of the configured training data."""
+    center_texts: Annotated[int, Field(ge=2)] = 256
+    """fit_center: texts drawn of the reference sample, at most."""
     column: Annotated[str, Field(min_length=1)] = "text"
     """embed, distill: where the texts are in `input`, unless it is plain text."""
     id_column: Annotated[str, Field(min_length=1)] | None = None
@@ -171,6 +175,8 @@ class JobConfig:
                 "job=fit_adaptive needs job.model, a run folder or an exported model, and job.input, pairs that it was "
                 "not trained on"
             )
+        if self.name == "fit_center" and self.model is None:
+            raise ValueError("job=fit_center needs job.model: a run folder with an export, or an exported model")
         both = self.text_a is not None and self.text_b is not None
         if self.name == "explain" and both == (self.pairs is not None):
             raise ValueError("job=explain needs job.text_a and job.text_b, or a file of such pairs: job.pairs")

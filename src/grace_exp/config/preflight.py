@@ -70,7 +70,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     elif job.name == "distill" and job.distill.student is not None:
         problem = _model_problem(job.distill.student, None)
         yield from [f"job.distill.student={job.distill.student}: {problem}"] if problem else []
-    if job.name in ("embed", "mine_negatives", "fit_adaptive", "distill") and job.input is not None:
+    if job.name in ("embed", "mine_negatives", "fit_adaptive", "fit_center", "distill") and job.input is not None:
         yield from _source_problems(f"job.input={job.input}", SourceConfig(path=job.input))
     if job.name == "serve":
         for module in ("starlette", "uvicorn", "prometheus_client"):
@@ -80,7 +80,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
             yield f"job.serve.api_key_env={key}: this variable is not set; say export {key}=..."
     if job.name == "train":
         yield from _own_part_problems(config)
-    if job.name in ("train", "prepare_data"):
+    if job.name in ("train", "prepare_data") or (job.name == "fit_center" and job.input is None):
         for name, source in config.data.sources.items():
             for single in source.single:
                 yield from _source_problems(f"data.sources.{name}.path={single.path}", single)

@@ -20,6 +20,7 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.adaptive_encoding import embed_adaptively
 from grace_exp.encoder.adaptive_rule import AdaptiveRule, required_rule
 from grace_exp.encoder.cache import RationaleCache
+from grace_exp.encoder.center import Center, check_single
 from grace_exp.encoder.corpus import embed_corpus
 from grace_exp.encoder.engines import EngineMaker, engine_maker
 from grace_exp.encoder.fingerprint import fingerprint
@@ -59,6 +60,7 @@ class GraceEncoder:
             for these roles without being named.
         truncate_dim: Of all embeddings, unless a call says otherwise; None: whole.
         rule: Of `mode="adaptive"`; None: there is none.
+        center: Removed from every embedding, before it is shortened or brought to length 1; None: nothing is.
         template_kwargs: Variables of the chat template.
     """
 
@@ -76,6 +78,7 @@ class GraceEncoder:
         name: str = "grace",
         truncate_dim: int | None = None,
         rule: AdaptiveRule | None = None,
+        center: Center | None = None,
     ) -> None:
         """Put an encoder around a loaded model; `from_pretrained` loads one.
 
@@ -91,6 +94,7 @@ class GraceEncoder:
             name: For tables.
             truncate_dim: See the class.
             rule: See the class.
+            center: See the class.
         """
         self.backbone = backbone
         self.policy = policy
@@ -102,6 +106,7 @@ class GraceEncoder:
         self.name = name
         self.truncate_dim = truncate_dim
         self.rule = rule
+        self.center = center
         self.template_kwargs = dict(template_kwargs or {})
         self._instructions = Instructions(backbone.tokenizer, prompt, self.template_kwargs)
         self.prompts = self._instructions.prompts
@@ -176,6 +181,7 @@ class GraceEncoder:
             name=str(path_or_hub_name),
             truncate_dim=truncate_dim,
             rule=found.rule if prompt is None and pooling is None else None,
+            center=found.center if prompt is None and pooling is None else None,
         )
 
     def encode(
@@ -255,6 +261,7 @@ class GraceEncoder:
             samples=samples,
             truncate_dim=dimensions,
         )
+        check_single(self.center, samples if budget and writes(mode, role_of(role, prompt_name)) else 1)
         part = role_of(role, prompt_name)
         if not writes(mode, part):
             budget = 0
@@ -286,7 +293,11 @@ class GraceEncoder:
             else:
                 corpus = embed_corpus(inputs, part, region, rationales=given, **settings)
         self._rationale_ids = corpus.rationale_ids
-        found = finished(corpus.vectors, dimensions, normalize_embeddings)
+        whole = corpus.vectors
+        if self.center is not None and inputs:
+            written = np.array([len(ids) > 0 for ids in corpus.rationale_ids] or [False] * len(inputs))
+            whole = self.center.removed(whole, written, self.name)
+        found = finished(whole, dimensions, normalize_embeddings)
         if convert_to_tensor or not convert_to_numpy:
             tensor = torch.from_numpy(found[0] if single else found).to(self.device)
             return tensor if convert_to_tensor or single else list(tensor)

@@ -153,6 +153,11 @@ def explain_pair(
         ConfigError: `backbone.pooling.method` is not `mean`: only a mean is a sum over tokens.
         DataError: `a` or `b` is no text.
     """
+    if encoder.center is not None:
+        raise ConfigError(
+            "pooling.transform=center: a cosine of centred embeddings is no sum over the words of both texts; load the "
+            "model with pooling=PoolingConfig() to explain it uncentred (job=explain: with job.resume)"
+        )
     method = encoder.policy.pooling.method
     if method != "mean":
         raise ConfigError(

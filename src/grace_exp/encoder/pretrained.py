@@ -14,6 +14,7 @@ from grace_exp.config.backbone import BackboneConfig, PoolingConfig
 from grace_exp.config.compose import compose_settings, conf_dir
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.encoder.adaptive_rule import AdaptiveRule, read_rule
+from grace_exp.encoder.center import Center, read_center
 from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.modes import Mode
 from grace_exp.errors import ConfigError, MissingResourceError
@@ -47,6 +48,7 @@ class Pretrained:
         adapter: A peft adapter to fold in.
         seed: Of the tiny model's weights.
         base: Digest of the weights that the adapter was trained on; None: not known.
+        center: What is removed from embeddings; None: nothing.
         rule: Of `mode=adaptive`; None: there is none.
     """
 
@@ -58,6 +60,7 @@ class Pretrained:
     seed: int = 0
     base: str | None = None
     rule: AdaptiveRule | None = None
+    center: Center | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,7 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
     rule = read_rule(where)
     if settings is None:
         return replace(found, adapter=where, rule=rule)
-    return replace(_with(found, settings), adapter=where, rule=rule)
+    return replace(_with(found, settings, where), adapter=where, rule=rule)
 
 
 def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "Backbone":
@@ -172,7 +175,7 @@ def _folder(folder: Path) -> Pretrained:
     settings, rule = _read_settings(folder), read_rule(folder)
     if (folder / "config.json").is_file():
         found = Pretrained(BackboneConfig(name=folder.name, path=str(folder)), _paper_prompt(), rule=rule)
-        return found if settings is None else _with(found, settings)
+        return found if settings is None else _with(found, settings, folder)
     if not (folder / "adapter_config.json").is_file():
         raise MissingResourceError(
             f"{folder} holds neither config.json (a model) nor adapter_config.json (a peft adapter), and is no run "
@@ -188,10 +191,10 @@ def _folder(folder: Path) -> Pretrained:
             )
         base = BackboneConfig(name=folder.name, path=name)
     found = Pretrained(base, _paper_prompt(), adapter=folder, rule=rule)
-    return found if settings is None else _with(found, settings)
+    return found if settings is None else _with(found, settings, folder)
 
 
-def _with(found: Pretrained, settings: _Settings) -> Pretrained:
+def _with(found: Pretrained, settings: _Settings, folder: Path) -> Pretrained:
     backbone = replace(found.backbone, pooling=settings.pooling, template_kwargs=settings.template_kwargs)
     return replace(
         found,
@@ -201,6 +204,7 @@ def _with(found: Pretrained, settings: _Settings) -> Pretrained:
         mode=settings.mode,
         seed=settings.seed,
         base=settings.base,
+        center=read_center(folder, settings.pooling.transform),
     )
 
 

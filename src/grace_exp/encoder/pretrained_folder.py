@@ -1,12 +1,13 @@
 """Folders of exported models: what GRACE, transformers and sentence-transformers load them with."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace_exp.config.install import clone_command
 from grace_exp.encoder.adaptive_rule import write_rule
+from grace_exp.encoder.center import write_center
 from grace_exp.encoder.modes import Mode
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 from grace_exp.tracking.atomic import write_text_atomic
@@ -46,6 +47,8 @@ def save_folder(encoder: "GraceEncoder", folder: str | Path) -> None:
     encoder.backbone.model.save_pretrained(str(place))
     encoder.tokenizer.save_pretrained(str(place))
     write_settings(place, encoder, mode=encoder.mode)
+    if encoder.center is not None:
+        write_center(place, encoder.center, SETTINGS_FILE)
     if encoder.rule is not None:
         write_rule(place, encoder.rule)
     instructions = encoder.prompt.instructions
@@ -56,7 +59,7 @@ def write_settings(folder: Path, encoder: "GraceEncoder", *, mode: Mode) -> None
     """Write what `GraceEncoder.from_pretrained` reads beside the weights, with the mode that the weights are for."""
     settings = {
         "prompt": asdict(encoder.prompt),
-        "pooling": asdict(encoder.policy.pooling),
+        "pooling": asdict(replace(encoder.policy.pooling, transform="none")),
         "template_kwargs": encoder.template_kwargs,
         "max_tokens": encoder.max_tokens,
         "mode": mode,

@@ -6,23 +6,27 @@ system prompt. For that its tokens get ids of their own, rows of the embedding t
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from grace_exp.config.backbone import PoolingConfig
 from grace_exp.data.batch import Role
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.pretrained import TOKENIZER_FOLDER
-from grace_exp.encoder.pretrained_folder import MODULES_FILE, write_sentence_config
+from grace_exp.encoder.pretrained_folder import MODULE_FILE, MODULES_FILE, write_sentence_config
 from grace_exp.tracking.summary import write_json_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_CENTERING = "_Centering"
 _POOLING = {"mean": "mean", "last": "lasttoken"}
 
 
@@ -83,6 +87,35 @@ def save_stock(
     ]
     write_json_atomic(folder / MODULES_FILE, records)
     write_sentence_config(folder, {})
+
+
+def is_stock(folder: Path) -> bool:
+    """Whether sentence-transformers loads a folder with modules of its own alone."""
+    return (folder / MODULES_FILE).is_file() and not (folder / MODULE_FILE).is_file()
+
+
+def write_centering(folder: Path, mean: NDArray[np.float32]) -> None:
+    """Give a folder of stock modules a last one that removes a mean: a linear layer, the identity less the mean.
+
+    Args:
+        folder: As `save_stock` wrote it; a mean of an earlier call is replaced.
+        mean: [hidden].
+    """
+    from safetensors.torch import save_file
+
+    path = folder / MODULES_FILE
+    records = [one for one in json.loads(path.read_text(encoding="utf-8")) if not one["path"].endswith(_CENTERING)]
+    place = f"{len(records)}{_CENTERING}"
+    (folder / place).mkdir(exist_ok=True)
+    hidden = len(mean)
+    layer = {"in_features": hidden, "out_features": hidden, "bias": True}
+    identity = "torch.nn.modules.linear.Identity"
+    write_json_atomic(folder / place / "config.json", {**layer, "activation_function": identity})
+    weights = {"linear.weight": torch.eye(hidden), "linear.bias": -torch.from_numpy(np.array(mean, np.float32))}
+    save_file(weights, str(folder / place / "model.safetensors"))
+    number = len(records)
+    kind = "sentence_transformers.models.Dense"
+    write_json_atomic(path, [*records, {"idx": number, "name": str(number), "path": place, "type": kind}])
 
 
 @contextmanager

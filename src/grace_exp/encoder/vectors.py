@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Vectors = NDArray[np.float32]
+
 
 def finished(vectors: NDArray[np.float32], dimensions: int | None, normalize: bool) -> NDArray[np.float32]:
     """Embeddings [n, hidden] cut to the first dimensions, then brought to length 1."""

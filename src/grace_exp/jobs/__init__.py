@@ -48,6 +48,10 @@ def run(config: GraceConfig) -> dict[str, float]:
             from grace_exp.jobs.fit_adaptive import fit_adaptive
 
             return fit_adaptive(config)
+        case "fit_center":
+            from grace_exp.jobs.fit_center import fit_center
+
+            return fit_center(config)
         case "distill":
             from grace_exp.jobs.distill import distill
 

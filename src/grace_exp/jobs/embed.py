@@ -16,6 +16,7 @@ from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.corpus_rows import CorpusRow, CorpusRows
 from grace_exp.data.lines import QUOTED_TOO, RENAME
+from grace_exp.encoder.center import pooling_of
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.progress_bar import progress_bar
 from grace_exp.encoder.shards import Shards
@@ -105,7 +106,7 @@ def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
         "model": encoder.fingerprint,
         "engine": type(encoder.engine).__name__,
         "prompt": asdict(encoder.prompt),
-        "pooling": asdict(encoder.policy.pooling),
+        "pooling": pooling_of(encoder.policy.pooling, encoder.center),
         "max_tokens": encoder.max_tokens,
         "encode": encode,
         "role": config.job.role,

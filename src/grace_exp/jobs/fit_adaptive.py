@@ -46,6 +46,7 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
     with ExitStack() as stack:
         device = stack.enter_context(processes(config.hardware))
         encoder = stack.enter_context(closing(build_encoder(config, device)))
+        encoder.center = None  # the rule reads embeddings as they are pooled
         bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
         of_queries, query_tokens = _both_modes(config, encoder, queries, "query")

@@ -82,8 +82,8 @@ def rule_folders(config: GraceConfig) -> list[Path]:
         found = exports_in(named) if named.is_dir() else []
     if not found:
         raise MissingResourceError(
-            f"{named} is neither a model folder nor a run with an export, so there is no place for the rule: name one "
-            "as job.model; GraceEncoder.save_pretrained makes a folder of a model of a hub"
+            f"{named} is neither a model folder nor a run with an export, so there is no place for what is fitted: "
+            "name one as job.model; GraceEncoder.save_pretrained makes a folder of a model of a hub"
         )
     return found
 

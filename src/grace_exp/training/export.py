@@ -13,8 +13,8 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.fingerprint import base_fingerprint
 from grace_exp.encoder.pretrained import SETTINGS_FILE
-from grace_exp.encoder.pretrained_folder import MODULE_FILE, write_module
-from grace_exp.encoder.stock_modules import fits_stock_modules, save_stock
+from grace_exp.encoder.pretrained_folder import write_module
+from grace_exp.encoder.stock_modules import fits_stock_modules, is_stock, save_stock
 from grace_exp.errors import ConfigError
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.tracking.atomic import atomic_folder, write_text_atomic
@@ -72,7 +72,7 @@ def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[
         _save_model(unfinished, kind, model, backbone, config)
         base = {"base": base_fingerprint(model)} if kind == "adapter" else {}
         write_json_atomic(unfinished / SETTINGS_FILE, _settings(config) | base)
-        write_text_atomic(unfinished / "README.md", model_card(config, kind, results, stock=_is_stock(unfinished)))
+        write_text_atomic(unfinished / "README.md", model_card(config, kind, results, stock=is_stock(unfinished)))
     return folder
 
 
@@ -89,11 +89,6 @@ def _save_model(folder: Path, kind: str, model: Any, backbone: Backbone, config:
     backbone.tokenizer.save_pretrained(str(folder))
     instructions = config.prompt.instructions
     write_module(folder, {"query": instructions.query, "document": instructions.positive})
-
-
-def _is_stock(folder: Path) -> bool:
-    """Whether sentence-transformers loads it with modules of its own alone."""
-    return not (folder / MODULE_FILE).is_file()
 
 
 def _settings(config: GraceConfig) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def test_every_choice_of_every_group_composes(recipe: dict[str, str]) -> None:
     needed += ["job.input=mine.txt", "job.output=mine.npy"] if recipe["job"] == "embed" else []
     needed += ["job.input=mine.jsonl", "job.output=o.jsonl"] if recipe["job"] == "mine_negatives" else []
     needed += ["job.input=mine.jsonl", "job.model=mine"] if recipe["job"] == "fit_adaptive" else []
+    needed += ["job.model=mine"] if recipe["job"] == "fit_center" else []
     if recipe["job"] == "distill":
         needed += ["job.input=mine.txt", "job.model=mine", "+evaluation.sets.one={kind: sts, source: stsb}"]
     needed += ["job.run=mine"] if recipe["job"] in ("report", "dashboard") else []

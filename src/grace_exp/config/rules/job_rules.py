@@ -12,6 +12,11 @@ def job_rules(config: Groups, require: Require) -> None:
     )
     if config.job.name == "train" and not config.method.is_infonce:
         _training_rules(config, require)
+    require(
+        config.backbone.pooling.transform == "none",
+        "backbone.pooling.transform='center' in a run's settings: training pools without it. Set it to none; "
+        "job=fit_center job.model=<run> puts it into what the run has exported",
+    )
     if config.job.name == "distill":
         _distillation_rules(config, require)
     if config.job.name == "fit_adaptive":

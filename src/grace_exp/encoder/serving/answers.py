@@ -12,6 +12,7 @@ from grace_exp.config.job import EncodeConfig
 from grace_exp.data.batch import Role
 from grace_exp.encoder.adaptive_rule import required_rule
 from grace_exp.encoder.cache import RationaleCache
+from grace_exp.encoder.center import check_single
 from grace_exp.encoder.embedding import works_of
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.instructions import Instructions
@@ -75,6 +76,7 @@ class Answers:
             seed: Of sampling.
             precision: Entered around the model's work, in its thread.
         """
+        check_single(encoder.center, settings.samples)
         self.encoder = encoder
         self.settings = settings
         self._seed = seed
@@ -120,7 +122,10 @@ class Answers:
             found = self._stored(texts, kind.role, budget, cache)
         if found is None:
             return None
-        vectors = finished(found.vectors, settings.truncate_dim or encoder.truncate_dim, settings.normalize)
+        whole = found.vectors
+        if encoder.center is not None:
+            whole = encoder.center.removed(whole, np.array(found.rationale_tokens) > 0, encoder.name)
+        vectors = finished(whole, settings.truncate_dim or encoder.truncate_dim, settings.normalize)
         return replace(found, vectors=vectors)
 
     def _stored(self, texts: Sequence[str], role: Role, budget: int, cache: ModelCache) -> Answer | None:

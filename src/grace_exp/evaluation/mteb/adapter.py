@@ -13,6 +13,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 from numpy.typing import NDArray
 
+from grace_exp.encoder.center import pooling_of
 from grace_exp.encoder.encoder import GraceEncoder
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class MtebEncoder(AbsEncoder):
             "prompts": encoder.prompts,
             "template": encoder.tokenizer.chat_template,
             "template_kwargs": encoder.template_kwargs,
-            "pooling": asdict(encoder.policy.pooling),
+            "pooling": pooling_of(encoder.policy.pooling, encoder.center),
             "truncate_dim": encoder.truncate_dim,
             **({"rule": asdict(encoder.rule)} if encoder.rule is not None and mode == "adaptive" else {}),
             "computed_with": encoder.computed_with(),

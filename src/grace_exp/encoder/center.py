@@ -1,0 +1,133 @@
+"""Centred embeddings: the mean of a reference sample, removed from every embedding before it is brought to length 1."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grace_exp.config.advice import override
+from grace_exp.config.backbone import PoolingConfig
+from grace_exp.encoder.vectors import Vectors
+from grace_exp.errors import ConfigError
+from grace_exp.tracking.atomic import atomic_path
+from grace_exp.tracking.summary import write_json_atomic
+
+CENTER_FILE = "center.safetensors"
+"""Beside exported weights."""
+FIT_COMMAND = "python -m grace_exp job=fit_center {model} job.input=texts.txt"
+
+
+@dataclass(frozen=True, eq=False)
+class Center:
+    """Means of a reference sample's embeddings, not normalised; texts with and without rationale each have theirs.
+
+    Attributes:
+        rationale: Of texts with their rationale, [hidden] float32; None: the model was not fitted for it.
+        prompt_only: Of texts alone, likewise.
+    """
+
+    rationale: Vectors | None
+    prompt_only: Vectors | None
+
+    def removed(self, vectors: Vectors, written: NDArray[np.bool_], model: str) -> Vectors:
+        """The embeddings less the mean.
+
+        Args:
+            vectors: [texts, hidden], whole and not normalised.
+            written: Whether a text has a rationale, [texts].
+            model: Its name, for messages.
+
+        Raises:
+            ConfigError: The mean that is needed is not there, or of another length.
+        """
+        result = vectors.astype(np.float64)
+        for name, rows in (("rationale", written), ("prompt_only", ~written)):
+            if not rows.any():
+                continue
+            mean: Vectors | None = getattr(self, name)
+            command = FIT_COMMAND.format(model=override("job.model", model))
+            if mean is None:
+                raise ConfigError(
+                    f"pooling.transform=center: {CENTER_FILE} of {model} has no mean for the mode {name}; fit one: "
+                    f"{command} job.encode.mode={name}"
+                )
+            if mean.shape != vectors.shape[1:]:
+                raise ConfigError(
+                    f"pooling.transform=center: {CENTER_FILE} of {model} is for embeddings of {len(mean)} numbers, and "
+                    f"the model's have {vectors.shape[1]}: fit it again: {command}"
+                )
+            result[rows] -= mean
+        centred: Vectors = result.astype(np.float32)
+        return centred
+
+    @property
+    def digest(self) -> str:
+        """Of both means, 16 hex digits: what embeddings depend on beside weights and pooling."""
+        found = hashlib.blake2b(digest_size=8)
+        for mean in (self.rationale, self.prompt_only):
+            found.update(b"none" if mean is None else np.asarray(mean, "<f4").tobytes())
+        return found.hexdigest()
+
+
+def check_single(center: Center | None, samples: int) -> None:
+    """Refuse several rationales a text, whose unit vectors are averaged before a mean could be removed.
+
+    Raises:
+        ConfigError: There is a mean to remove, and more than one sample.
+    """
+    if center is not None and samples > 1:
+        raise ConfigError(
+            f"samples={samples} with pooling.transform=center: the embedding of several rationales is the mean of "
+            "their unit vectors, from which no mean of whole embeddings can be removed; set samples=1"
+        )
+
+
+def read_center(folder: Path, transform: str) -> Center | None:
+    """What `pooling.transform` of a model folder asks for; None: nothing.
+
+    Raises:
+        ConfigError: The means are missing or damaged.
+    """
+    if transform == "none":
+        return None
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = folder / CENTER_FILE
+    command = FIT_COMMAND.format(model=override("job.model", folder))
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"the settings beside {path} say pooling.transform=center, but it cannot be read ({error}): fit it again: "
+            f"{command}, or set transform to none in grace_config.json"
+        ) from error
+    means = {name: found.get(name) for name in ("rationale", "prompt_only")}
+    usable = [mean for mean in means.values() if mean is not None]
+    if not usable or not all(mean.ndim == 1 and np.isfinite(mean).all() for mean in usable):
+        raise ConfigError(f"{path} holds no mean of embeddings: fit it again: {command}")
+    return Center(**means)
+
+
+def pooling_of(pooling: PoolingConfig, center: Center | None) -> dict[str, Any]:
+    """What pooling and centring decide of an embedding, as plain data; without a mean as before there were any."""
+    plain = asdict(replace(pooling, transform="none"))
+    del plain["transform"]
+    return plain if center is None else {**plain, "center": center.digest}
+
+
+def write_center(folder: Path, center: Center, settings_file: str) -> None:
+    """Write the means beside a model, then say in its settings that they are to be removed."""
+    from safetensors.numpy import save_file
+
+    means = {"rationale": center.rationale, "prompt_only": center.prompt_only}
+    with atomic_path(folder / CENTER_FILE) as temporary:
+        save_file({name: np.asarray(mean, np.float32) for name, mean in means.items() if mean is not None}, temporary)
+    path = folder / settings_file
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings["pooling"]["transform"] = "center"
+    write_json_atomic(path, settings)
