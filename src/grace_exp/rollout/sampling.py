@@ -39,6 +39,7 @@ class SeededSampler(LogitsProcessor):
                 for request, sample in zip(requests, samples, strict=True)
             ]
         )
+        self._rows = torch.arange(len(requests), device=device)
         self._uniforms = torch.from_numpy(uniforms).to(device)
         temperatures = torch.tensor([request.temperature for request in requests], device=device)
         self._greedy = temperatures == 0
@@ -49,11 +50,15 @@ class SeededSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Replace the scores [rows, vocabulary] by 0 at the chosen token and -inf elsewhere."""
         position = input_ids.shape[1] - self._prompt_width
-        logprobs = torch.log_softmax(scores.float() / self._temperatures, dim=-1)
-        sampled = draw(logprobs.exp(), self._uniforms[:, position])[:, None]
-        chosen = torch.where(self._greedy[:, None], scores.argmax(dim=-1, keepdim=True), sampled)
-        self.logprobs[:, position] = logprobs.gather(1, chosen).squeeze(1)
+        logprobs = torch.log_softmax(scores.float() / self._temperatures[self._rows], dim=-1)
+        sampled = draw(logprobs.exp(), self._uniforms[self._rows, position])[:, None]
+        chosen = torch.where(self._greedy[self._rows, None], scores.argmax(dim=-1, keepdim=True), sampled)
+        self.logprobs[self._rows, position] = logprobs.gather(1, chosen).squeeze(1)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)  # type: ignore[return-value]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [n] alone, of those that there were at first."""
+        self._rows = rows
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -82,13 +87,43 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return (block * _BLOCK + token).squeeze(1).clamp_(max=vocabulary - 1)
 
 
-class OwnLimit(StoppingCriteria):
-    """Stops every row at its own request's `max_tokens`."""
+class Finished(StoppingCriteria):
+    """Stops every row at an end token or its own request's `max_tokens`, and all of them when half are done.
 
-    def __init__(self, requests: Sequence[Request], prompt_width: int, device: torch.device) -> None:
-        """Take the limit of every row's request; see `SeededSampler`."""
+    `generate` goes on feeding rows that have ended. After such a stop it can be called again with the others, so that
+    no more than twice the rows that still write are computed; the cache is copied for half of its rows at most.
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], end_token_ids: Sequence[int], prompt_width: int, device: torch.device
+    ) -> None:
+        """Take the limit of every row's request.
+
+        Args:
+            requests: The request of every row.
+            end_token_ids: Tokens that end a rationale.
+            prompt_width: As in `SeededSampler`.
+            device: Where the tokens are.
+        """
         self._limits = torch.tensor([request.max_tokens for request in requests], device=device) + prompt_width
+        self._ends = torch.tensor(end_token_ids, dtype=torch.long, device=device)
+        self._ended = torch.zeros(len(requests), dtype=torch.bool, device=device)
+        self._rows = torch.arange(len(requests), device=device)
+        self._settled = self._ended
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> Tensor:
         """Which rows are done, [rows] bool."""
-        return input_ids.shape[1] >= self._limits
+        # Done before this token: the last token of these has been fed too, and its hidden state is there.
+        self._settled = self._ended[self._rows]
+        at_limit = input_ids.shape[1] >= self._limits[self._rows]
+        done = self._settled | torch.isin(input_ids[:, -1], self._ends) | at_limit
+        self._ended[self._rows] = done
+        return torch.ones_like(done) if 2 * int(self._settled.sum()) >= len(done) else done
+
+    def rest(self) -> Tensor:
+        """Rows that are still to be decoded, [n], in order, when some are; none when all are done."""
+        return self._rows[:0] if bool(self._ended.all()) else self._rows[~self._settled]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows [n] alone, of those that there were at first."""
+        self._rows = rows

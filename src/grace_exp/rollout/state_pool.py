@@ -74,6 +74,11 @@ class StatePool(LogitsProcessor):
         self._rationale: Tensor | None = None
         self._tokens = torch.zeros_like(rows)
         self._ended = torch.zeros_like(rows, dtype=torch.bool)
+        self._fed: Tensor | None = None
+
+    def keep(self, rows: Tensor) -> None:
+        """From here on only these rows [n] of the first are decoded; the last token of the others was fed."""
+        self._fed = rows
 
     def read(self, positions: Tensor, mask: Tensor) -> None:
         """Columns of the prompts were read, those of all in common by one row.
@@ -94,7 +99,10 @@ class StatePool(LogitsProcessor):
             text = None if self._text is None else self._text[self._rows]
             self._text = _pooled(self._method, text, self._tap.states, self._wanted[:, None])
         else:
-            self._add(input_ids[:, -1], self._tap.states, self._alive())
+            tokens, states, alive = input_ids[:, -1], self._tap.states, self._alive()
+            if self._fed is not None:
+                tokens, states = self._scattered(self._fed, tokens, states)
+            self._add(tokens, states, alive)
         return scores
 
     def unfed(self) -> Tensor:
@@ -103,11 +111,16 @@ class StatePool(LogitsProcessor):
 
     def add_last(self, rows: Tensor, tokens: Tensor) -> None:
         """The last tokens [n] of such rows [n] were fed."""
-        states = self._tap.states.new_zeros(len(self._rows), 1, self._tap.states.shape[-1])
-        states[rows] = self._tap.states
+        everywhere, states = self._scattered(rows, tokens, self._tap.states)
+        self._add(everywhere, states, torch.zeros_like(self._ended).index_fill_(0, rows, True))
+
+    def _scattered(self, rows: Tensor, tokens: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all rows, zeros where nothing was fed."""
+        all_states = states.new_zeros(len(self._rows), 1, states.shape[-1])
+        all_states[rows] = states
         everywhere = self._rows.new_zeros(len(self._rows))
         everywhere[rows] = tokens
-        self._add(everywhere, states, torch.zeros_like(self._ended).index_fill_(0, rows, True))
+        return everywhere, all_states
 
     def _alive(self) -> Tensor:
         return self._wanted & ~self._ended & (self._tokens < self._limits)

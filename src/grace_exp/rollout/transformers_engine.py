@@ -13,7 +13,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from grace_exp.policy.pooled_states import PooledStates
 from grace_exp.rollout.merged import MergedCopy
 from grace_exp.rollout.protocol import Completion, Request
-from grace_exp.rollout.sampling import OwnLimit, SeededSampler
+from grace_exp.rollout.sampling import Finished, SeededSampler
 from grace_exp.rollout.state_pool import StatePool, StateTap
 from grace_exp.rollout.threads import map_on_threads, shares
 
@@ -142,25 +142,69 @@ class TransformersEngine:
         cache = self._read_prompts(model, ids, mask, head, pool)
         cache.batch_select_indices(select)
         sampler = SeededSampler(row_requests, samples, width, device)
-        generate: Any = model.generate
-        output = generate(
-            inputs=ids[select],
-            attention_mask=mask[select],
-            past_key_values=cache,
-            logits_processor=[sampler] if pool is None else [pool, sampler],
-            stopping_criteria=[OwnLimit(row_requests, width, device)],
-            max_new_tokens=max(request.max_tokens for request in requests),
-            do_sample=False,
-            eos_token_id=self._end_token_ids,
-            pad_token_id=self._pad_token_id,
-        )
+        finished = Finished(row_requests, self._end_token_ids, width, device)
+        output, left = self._decode(model, ids[select], mask[select], cache, sampler, finished, pool)
         sampled, logprobs = output[:, width:].tolist(), sampler.logprobs.tolist()
         states: list[PooledStates | None] = [None] * len(rows)
         if pool is not None:
-            self._read_last(model, output, mask[select], cache, pool)
+            self._read_last(model, output, mask[select], cache, left, pool)
             states = pool.found()
         flat = iter(zip(row_requests, sampled, logprobs, states, strict=True))
         return [[self._completion(*next(flat)) for _ in range(request.n)] for request in requests]
+
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: DynamicCache,
+        sampler: SeededSampler,
+        finished: Finished,
+        pool: StatePool | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write; whenever half of the rows are done, go on with the others.
+
+        Args:
+            model: Writes.
+            ids: Prompts, [rows, width].
+            mask: 1 at their real tokens, [rows, width].
+            cache: Of all prompt columns but the last.
+            sampler: Chooses tokens.
+            finished: Knows when rows are done.
+            pool: Takes in the hidden states.
+
+        Returns:
+            Prompts and rationales [rows, width], and the rows [n] that were decoded to the end, which the cache holds.
+        """
+        generate: Any = model.generate
+        limit, width = sampler.logprobs.shape[1], ids.shape[1]
+        output = ids.new_full((len(ids), width + limit), self._pad_token_id)
+        rows = torch.arange(len(ids), device=ids.device)
+        while True:
+            written = generate(
+                inputs=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                logits_processor=[sampler] if pool is None else [pool, sampler],
+                stopping_criteria=[finished],
+                max_new_tokens=width + limit - ids.shape[1],
+                do_sample=False,
+                eos_token_id=self._end_token_ids,
+                pad_token_id=self._pad_token_id,
+            )
+            output[rows, : written.shape[1]] = written
+            rest = finished.rest()
+            if not len(rest):
+                return output[:, : written.shape[1]], rows
+            chosen = torch.searchsorted(rows, rest)
+            cache.batch_select_indices(chosen)
+            ids = written[chosen]
+            mask = torch.cat([mask[chosen], mask.new_ones(len(rest), ids.shape[1] - mask.shape[1])], dim=1)
+            rows = rest
+            sampler.keep(rows)
+            finished.keep(rows)
+            if pool is not None:
+                pool.keep(rows)
 
     def _pool(
         self, requests: Sequence[Request], row_requests: Sequence[Request], rows: torch.Tensor, width: int
@@ -174,7 +218,12 @@ class TransformersEngine:
 
     @staticmethod
     def _read_last(
-        model: PreTrainedModel, output: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, pool: StatePool
+        model: PreTrainedModel,
+        output: torch.Tensor,
+        mask: torch.Tensor,
+        cache: DynamicCache,
+        left: torch.Tensor,
+        pool: StatePool,
     ) -> None:
         """The forward over the last tokens, which decoding needs not, for their hidden states.
 
@@ -183,13 +232,14 @@ class TransformersEngine:
             output: Prompts and rationales, [rows, width].
             mask: 1 at the prompts' real tokens, [rows, prompt width].
             cache: Of all columns but the last.
+            left: The rows that it holds, [n].
             pool: Takes them in.
         """
         rows = pool.unfed()
         if not len(rows):
             return
-        if len(rows) < len(output):
-            cache.batch_select_indices(rows)
+        if len(rows) < len(left):
+            cache.batch_select_indices(torch.searchsorted(left, rows))
         last = output[rows, -1:]
         whole = torch.cat([mask, mask.new_ones(len(mask), output.shape[1] - mask.shape[1])], dim=1)[rows]
         decoder: Any = model.get_decoder()

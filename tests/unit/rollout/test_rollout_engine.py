@@ -207,7 +207,7 @@ def test_decoding_stays_within_the_token_budget(model: PreTrainedModel, engine: 
 def test_a_request_is_never_split(model: PreTrainedModel, engine: Any, prompts: Prompts) -> None:
     rows: set[int] = set()
     model.register_forward_pre_hook(lambda _m, _a, kwargs: rows.add(len(kwargs["input_ids"])), with_kwargs=True)
-    engine(model, batch_tokens=1).generate(requests(prompts[2:], n=7))
+    engine(model, end_token_ids=(), batch_tokens=1).generate(requests(prompts[2:], n=7))
     assert rows == {1, 7}  # its prompt once, then all its rationales
 
 
@@ -266,3 +266,27 @@ def test_a_model_without_adapters_is_read_as_it_is_now(
 
 def test_no_requests_give_no_answers(engine: Any) -> None:
     assert engine().generate([]) == []
+
+
+def test_rationales_that_end_leave_the_batch(model: PreTrainedModel, engine: Any, prompts: Prompts) -> None:
+    fed = []
+
+    def record(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        fed.append(len(kwargs["input_ids"]))
+
+    asked = [Request(prompt, 4, 40, 1.0, seed) for seed, prompt in enumerate(prompts)]
+    asked[0] = Request(prompts[0], 4, 9, 1.0, 0)
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    answers = engine(model, end_token_ids=range(40, 100)).generate(asked)
+    handle.remove()
+    decoding = fed[-max(len(one.token_ids) for answer in answers for one in answer) :]
+    assert decoding[0] == 4 * len(prompts) and decoding == sorted(decoding, reverse=True)
+    for step, rows in enumerate(decoding):
+        alive = sum(len(one.token_ids) >= step for answer in answers for one in answer)
+        assert rows <= max(2 * alive, 1)
+    alone = [engine(model, end_token_ids=range(40, 100)).generate([request])[0] for request in asked]
+    assert tokens(alone) == tokens(answers)
+    for one, other in zip(answers, alone, strict=True):
+        for mine, its in zip(one, other, strict=True):
+            np.testing.assert_allclose(mine.logprobs, its.logprobs, atol=1e-5, rtol=0)
+            assert mine.finish_reason == its.finish_reason

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grace_exp.rollout.protocol import Request
-from grace_exp.rollout.sampling import OwnLimit, SeededSampler, draw
+from grace_exp.rollout.sampling import Finished, SeededSampler, draw
 
 CPU = torch.device("cpu")
 
@@ -72,7 +72,29 @@ def test_tokens_are_where_the_cumulative_distribution_passes_the_uniform_numbers
     assert (probabilities.gather(1, tokens) > 0).all()
 
 
+def finished_after(criterion: Finished, *columns: list[int]) -> list[list[bool]]:
+    """What a criterion says after each column of tokens, behind prompts of 3."""
+    ids = torch.zeros(len(columns[0]), 3, dtype=torch.long)
+    found = []
+    for column in columns:
+        ids = torch.cat([ids[-len(column) :], torch.tensor(column)[:, None]], dim=1)
+        found.append(criterion(ids, ids.float()).tolist())  # type: ignore[arg-type]
+    return found
+
+
 def test_every_row_stops_at_its_own_limit() -> None:
-    limit = OwnLimit([request(0, max_tokens=2), request(0, max_tokens=4)], 3, CPU)
-    done = [limit(torch.zeros(2, width, dtype=torch.long), torch.zeros(2, 1)).tolist() for width in (4, 5, 6, 7)]  # type: ignore[arg-type]
-    assert done == [[False, False], [True, False], [True, False], [True, True]]
+    criterion = Finished([request(0, max_tokens=limit) for limit in (2, 4, 9, 9, 9)], (), 3, CPU)
+    yes, no = True, False
+    done = finished_after(criterion, *[[0] * 5] * 4)
+    assert done == [[no] * 5, [yes, no, no, no, no], [yes, no, no, no, no], [yes, yes, no, no, no]]
+
+
+def test_when_half_have_ended_all_stop_and_the_others_go_on() -> None:
+    criterion = Finished([request(0, max_tokens=9)] * 4, (7, 8), 3, CPU)
+    done = finished_after(criterion, [1, 7, 1, 1], [1, 0, 8, 1], [7, 0, 0, 1])
+    # Two have ended when the second column is known, and their last tokens are fed with the third.
+    assert done == [[False, True, False, False], [False, True, True, False], [True] * 4]
+    assert criterion.rest().tolist() == [0, 3]  # row 0 has just ended
+    criterion.keep(criterion.rest())
+    assert finished_after(criterion, [1, 8]) == [[True, True]]
+    assert criterion.rest().tolist() == []
