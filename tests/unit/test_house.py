@@ -27,6 +27,7 @@ LAYERS = (
     {"__main__"},
 )
 """The rooms of the package, from the lowest to the highest: a room imports its own layer and lower ones."""
+VAGUE = {"one", "made", "mine", "asked", "some", "thing", "stuff", "tmp", "foo"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
@@ -188,3 +189,14 @@ def test_a_warning_of_our_own_code_fails_its_test(pytestconfig: pytest.Config) -
         warnings.warn_explicit("old", DeprecationWarning, "policy.py", 1, module="grace_exp.policy.policy")
     with pytest.warns(DeprecationWarning):
         warnings.warn_explicit("old", DeprecationWarning, "other.py", 1, module="elsewhere")
+
+
+def test_local_names_say_what_they_hold() -> None:
+    found = []
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.arg if isinstance(node, ast.arg) else node.id if isinstance(node, ast.Name) else None
+            bound = isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+            if bound and name in VAGUE and (path.name, name) != ("job.py", "mine"):  # job=mine_negatives has a group
+                found.append(f"{path.relative_to(SOURCES)}:{node.lineno}: {name}")  # type: ignore[attr-defined]
+    assert not found, "name what it holds: " + ", ".join(found)

@@ -182,8 +182,8 @@ class DataConfig:
     @property
     def instructions(self) -> dict[str, InstructionsConfig]:
         """The instructions of the sources that have any, by name of the source."""
-        own = {name: source.instructions for name, source in self.sources.items()}
-        return {name: texts for name, texts in own.items() if any(vars(texts).values())}
+        instructions = {name: source.instructions for name, source in self.sources.items()}
+        return {name: texts for name, texts in instructions.items() if any(vars(texts).values())}
 
     @property
     def effective_filters(self) -> FiltersConfig:
@@ -195,8 +195,8 @@ class DataConfig:
         """This recipe as one of its sources sees it: that source alone, `mode` and `negatives` its own."""
         source = self.sources[name]
         mode = source.mode or self.mode
-        own = self.negatives if source.negatives is None else source.negatives
-        return replace(self, mode=mode, negatives=0 if mode == "unsupervised" else own, sources={name: source})
+        negatives = self.negatives if source.negatives is None else source.negatives
+        return replace(self, mode=mode, negatives=0 if mode == "unsupervised" else negatives, sources={name: source})
 
     def negative_counts(self) -> set[int]:
         """The numbers of negatives that instances have; more than one where sources differ in it."""

@@ -35,13 +35,13 @@ def _asked_by_a_process(config: GraceConfig) -> int | None:
         return None
     negatives = max(config.data.negative_counts())
     if config.method.is_infonce:  # one rationale of each text
-        asked = config.objective.mini_batch_size // config.processes * (2 + negatives)
+        texts = config.objective.mini_batch_size // config.processes * (2 + negatives)
     else:
         trained = 2 if rollout.policy_role == "both" else 1
         greedy = trained if config.objective.algorithm == "remax" else 0
         each = trained * rollout.group_size + (2 - trained) + negatives + greedy
-        asked = job.batch_size // config.processes * each
-    return max(asked, _EVALUATED_AT_ONCE) if config.evaluation.sets else asked
+        texts = job.batch_size // config.processes * each
+    return max(texts, _EVALUATED_AT_ONCE) if config.evaluation.sets else texts
 
 
 def _writes(config: GraceConfig) -> bool:

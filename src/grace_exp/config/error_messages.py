@@ -88,8 +88,13 @@ def allowed(hint: Any) -> str:
 
 def _limits(metadata: Sequence[Any]) -> list[str]:
     found = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    bounds = [f"{word} {getattr(one, name)}" for one in found for name, word in _BOUNDS.items() if hasattr(one, name)]
-    return bounds + [f"matching {one.pattern}" for one in found if getattr(one, "pattern", None)]
+    bounds = [
+        f"{word} {getattr(constraint, name)}"
+        for constraint in found
+        for name, word in _BOUNDS.items()
+        if hasattr(constraint, name)
+    ]
+    return bounds + [f"matching {constraint.pattern}" for constraint in found if getattr(constraint, "pattern", None)]
 
 
 def _line(kind: str, message: str, path: Sequence[str | int], value: Any) -> str:

@@ -27,12 +27,12 @@ def wandb_mode() -> WandbMode | None:
     Raises:
         ConfigError: It has a value that wandb does not know.
     """
-    asked = os.environ.get("WANDB_MODE")
-    if not asked:
+    mode = os.environ.get("WANDB_MODE")
+    if not mode:
         return None
-    if asked not in _ENVIRONMENT_MODES:
-        raise ConfigError(f"environment variable WANDB_MODE={asked!r}: allowed are {', '.join(_ENVIRONMENT_MODES)}")
-    return _ENVIRONMENT_MODES[asked]
+    if mode not in _ENVIRONMENT_MODES:
+        raise ConfigError(f"environment variable WANDB_MODE={mode!r}: allowed are {', '.join(_ENVIRONMENT_MODES)}")
+    return _ENVIRONMENT_MODES[mode]
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ def _as_text(devices: object) -> str | None:
         return None
     several = devices if isinstance(devices, list) else [devices]
     text = ",".join(map(str, several))
-    if any(isinstance(one, bool) or not isinstance(one, int | str) for one in several) or not _DEVICES.fullmatch(text):
+    if any(
+        isinstance(device, bool) or not isinstance(device, int | str) for device in several
+    ) or not _DEVICES.fullmatch(text):
         raise ValueError(
             f"devices={json.dumps(devices)}: give the number of a GPU, a list of numbers, or text as in "
             "CUDA_VISIBLE_DEVICES"

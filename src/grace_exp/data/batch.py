@@ -51,8 +51,8 @@ def instance_keys(instance: Instance, negatives: int) -> list[int]:
         instance: Its texts.
         negatives: How many numbers of negatives; those that there are not get one that no text has.
     """
-    own = [
+    texts = [
         text_key(text.strip()) + _SIGNED
         for text in (instance.query, instance.positive, *instance.negatives[:negatives])
     ]
-    return own + [_SIGNED] * (2 + negatives - len(own))
+    return texts + [_SIGNED] * (2 + negatives - len(texts))

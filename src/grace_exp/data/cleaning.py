@@ -197,9 +197,9 @@ def _form(setting: str | None) -> Form:
     return "exact" if setting == "exact" else "normalized"
 
 
-def _seen_before(keys: Keys, left: Mask) -> Mask:
+def _seen_before(keys: Keys, usable: Mask) -> Mask:
     """Which of the rows that are left have the key of an earlier one that is left."""
-    rows = np.flatnonzero(left)
+    rows = np.flatnonzero(usable)
     _, first = np.unique(keys[rows], return_index=True)
     repeated = np.ones(len(rows), dtype=bool)
     repeated[first] = False
@@ -208,11 +208,11 @@ def _seen_before(keys: Keys, left: Mask) -> Mask:
     return found
 
 
-def _repeats_a_text(keys: Keys, left: Mask) -> Mask:
+def _repeats_a_text(keys: Keys, usable: Mask) -> Mask:
     """Which rows hold a text (not 0) that an earlier kept row holds."""
     found = np.zeros(len(keys), dtype=bool)
     seen: set[int] = set()
-    for row in np.flatnonzero(left):
+    for row in np.flatnonzero(usable):
         texts = {int(key) for key in keys[row] if key}
         if texts & seen:
             found[row] = True

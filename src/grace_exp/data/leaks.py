@@ -79,7 +79,7 @@ class HeldoutTexts:
         shared = np.zeros(len(rows), dtype=bool)
         start = 0
         for batch in batches(rows) if len(self.runs) else ():
-            texts = [[normalized(text) for text in some] for some in row_texts(batch)]
+            texts = [[normalized(text) for text in row] for row in row_texts(batch)]
             owners, runs = _runs(texts, self.words, self.length)
             shared[start + owners[np.isin(runs, self.runs)]] = True
             start += len(texts)

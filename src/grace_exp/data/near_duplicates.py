@@ -15,12 +15,14 @@ _GRAM = 3
 _ROWS_AT_ONCE = 1000
 
 
-def near_duplicate_rows(texts: Iterable[Sequence[str]], left: NDArray[np.bool_], threshold: float) -> NDArray[np.bool_]:
+def near_duplicate_rows(
+    texts: Iterable[Sequence[str]], usable: NDArray[np.bool_], threshold: float
+) -> NDArray[np.bool_]:
     """Which rows are nearly an earlier row that stays.
 
     Args:
         texts: Of every row.
-        left: Rows that count, [rows]; the others are neither compared nor found.
+        usable: Rows that count, [rows]; the others are neither compared nor found.
         threshold: Estimated Jaccard similarity of the rows' word trigrams from which they count as nearly equal.
 
     Raises:
@@ -33,10 +35,10 @@ def near_duplicate_rows(texts: Iterable[Sequence[str]], left: NDArray[np.bool_],
             "data.filters.near_duplicates needs the package datasketch: pip install datasketch"
         ) from error
     index, kept = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS), dict[int, MinHash]()
-    found = np.zeros(len(left), dtype=bool)
-    chosen = ((row, some) for row, some in enumerate(texts) if left[row])
+    found = np.zeros(len(usable), dtype=bool)
+    chosen = ((row, row_texts) for row, row_texts in enumerate(texts) if usable[row])
     while rows := list(islice(chosen, _ROWS_AT_ONCE)):
-        hashes = MinHash.bulk([_trigrams(some) for _, some in rows], num_perm=PERMUTATIONS)
+        hashes = MinHash.bulk([_trigrams(row_texts) for _, row_texts in rows], num_perm=PERMUTATIONS)
         for (row, _), minhash in zip(rows, hashes, strict=True):
             # The index answers by bands, and so gives some that are less similar.
             if any(minhash.jaccard(kept[other]) >= threshold for other in index.query(minhash)):

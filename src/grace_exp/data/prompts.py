@@ -92,9 +92,9 @@ class PromptBuilder:
             )
         everywhere = _by_role(config.instructions)
         self._frames: dict[tuple[str | None, Role], _Frame] = {}
-        for source, own in [(None, everywhere), *((n, _by_role(i)) for n, i in (instructions or {}).items())]:
+        for source, by_role in [(None, everywhere), *((n, _by_role(i)) for n, i in (instructions or {}).items())]:
             for role in Role:
-                self._frames[source, role] = self._frame(config.system, own[role] or everywhere[role])
+                self._frames[source, role] = self._frame(config.system, by_role[role] or everywhere[role])
 
     def __call__(self, role: Role, text: str) -> Prompt:
         """The prompt of one text. Outer white space of the text is dropped."""
@@ -111,14 +111,16 @@ class PromptBuilder:
         Raises:
             DataError: A text is empty, and none may be.
         """
-        asked = [RoleText(*given) for given in texts]
-        asked = [given._replace(text=given.text.strip()) for given in asked]
-        for role, text, _ in asked:
+        role_texts = [RoleText(*given) for given in texts]
+        role_texts = [given._replace(text=given.text.strip()) for given in role_texts]
+        for role, text, _ in role_texts:
             if not text and not self._allow_empty:
                 raise DataError(f"prompt: the {role} text is empty; a rationale needs something to read")
         return [
             self._join(self._frame_of(role, source), ids)
-            for (role, _, source), ids in zip(asked, self._encode([given.text for given in asked]), strict=True)
+            for (role, _, source), ids in zip(
+                role_texts, self._encode([given.text for given in role_texts]), strict=True
+            )
         ]
 
     def _frame_of(self, role: Role, source: str | None) -> _Frame:

@@ -46,8 +46,10 @@ def embed_adaptively(
     vectors = plain.vectors.copy()
     ids = [np.empty(0, np.int32)] * (len(texts) * samples)
     if len(chosen):
-        some = [texts[row] for row in chosen]
-        written = embed_corpus(some, role, region, samples=samples, max_tokens=max_tokens, advance=advance, **settings)
+        chosen_texts = [texts[row] for row in chosen]
+        written = embed_corpus(
+            chosen_texts, role, region, samples=samples, max_tokens=max_tokens, advance=advance, **settings
+        )
         vectors[chosen] = written.vectors
         for place, row in enumerate(chosen):
             ids[row * samples : (row + 1) * samples] = written.rationale_ids[place * samples : (place + 1) * samples]

@@ -81,7 +81,9 @@ def rationale_gains(own: tuple[Vectors, Vectors], partners: tuple[Vectors, Vecto
         partners: Of the partners, without and with.
         temperature: Of the softmax.
     """
-    without, written = (np.mean([_log_pick(one, other, temperature) for other in partners], axis=0) for one in own)
+    without, written = (
+        np.mean([_log_pick(embeddings, other, temperature) for other in partners], axis=0) for embeddings in own
+    )
     gains: Numbers = written - without
     return gains
 

@@ -63,10 +63,10 @@ class RationaleCache:
         now = int(time.time())
         with self._connection() as connection:
             for start in range(0, len(keys), _KEYS_AT_ONCE):
-                some = keys[start : start + _KEYS_AT_ONCE]
-                marks = ",".join("?" * len(some))
+                chunk = keys[start : start + _KEYS_AT_ONCE]
+                marks = ",".join("?" * len(chunk))
                 for key, used, value in connection.execute(
-                    f"SELECT key, used, value FROM entries WHERE key IN ({marks})", tuple(some)
+                    f"SELECT key, used, value FROM entries WHERE key IN ({marks})", tuple(chunk)
                 ):
                     found[key] = value
                     if used < now - _FRESH_S:

@@ -25,12 +25,12 @@ class OwnRationale:
 
 
 def control_rationales(
-    own: Mapping[str, OwnRationale], words: Sequence[TokenIds], end_token_ids: Sequence[int], seed: int
+    rationales: Mapping[str, OwnRationale], words: Sequence[TokenIds], end_token_ids: Sequence[int], seed: int
 ) -> dict[str, dict[str, TokenIds]]:
     """Control rationales of every text, by control.
 
     Args:
-        own: Distinct texts with what the model wrote to them.
+        rationales: Distinct texts with what the model wrote to them.
         words: Token ids of the words that random ones are drawn from.
         end_token_ids: Tokens that end a rationale; the first is used.
         seed: Of who gets whose rationale and, with the text, of its random words. The texts' order plays no part.
@@ -42,16 +42,16 @@ def control_rationales(
         DataError: There is a single text, so that no other rationale is there to swap with.
     """
     end = end_token_ids[0]
-    texts = sorted(own)
+    texts = sorted(rationales)
     partners = partner_of(texts, seed)
     return {
         "empty": {text: empty(end) for text in texts},
         "random_words": {
-            text: random_words(own[text].rationale_ids, words, end_token_ids, _generator(seed, "words", text))
+            text: random_words(rationales[text].rationale_ids, words, end_token_ids, _generator(seed, "words", text))
             for text in texts
         },
-        "repeated": {text: repeated(own[text].text_ids, end) for text in texts},
-        "swapped": {text: own[partners[text]].rationale_ids for text in texts},
+        "repeated": {text: repeated(rationales[text].text_ids, end) for text in texts},
+        "swapped": {text: rationales[partners[text]].rationale_ids for text in texts},
     }
 
 

@@ -50,8 +50,8 @@ def embed_corpus(
         settings: The other arguments of `embed_texts`.
     """
     nothing: list[tuple[int, ...] | None] = [None] * len(texts)
-    asked = list(zip(texts, rationales or nothing, strict=True))
-    distinct = list(dict.fromkeys(asked))
+    pairs = list(zip(texts, rationales or nothing, strict=True))
+    distinct = list(dict.fromkeys(pairs))
     vectors = np.empty((len(distinct), hidden), dtype=np.float32)
     written: list[NDArray[np.int32]] = []
     for start in range(0, len(distinct), BLOCK):
@@ -62,7 +62,7 @@ def embed_corpus(
         )
         vectors[start : start + BLOCK] = block.embeddings[region]
         written += [np.array(completion.token_ids, dtype=np.int32) for completion in block.completions]
-    row_of = {one: row for row, one in enumerate(distinct)}
-    rows = [row_of[one] for one in asked]
+    row_of = {pair: row for row, pair in enumerate(distinct)}
+    rows = [row_of[pair] for pair in pairs]
     ids = [written[row * samples + sample] for row in rows for sample in range(samples)] if written else []
     return Corpus(vectors[rows], ids)

@@ -51,8 +51,8 @@ class SimilarityDistillLoss(EmbedDistillLoss):
         """The sum of both, a scalar; one student and one teacher tensor [batch, width] per column of texts."""
         cosine = super().compute_loss_from_embeddings(embeddings, teacher_embeddings)
         divergences = [
-            similarity_divergence(own, target, self.temperature)
-            for own, target in zip(embeddings, teacher_embeddings, strict=True)
+            similarity_divergence(student, target, self.temperature)
+            for student, target in zip(embeddings, teacher_embeddings, strict=True)
         ]
         return cosine + self.similarity_weight * torch.stack(divergences).mean()
 
@@ -69,8 +69,8 @@ def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float) 
         teacher: [batch, teacher width].
         temperature: The cosines are divided by it.
     """
-    own, target = (_neighbours(vectors, temperature) for vectors in (student, teacher.to(student)))
-    return torch.nn.functional.kl_div(own, target, reduction="batchmean", log_target=True)
+    student_rows, target = (_neighbours(vectors, temperature) for vectors in (student, teacher.to(student)))
+    return torch.nn.functional.kl_div(student_rows, target, reduction="batchmean", log_target=True)
 
 
 def _neighbours(vectors: Tensor, temperature: float) -> Tensor:

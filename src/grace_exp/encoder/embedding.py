@@ -82,8 +82,8 @@ def embed_texts(
         torch.OutOfMemoryError: A single text does not fit.
     """
     nothing: list[tuple[int, ...] | None] = [None] * len(texts)
-    asked = list(zip(texts, rationales or nothing, strict=True))
-    everything = list(dict.fromkeys(asked))
+    pairs = list(zip(texts, rationales or nothing, strict=True))
+    everything = list(dict.fromkeys(pairs))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     distinct = everything[rank::world] or everything[:1]  # a process without a share repeats a text: all take part
     written = 1 if rationales is not None else samples if max_tokens else 0
@@ -102,8 +102,8 @@ def embed_texts(
     if world > 1:
         parts = [share] * world
         dist.all_gather_object(parts, share)
-    place = {one: divmod(number, world) for number, one in enumerate(everything)}  # (row, process)
-    order = [place[one] for one in asked]
+    place = {pair: divmod(number, world) for number, pair in enumerate(everything)}  # (row, process)
+    order = [place[pair] for pair in pairs]
     return Embedded(
         {region: np.stack([parts[process].embeddings[region][row] for row, process in order]) for region in regions},
         [parts[process].completions[row * written + sample] for row, process in order for sample in range(written)],

@@ -166,14 +166,16 @@ class GraceEncoder:
             pad_token_id=backbone.pad_token_id,
         )
         policy.to(chosen).eval()
-        asked = replace(found.prompt, name="own", system=prompt) if isinstance(prompt, str) else prompt or found.prompt
+        wanted_prompt = (
+            replace(found.prompt, name="own", system=prompt) if isinstance(prompt, str) else prompt or found.prompt
+        )
         budget = found.max_tokens if max_tokens is None else max_tokens
         make = engine_maker(engine, engine_overrides) if isinstance(engine, str) else engine
         return cls(
             backbone,
             policy=policy,
-            engine=make(backbone, asked.max_tokens, budget),
-            prompt=asked,
+            engine=make(backbone, wanted_prompt.max_tokens, budget),
+            prompt=wanted_prompt,
             max_tokens=budget,
             mode=found.mode,
             template_kwargs=found.backbone.template_kwargs,

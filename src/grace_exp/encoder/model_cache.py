@@ -59,10 +59,12 @@ class ModelCache:
     def rationales(self, works: Sequence[Work]) -> list[list[Completion] | None]:
         """The rationales of every text, None where not all of them are there."""
         keys = [self._rationale_keys(work.request) for work in works]
-        found = self.cache.get([key for some in keys for key in some])
+        found = self.cache.get([key for rationale_keys in keys for key in rationale_keys])
         return [
-            [self._completion(found[key]) for key in some] if all(key in found for key in some) else None
-            for some in keys
+            [self._completion(found[key]) for key in rationale_keys]
+            if all(key in found for key in rationale_keys)
+            else None
+            for rationale_keys in keys
         ]
 
     def embeddings(
@@ -70,12 +72,12 @@ class ModelCache:
     ) -> list[dict[Region, NDArray[np.float32]] | None]:
         """The embeddings [hidden] of every text per region, None where not all of them are there."""
         keys = [{region: self._embedding_key(work, region) for region in regions} for work in works]
-        found = self.cache.get([key for some in keys for key in some.values()])
+        found = self.cache.get([key for by_region in keys for key in by_region.values()])
         return [
-            {region: np.frombuffer(found[key], dtype="<f4") for region, key in some.items()}
-            if all(key in found for key in some.values())
+            {region: np.frombuffer(found[key], dtype="<f4") for region, key in by_region.items()}
+            if all(key in found for key in by_region.values())
             else None
-            for some in keys
+            for by_region in keys
         ]
 
     def keep_rationales(self, works: Sequence[Work], completions: Sequence[Sequence[Completion]]) -> None:
@@ -83,8 +85,8 @@ class ModelCache:
         self.cache.put(
             {
                 key: _packed(completion)
-                for work, some in zip(works, completions, strict=True)
-                for key, completion in zip(self._rationale_keys(work.request), some, strict=True)
+                for work, written in zip(works, completions, strict=True)
+                for key, completion in zip(self._rationale_keys(work.request), written, strict=True)
             }
         )
 
@@ -105,9 +107,9 @@ class ModelCache:
         start.update(_ids(request.prompt_ids))
         keys = []
         for sample in range(request.n):
-            one = start.copy()
-            one.update(f"{0 if greedy else sample}".encode())
-            keys.append(one.digest())
+            digest = start.copy()
+            digest.update(f"{0 if greedy else sample}".encode())
+            keys.append(digest.digest())
         return keys
 
     def _embedding_key(self, work: Work, region: Region) -> bytes:

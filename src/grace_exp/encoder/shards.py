@@ -97,8 +97,8 @@ class Shards:
         samples = len(flat) // len(rows)
         written = [list(flat[row * samples : (row + 1) * samples]) for row in range(len(rows))]
         with atomic_path(output.with_suffix(".rationales.jsonl")) as path, path.open("w", encoding="utf-8") as file:
-            for place, (row, some) in enumerate(zip(rows, written, strict=True)):
-                record = {"row": place, "id": row.id, "text": row.text, "rationales": some}
+            for place, (row, row_rationales) in enumerate(zip(rows, written, strict=True)):
+                record = {"row": place, "id": row.id, "text": row.text, "rationales": row_rationales}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         with atomic_path(output) as path:
             if output.suffix == ".npy":
@@ -109,10 +109,10 @@ class Shards:
         if self._sharded:
             self.done[number] = len(rows)
             if self._workers == 1:
-                self._write_whole(next(one for one in count() if one not in self.done))
+                self._write_whole(next(number for number in count() if number not in self.done))
             else:
-                mine = {str(one): size for one, size in sorted(self.done.items()) if self.mine(one)}
-                write_json_atomic(self._manifest, {"identity": self._identity, "rows": mine})
+                own_sizes = {str(number): size for number, size in sorted(self.done.items()) if self.mine(number)}
+                write_json_atomic(self._manifest, {"identity": self._identity, "rows": own_sizes})
 
     def finish(self, shards: int) -> int:
         """Write the manifest of the whole output, if all its shards are there now; how many are missing.
@@ -147,12 +147,12 @@ def _write_parquet(
     )
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = slice(start, start + _ROWS_AT_ONCE)
-            flat = pa.array(vectors[some].ravel(), pa.float32())
+            row_range = slice(start, start + _ROWS_AT_ONCE)
+            flat = pa.array(vectors[row_range].ravel(), pa.float32())
             columns = [
-                pa.array([row.id if counted else str(row.id) for row in rows[some]], schema.field("id").type),
-                pa.array([row.text for row in rows[some]]),
-                pa.array(rationales[some], schema.field("rationales").type),
+                pa.array([row.id if counted else str(row.id) for row in rows[row_range]], schema.field("id").type),
+                pa.array([row.text for row in rows[row_range]]),
+                pa.array(rationales[row_range], schema.field("rationales").type),
                 pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
             ]
             writer.write_batch(pa.record_batch(columns, schema))

@@ -104,7 +104,9 @@ def write_centering(folder: Path, mean: NDArray[np.float32]) -> None:
     from safetensors.torch import save_file
 
     path = folder / MODULES_FILE
-    records = [one for one in json.loads(path.read_text(encoding="utf-8")) if not one["path"].endswith(_CENTERING)]
+    records = [
+        module for module in json.loads(path.read_text(encoding="utf-8")) if not module["path"].endswith(_CENTERING)
+    ]
     place = f"{len(records)}{_CENTERING}"
     (folder / place).mkdir(exist_ok=True)
     hidden = len(mean)

@@ -30,6 +30,6 @@ def cosine_pairs(left: Any, right: Any) -> Tensor:
 
 def _unit(embeddings: Any) -> Tensor:
     if isinstance(embeddings, list):
-        embeddings = torch.stack([torch.as_tensor(one) for one in embeddings])
+        embeddings = torch.stack([torch.as_tensor(embedding) for embedding in embeddings])
     tensor = torch.atleast_2d(torch.as_tensor(embeddings, dtype=torch.float32))
     return torch.nn.functional.normalize(tensor, dim=-1)

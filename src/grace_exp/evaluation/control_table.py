@@ -98,7 +98,9 @@ class _Rows:
         """Modes first, then controls."""
         self._encoder.encode(self._sides[0].texts[:1], mode="rationale", **self._settings)  # first calls take longer
         prompt_only, _ = self._row("prompt_only", [{"mode": "prompt_only"}] * len(self._sides))
-        written, own = self._row("rationale", [{"mode": "rationale", "temperature": temperature}] * len(self._sides))
+        written, rationale_row = self._row(
+            "rationale", [{"mode": "rationale", "temperature": temperature}] * len(self._sides)
+        )
         rows = [prompt_only, written]
         if len(self._sides) > 1:
             query_only = {"mode": "query_only", "temperature": temperature}
@@ -108,12 +110,12 @@ class _Rows:
             rows.append(self._row("adaptive", [adaptive] * len(self._sides))[0])
         controls = [
             control_rationales(texts, self._words(), self._encoder.backbone.end_token_ids, self._seed)
-            for texts in map(self._own, self._sides, own)
+            for texts in map(self._own, self._sides, rationale_row)
         ]
         for control in controls[0]:
             given = [
-                {"rationales": [made[control][text] for text in side.texts]}
-                for side, made in zip(self._sides, controls, strict=True)
+                {"rationales": [rationales[control][text] for text in side.texts]}
+                for side, rationales in zip(self._sides, controls, strict=True)
             ]
             rows.append(self._row(control, given)[0])
         return rows
@@ -130,7 +132,7 @@ class _Rows:
         seconds = perf_counter() - start
         distinct = sum(len(set(side.texts)) for side in self._sides)
         texts = sum(len(side.texts) for side in self._sides)
-        tokens = sum(len(ids) for some in rationales for ids in some)
+        tokens = sum(len(ids) for of_side in rationales for ids in of_side)
         return (
             ControlRow(
                 self._name,

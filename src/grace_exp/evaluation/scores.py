@@ -74,9 +74,9 @@ def item_scores(first: Vectors, second: Vectors, heldout: HeldoutSet) -> ItemSco
     if heldout.scores is not None:
         return ItemScores((left * right).sum(axis=1), heldout.scores)
     similarity = (left @ right.T).round(12)  # the last bits of equal vectors' products depend on the machine
-    own = similarity.diagonal()[:, None]
+    own_similarity = similarity.diagonal()[:, None]
     # Ties count against the query, so that equal embeddings score as the worst and not as the best.
-    rank = (similarity >= own).sum(axis=1)
+    rank = (similarity >= own_similarity).sum(axis=1)
     return ItemScores(np.where(rank <= 10, 1 / np.log2(1 + rank), 0.0), None)
 
 

@@ -84,8 +84,8 @@ class SetReport:
     def kept(self, row: str) -> float | None:
         """The row's rise above the untrained backbone as a share of the teacher's; None without a gain to keep."""
         gain = self.rise(TEACHER)
-        own = self.rise(row)
-        return None if gain is None or own is None or gain.value <= 0 else own.value / gain.value
+        student_rise = self.rise(row)
+        return None if gain is None or student_rise is None or gain.value <= 0 else student_rise.value / gain.value
 
     def rise(self, row: str) -> Score | None:
         """The row's rise above the untrained backbone, points."""
@@ -101,9 +101,9 @@ class SetReport:
             if BEFORE in self.rows:  # what another model could do by itself is no gain of the teacher's
                 what += f" (before distillation {self.rise(BEFORE)})"
         else:
-            own, its = (score(self.rows[row].items, self.resamples) for row in (STUDENT, TEACHER))
+            student_scores, its = (score(self.rows[row].items, self.resamples) for row in (STUDENT, TEACHER))
             why = "there is no gain to keep" if self.untrained is not None else "the gain is not known"
-            what = f"has {own}, the teacher {its} ({why})"
+            what = f"has {student_scores}, the teacher {its} ({why})"
         return f"{self.name}: the student {what}; {cost}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
         dtype=torch.float32,
         longest=longest_tokens(config),
     )
-    config, made = _planned(config, backbone)
+    config, plan = _planned(config, backbone)
     policy = Policy(backbone.model, config.backbone.pooling, config.hardware, pad_token_id=backbone.pad_token_id)
     prompts = PromptBuilder(
         backbone.tokenizer,
@@ -78,8 +78,8 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
             log_samples=log_samples,
         )
     module.train()  # loaded models come in evaluation mode, of which Lightning would warn
-    module.usage = Usage(made) if made is not None else None
-    return Assembled(backbone, module, made)
+    module.usage = Usage(plan) if plan is not None else None
+    return Assembled(backbone, module, plan)
 
 
 def _planned(config: GraceConfig, backbone: Backbone) -> tuple[GraceConfig, RunPlan | None]:
@@ -89,8 +89,8 @@ def _planned(config: GraceConfig, backbone: Backbone) -> tuple[GraceConfig, RunP
         return config, None
     accelerator = config.hardware.accelerator
     memory = planned_memory(config, total_memory(accelerator))
-    made = plan_run(config, dimensions, memory, device=device_name(accelerator))
-    return with_planned_budgets(config, made), made
+    plan = plan_run(config, dimensions, memory, device=device_name(accelerator))
+    return with_planned_budgets(config, plan), plan
 
 
 def _grace_kind(config: GraceConfig) -> type[GraceModule]:

@@ -75,8 +75,8 @@ def run_benchmark(
     if is_first_process():
         folder = Path(config.run_dir) / "evaluation"
         write_csv(folder / f"{suite}.csv", scores, config.evaluation.bootstrap)
-        own = {score.task: score.items for score in next(iter(scores.values())) if score.items is not None}
-        write_items(folder / f"{suite}_items.json", own)
+        items = {score.task: score.items for score in next(iter(scores.values())) if score.items is not None}
+        write_items(folder / f"{suite}_items.json", items)
         if config.logger.wandb is not None:
             logger = build_wandb_logger(config, provenance)
             with finishing([logger]):

@@ -173,7 +173,7 @@ def _texts(config: GraceConfig, console: Console) -> list[str]:
     """The corpus's distinct texts, without those of the held-out sets."""
     rows, *_ = checked_rows(config)
     heldout = heldout_texts(config.evaluation, Path(config.cache_dir)).values()
-    known = {normalized(text) for some in heldout for text in some}
+    known = {normalized(text) for texts in heldout for text in texts}
     distinct = dict.fromkeys(row.text for row in rows)
     texts = [text for text in distinct if normalized(text) not in known]
     if len(texts) < len(distinct):
@@ -227,7 +227,7 @@ def _untrained(config: GraceConfig, mode: Mode) -> dict[str, ItemScores]:
     model = config.job.model
     assert model is not None  # checked by JobConfig
     before = stored_results(replace(config, run_dir=str(Path(model).expanduser()))).get("before", {})
-    return {name: one.prompt_only if mode == "prompt_only" else one.rationale for name, one in before.items()}
+    return {name: result.prompt_only if mode == "prompt_only" else result.rationale for name, result in before.items()}
 
 
 def _figures(reports: list[SetReport]) -> dict[str, float]:

@@ -57,7 +57,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
             share=job.share,
         )
         start = time.monotonic()
-        mine = _embed_shards(config, encoder, rows, good, shards)
+        embedded = _embed_shards(config, encoder, rows, good, shards)
         seconds = time.monotonic() - start
         encoder.engine.sleep()
         last = shards.path(max(shards.done, default=0))
@@ -70,8 +70,8 @@ def embed(config: GraceConfig) -> dict[str, float]:
             missing = shards.finish(count)
             there = f"{missing} of {count} files are not there yet" if missing else f"all {count} files are there"
             console.print(f"worker {job.worker}: {there}", highlight=False)
-        console.print(f"{mine / seconds:.1f} texts/s", highlight=False)
-    return {"embed/texts": float(mine), "embed/rejected": float(bad), "embed/seconds": seconds}
+        console.print(f"{embedded / seconds:.1f} texts/s", highlight=False)
+    return {"embed/texts": float(embedded), "embed/rejected": float(bad), "embed/seconds": seconds}
 
 
 def checked_rows(config: GraceConfig) -> tuple[CorpusRows, int, int, str]:
@@ -117,7 +117,7 @@ def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
 
 def _in_words_of_the_job(message: str) -> str:
     """A message about `data.sources.input` with this job's own settings."""
-    for general, own in (
+    for general, embed_setting in (
         (QUOTED_TOO, " (are fields quoted? then save it as .csv)"),
         (RENAME, "Another name can be given as job.column=..."),
         ("set data.sources.input.format", "rename it to one of these"),
@@ -125,7 +125,7 @@ def _in_words_of_the_job(message: str) -> str:
         ("data.sources.input: ", "job.input: "),
         ("data.sources.input", "job.input"),
     ):
-        message = message.replace(general, own)
+        message = message.replace(general, embed_setting)
     return message
 
 
@@ -137,11 +137,11 @@ def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, 
     """
     job = config.job
     world = dist.get_world_size() if dist.is_initialized() else 1
-    done, mine = _from_first(shards.done), 0
+    done, embedded = _from_first(shards.done), 0
     visible = is_first_process() and config.callbacks.progress == "bar"
     with progress_bar(good, visible=visible) as advance:
         for number, texts in enumerate(_blocks(rows, job.shard_rows or good)):
-            mine += len(texts) * shards.mine(number)
+            embedded += len(texts) * shards.mine(number)
             if not shards.mine(number) or done.get(number) == len(texts):
                 advance(len(texts))
                 continue
@@ -173,7 +173,7 @@ def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, 
                 raise DataError(f"the embedding of the text with id {row.id!r} is not finite; nothing of it is written")
             if is_first_process():
                 shards.write(number, texts, vectors, encoder.rationales)
-    return mine
+    return embedded
 
 
 def _blocks(rows: Iterable[CorpusRow], size: int) -> Iterator[list[CorpusRow]]:

@@ -46,7 +46,9 @@ def explain(config: GraceConfig) -> dict[str, float]:
             print_explanation(console, explanation)
         folder = Path(config.run_dir)
         write_page(folder / PAGE_FILE, explanations, encoder.name)
-        write_json_atomic(folder / JSON_FILE, {"model": encoder.name, "pairs": [asdict(one) for one in explanations]})
+        write_json_atomic(
+            folder / JSON_FILE, {"model": encoder.name, "pairs": [asdict(explanation) for explanation in explanations]}
+        )
         console.print(f"Page: {folder / PAGE_FILE}", highlight=False, soft_wrap=True, markup=False)
     residual = max(abs(explanation.cosine - explanation.total) for explanation in explanations)
     return {"explain/pairs": float(len(pairs)), "explain/largest_residual": residual}

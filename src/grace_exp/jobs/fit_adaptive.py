@@ -66,7 +66,7 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
 def _distinct_pairs(config: GraceConfig) -> tuple[list[str], list[str]]:
     """Pairs whose query and positive both occur for the first time, without texts of the held-out sets."""
     heldout = heldout_texts(config.evaluation, Path(config.cache_dir)).values()
-    known = {normalized(text) for some in heldout for text in some}
+    known = {normalized(text) for texts in heldout for text in texts}
     queries: dict[str, None] = {}
     documents: dict[str, None] = {}
     rows = list(zip(*read_pairs(config), strict=True))

@@ -119,17 +119,17 @@ def _compared_models(
             module.load_state_dict(checkpoint["state_dict"])
             console.print(f"weights of {path}", highlight=False, soft_wrap=True)
         policy.to(device).eval()
-        own = policy.causal_lm
+        policy_lm = policy.causal_lm
         if config.backbone.lora is not None:
-            base = ComparedModel(own, policy.model.disable_adapter)
+            base = ComparedModel(policy_lm, policy.model.disable_adapter)
         elif config.job.resume is not None:
             again = load_backbone(
                 config.backbone, cache_dir=Path(config.cache_dir), seed=config.seed, dtype=torch.float32
             )
             base = ComparedModel(again.model.to(device).eval())  # type: ignore[arg-type]  # torch's decorator hides the type
         else:
-            base = ComparedModel(own)
-        yield assembled, {BASE: base} | ({TRAINED: ComparedModel(own)} if config.job.resume is not None else {})
+            base = ComparedModel(policy_lm)
+        yield assembled, {BASE: base} | ({TRAINED: ComparedModel(policy_lm)} if config.job.resume is not None else {})
 
 
 def _general(config: GraceConfig) -> GeneralConfig:

@@ -33,33 +33,33 @@ def plan(config: GraceConfig) -> dict[str, float]:
     config = replace(config, job=replace(config.job, name="train"))  # what is planned
     accelerator = config.hardware.accelerator
     memory = planned_memory(config, total_memory(accelerator))
-    made = plan_run(config, planned_dimensions(config.backbone), memory, device=device_name(accelerator))
-    path = write_plan(config, made)
-    _print(our_console(), config, made)
+    plan = plan_run(config, planned_dimensions(config.backbone), memory, device=device_name(accelerator))
+    path = write_plan(config, plan)
+    _print(our_console(), config, plan)
     our_console().print(f"Written to {path}", highlight=False, soft_wrap=True)
-    figures = {"plan/fits": float(made.memory.fits), "plan/memory_gib": made.memory.largest / GIB}
-    return figures | ({"plan/hours": made.hours} if made.hours is not None else {})
+    figures = {"plan/fits": float(plan.memory.fits), "plan/memory_gib": plan.memory.largest / GIB}
+    return figures | ({"plan/hours": plan.hours} if plan.hours is not None else {})
 
 
-def write_plan(config: GraceConfig, made: RunPlan) -> Path:
+def write_plan(config: GraceConfig, plan: RunPlan) -> Path:
     """Keep the plan with the run."""
     path = Path(config.run_dir) / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, made.as_dict())
+    write_json_atomic(path, plan.as_dict())
     return path
 
 
-def verdict(made: RunPlan) -> str:
+def verdict(plan: RunPlan) -> str:
     """One line: whether the run fits."""
-    memory = made.memory
+    memory = plan.memory
     room = f"{memory.largest / GIB:.1f} of {memory.usable / GIB:.1f} GiB (95 % of {memory.memory / GIB:.1f})"
     if memory.problem is not None:
         return f"does not fit: {memory.problem}"
     return f"fits: {room}" if memory.fits else f"does not fit: {room}"
 
 
-def _print(console: Console, config: GraceConfig, made: RunPlan) -> None:
-    settings = made.settings
+def _print(console: Console, config: GraceConfig, plan: RunPlan) -> None:
+    settings = plan.settings
     training = "all weights" if settings.dimensions.lora is None else f"LoRA of rank {settings.dimensions.lora.rank}"
     console.print(
         Text.assemble(
@@ -70,29 +70,29 @@ def _print(console: Console, config: GraceConfig, made: RunPlan) -> None:
         ),
         highlight=False,
     )
-    console.print(_memory_table(made))
-    console.print(verdict(made), highlight=False, style="green" if made.memory.fits else "red", markup=False)
-    for overrides in made.advice:
+    console.print(_memory_table(plan))
+    console.print(verdict(plan), highlight=False, style="green" if plan.memory.fits else "red", markup=False)
+    for overrides in plan.advice:
         console.print(f"  fits with: {overrides}", highlight=False, markup=False, soft_wrap=True)
-    if not made.memory.fits and not made.advice:
+    if not plan.memory.fits and not plan.advice:
         console.print("  none of the usual changes is enough: take larger GPUs, or more with fsdp2", highlight=False)
-    if made.memory.cached_sequences is not None:
-        console.print(f"cache: {made.memory.cached_sequences} sequences of {settings.longest} tokens", highlight=False)
+    if plan.memory.cached_sequences is not None:
+        console.print(f"cache: {plan.memory.cached_sequences} sequences of {settings.longest} tokens", highlight=False)
     console.print(
-        f"micro-batches: {made.memory.train_tokens} tokens with gradients, {made.memory.score_tokens} without",
+        f"micro-batches: {plan.memory.train_tokens} tokens with gradients, {plan.memory.score_tokens} without",
         highlight=False,
     )
-    console.print(_work_table(made))
-    if made.speed is None:
+    console.print(_work_table(plan))
+    if plan.speed is None:
         console.print(
             "hours: unknown, for the speed of this device is (hardware.peak_tflops, hardware.memory_bandwidth)",
             highlight=False,
         )
-    if made.hours is None or made.speed is None:
+    if plan.hours is None or plan.speed is None:
         return
     assumed = config.job.plan
     console.print(
-        f"estimate, nothing was measured: {made.hours:.1f} h for {made.steps} steps on {made.speed.name} (MFU "
+        f"estimate, nothing was measured: {plan.hours:.1f} h for {plan.steps} steps on {plan.speed.name} (MFU "
         f"{assumed.mfu:.0%}, decoding at {assumed.decode_efficiency:.0%} of the bandwidth, prompts of "
         f"{assumed.prompt_tokens} and rationales of {assumed.rationale_tokens} tokens: job.plan.*), "
         "without evaluations",
@@ -100,8 +100,8 @@ def _print(console: Console, config: GraceConfig, made: RunPlan) -> None:
     )
 
 
-def _memory_table(made: RunPlan) -> Table:
-    memory = made.memory
+def _memory_table(plan: RunPlan) -> Table:
+    memory = plan.memory
     table = Table(title="memory of one device, GiB", title_justify="left")
     table.add_column("part")
     for phase in memory.phases:
@@ -114,11 +114,11 @@ def _memory_table(made: RunPlan) -> Table:
     return table
 
 
-def _work_table(made: RunPlan) -> Table:
+def _work_table(plan: RunPlan) -> Table:
     table = Table(title="one step, all processes", title_justify="left")
     for column in ("phase", "sequences", "tokens", "PFLOP", "seconds (estimate)"):
         table.add_column(column, justify="left" if column == "phase" else "right")
-    for phase, work in made.work.items():
-        seconds = f"{made.seconds[phase]:.1f}" if phase in made.seconds else "?"
+    for phase, work in plan.work.items():
+        seconds = f"{plan.seconds[phase]:.1f}" if phase in plan.seconds else "?"
         table.add_row(phase, f"{work.sequences}", f"{work.tokens}", f"{work.flops / 1e15:.3g}", seconds)
     return table

@@ -76,9 +76,9 @@ def train(config: GraceConfig) -> dict[str, float]:
     if completed == config.job.steps and is_ended(config):
         return _show(config, console)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if checkpoint_file is None and (left := newest_checkpoint(run_dir)) is not None:
+    if checkpoint_file is None and (newest := newest_checkpoint(run_dir)) is not None:
         raise ConfigError(
-            f"run_dir={run_dir} holds a run already ({left.name}): continue it with the same command and "
+            f"run_dir={run_dir} holds a run already ({newest.name}): continue it with the same command and "
             f"{override('job.resume', run_dir)}, or choose another folder"
         )
     if completed < config.job.steps and is_first_process():

@@ -39,8 +39,10 @@ class MovingAverage(LightningModule):
 
     def share(self) -> None:
         """Hold this process's part only, as the policy does that has been sharded since."""
-        for place, (average, own) in enumerate(zip(self.weights, self._policy[0].trainable_parameters(), strict=True)):
-            self.weights[place] = nn.Parameter(part_of(average.detach(), own), requires_grad=False)
+        for place, (average, parameter) in enumerate(
+            zip(self.weights, self._policy[0].trainable_parameters(), strict=True)
+        ):
+            self.weights[place] = nn.Parameter(part_of(average.detach(), parameter), requires_grad=False)
 
     def update(self) -> None:
         """Take in the weights after an optimizer update."""
@@ -52,8 +54,8 @@ class MovingAverage(LightningModule):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take over what `state_dict` gave, however many processes there were."""
-        own = dict(self.named_parameters())
-        parts = {name: part_of(value, own[name]) for name, value in state_dict.items()}
+        averages = dict(self.named_parameters())
+        parts = {name: part_of(value, averages[name]) for name, value in state_dict.items()}
         return super().load_state_dict(parts, strict, assign)
 
     @torch.no_grad()

@@ -83,14 +83,14 @@ class OnePass:
         Raises:
             GraceError: The setting is `true`, and the first batch differs from the forward.
         """
-        if not self._compared and any(one is not None for one in pooled):
+        if not self._compared and any(states is not None for states in pooled):
             self._compare(sequences, pooled, regions)
-        known = {n: one for n, one in enumerate(pooled) if one is not None and self._setting is not False}
+        known = {n: states for n, states in enumerate(pooled) if states is not None and self._setting is not False}
         missing = [number for number in range(len(sequences)) if number not in known]
         rest = self._policy.embed([sequences[number] for number in missing], regions) if missing else {}
         found = {}
         for region in regions:
-            rows = {number: one.embedding(region) for number, one in known.items()}
+            rows = {number: states.embedding(region) for number, states in known.items()}
             rows |= dict(zip(missing, rest.get(region, ()), strict=True))
             found[region] = torch.stack([rows[number] for number in range(len(sequences))])
         return found
@@ -105,13 +105,13 @@ class OnePass:
     ) -> None:
         """Some sequences, shortest to longest, against the forward; beyond rounding, the forward it is from now on."""
         self._compared = True
-        able = [number for number, one in enumerate(pooled) if one is not None]
+        able = [number for number, states in enumerate(pooled) if states is not None]
         able.sort(key=lambda number: len(sequences[number].prompt.token_ids) + len(sequences[number].completion_ids))
         chosen = sorted({able[round(place * (len(able) - 1) / (_COMPARED - 1))] for place in range(_COMPARED)})
         forward = self._policy.embed([sequences[number] for number in chosen], regions)
         worst = 0.0
         for region, expected in forward.items():
-            found = torch.stack([one.embedding(region) for n in chosen if (one := pooled[n]) is not None])
+            found = torch.stack([states.embedding(region) for n in chosen if (states := pooled[n]) is not None])
             distances = (found - expected).norm(dim=1) / expected.norm(dim=1)
             worst = max(worst, float(distances.nan_to_num(nan=torch.inf).max()))
         tolerance = TOLERANCE[self._dtype]

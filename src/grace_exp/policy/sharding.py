@@ -56,10 +56,10 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     """
     if not isinstance(like, DTensor):
         return tensor
-    mesh, own = like.device_mesh, like.to_local()
+    mesh, local_part = like.device_mesh, like.to_local()
     parts = tensor.chunk(mesh.size())  # along the first dimension, as `fully_shard` does
     rank = mesh.get_local_rank()
-    local = (parts[rank] if rank < len(parts) else tensor[:0]).to(own.device, own.dtype)
+    local = (parts[rank] if rank < len(parts) else tensor[:0]).to(local_part.device, local_part.dtype)
     return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=tensor.shape, stride=like.stride())
 
 

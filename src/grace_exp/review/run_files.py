@@ -77,7 +77,11 @@ class RunFiles:
     def overrides(self) -> list[str]:
         """What the command line said."""
         path = self.path / ".hydra" / "overrides.yaml"
-        return [str(one) for one in yaml.safe_load(path.read_text(encoding="utf-8")) or []] if path.is_file() else []
+        return (
+            [str(override) for override in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
+            if path.is_file()
+            else []
+        )
 
     def last(self, name: str) -> float | None:
         """The last value of a metric, None where it has none."""

@@ -40,7 +40,7 @@ def run_page(run: RunFiles) -> dict[str, Any]:
             "all": flat(run.config),
         },
         "provenance": flat({key: value for key, value in run.provenance.items() if key != "earlier"}),
-        "resumed": [one.get("started") for one in run.provenance.get("earlier", [])],
+        "resumed": [earlier.get("started") for earlier in run.provenance.get("earlier", [])],
     }
 
 

@@ -47,9 +47,9 @@ def differing_settings(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
 
 
 def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    plain = [flat(one) for one in settings]
-    keys = dict.fromkeys(key for one in plain for key in one)
-    rows = {key: tuple(one.get(key) for one in plain) for key in keys if key not in _NOT_SETTINGS}
+    plain = [flat(run_settings) for run_settings in settings]
+    keys = dict.fromkeys(key for run_settings in plain for key in run_settings)
+    rows = {key: tuple(run_settings.get(key) for run_settings in plain) for key in keys if key not in _NOT_SETTINGS}
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
 
 

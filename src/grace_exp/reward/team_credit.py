@@ -65,7 +65,9 @@ def team_credit(inputs: RewardInputs, config: RewardConfig) -> TeamCredit:
 
 def _gradients(value: Tensor, *leaves: Tensor) -> list[Tensor]:
     found = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found, strict=True)]
+    return [
+        torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)
+    ]
 
 
 def _against_the_mean(gradients_GNH: Tensor, unit_GNH: Tensor, kept_GN: Tensor) -> Tensor:

@@ -64,9 +64,9 @@ class StatePool(LogitsProcessor):
         self._limits = limits
         self._ends = end_token_ids
         self._prompt_width = prompt_width
-        self._method: Method = next(one.method for one in poolings if one is not None)
+        self._method: Method = next(pooling.method for pooling in poolings if pooling is not None)
         nowhere = prompt_width
-        starts = [nowhere if one is None else one.start for one in poolings]
+        starts = [nowhere if pooling is None else pooling.start for pooling in poolings]
         self._starts = torch.tensor(starts, device=rows.device)
         self._wanted = (self._starts < nowhere)[rows]
         self._text: Tensor | None = None

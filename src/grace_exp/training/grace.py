@@ -139,7 +139,9 @@ class GraceModule(StepModule):
             self.engine.sleep()  # scoring and updates have its memory
         if self.stored is not None:
             rollouts = self.stored.joined(rollouts, self, batch.step)
-            metrics["rollout/stored"] = self._total(sum(one.stored for one in rollouts.instances))
+            metrics["rollout/stored"] = self._total(
+                sum(instance_rollouts.stored for instance_rollouts in rollouts.instances)
+            )
         trained_roles = self._judge(rewards, rollouts, rollouts)
         if objective.dynamic_sampling is None:
             return rollouts, scores, trained_roles, metrics | self._note_missed(rewards)
@@ -148,8 +150,12 @@ class GraceModule(StepModule):
             others = resampler.next(rollouts, trained_roles)
             if not others:
                 break
-            mine = [others[index] for one in rollouts.instances if (index := one.instance.index) in others]
-            new = self._write(TextBatch(batch.step, mine))
+            partners = [
+                others[index]
+                for instance_rollouts in rollouts.instances
+                if (index := instance_rollouts.instance.index) in others
+            ]
+            new = self._write(TextBatch(batch.step, partners))
             rollouts = resampler.made(rollouts, new)
             trained_roles = self._judge(rewards, rollouts, new)
         self.engine.sleep()
@@ -227,10 +233,10 @@ class GraceModule(StepModule):
     def _written(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
         """How varied what was written is: `rollout/entropy`, and with several instances `rollout/most_common_share`."""
         group = rollouts.group
-        nll, count = -scores.logprobs(group).sum(), sum(len(one.completion.token_ids) for one in group)
+        nll, count = -scores.logprobs(group).sum(), sum(len(rollout.completion.token_ids) for rollout in group)
         total, tokens = self.sum(torch.stack([nll.double(), nll.new_tensor(count).double()])).tolist()
         metrics = {"rollout/entropy": total / max(tokens, 1.0)}
-        keys = torch.tensor([rationale_key(one.completion.token_ids) for one in group], device=self.device)
+        keys = torch.tensor([rationale_key(rollout.completion.token_ids) for rollout in group], device=self.device)
         by_instance = self.gather(keys.view(len(rollouts.instances), -1))
         if len(by_instance) > 1:
             metrics["rollout/most_common_share"] = most_common_share(by_instance)
@@ -238,11 +244,13 @@ class GraceModule(StepModule):
 
     def _mismatch(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
         """How far the engine is from the policy, of what it wrote in this step."""
-        group = rollouts.only([one for one in rollouts.instances if not one.stored]).group
+        group = rollouts.only(
+            [instance_rollouts for instance_rollouts in rollouts.instances if not instance_rollouts.stored]
+        ).group
         trainer = scores.logprobs(group)
-        lengths = torch.tensor([len(one.completion.token_ids) for one in group], device=trainer.device)
+        lengths = torch.tensor([len(rollout.completion.token_ids) for rollout in group], device=trainer.device)
         mask = torch.arange(trainer.shape[1], device=trainer.device) < lengths[:, None]
-        engine = engine_logprobs([one.completion for one in group], trainer)
+        engine = engine_logprobs([rollout.completion for rollout in group], trainer)
 
         def reduce(value: Tensor, how: str) -> Tensor:
             reduced = self.trainer.strategy.reduce(value, reduce_op=how)
@@ -259,7 +267,7 @@ class GraceModule(StepModule):
             self.advance_schedule()
         write_json_atomic(
             Path(self.config.run_dir) / "nonfinite" / f"step-{batch.step:06d}-rank-{self.global_rank}.json",
-            {"step": batch.step, "error": str(error), "instances": [asdict(one) for one in batch.instances]},
+            {"step": batch.step, "error": str(error), "instances": [asdict(instance) for instance in batch.instances]},
         )
         names = ("reward/total/mean", "reward/final/mean", "rollout/tokens_mean", "train/loss", "train/learning_rate")
         return dict.fromkeys(names, math.nan) | {"train/skipped_updates": float(self.skipped_updates)}
@@ -280,14 +288,14 @@ class GraceModule(StepModule):
         """
         updates = self.config.job.batch_size // self.config.objective.mini_batch_size
         per_update = len(trained.advantages) // updates
-        made: list[dict[str, float]] = []
+        update_metrics: list[dict[str, float]] = []
         skipped: list[dict[str, float]] = []
         self.policy.model.train()
         for start in range(0, updates * per_update, per_update):
             before = self.skipped_updates
             figures = self._one_update(step, start, trained.part(start, per_update))
-            (made if self.skipped_updates == before else skipped).append(figures)
-        found = made or skipped
+            (update_metrics if self.skipped_updates == before else skipped).append(figures)
+        found = update_metrics or skipped
         metrics = {f"train/{name}": sum(figures[name] for figures in found) / len(found) for name in found[0]}
         metrics["train/skipped_updates"] = float(self.skipped_updates)
         return metrics

@@ -289,8 +289,8 @@ class StepModule(LightningModule):
                 "checkpoint and model do not fit: missing "
                 f"{sorted(trained - set(state_dict))[:3]}, unknown {sorted(set(state_dict) - trained)[:3]}"
             )
-        own = dict(self.named_parameters())
-        parts = {name: part_of(value, own[name]) for name, value in state_dict.items()}
+        own_parameters = dict(self.named_parameters())
+        parts = {name: part_of(value, own_parameters[name]) for name, value in state_dict.items()}
         return super().load_state_dict(parts, strict=False, assign=assign)
 
 

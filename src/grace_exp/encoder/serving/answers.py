@@ -148,8 +148,12 @@ class Answers:
         if len(found) < len(works):
             return None
         flat = [completion for completions in written for completion in completions or ()]
-        decoded = self._tokenizer.batch_decode([list(one.token_ids) for one in flat], skip_special_tokens=True)
-        return _answer(np.stack(found), [text.strip() for text in decoded], [len(one.token_ids) for one in flat])
+        decoded = self._tokenizer.batch_decode(
+            [list(completion.token_ids) for completion in flat], skip_special_tokens=True
+        )
+        return _answer(
+            np.stack(found), [text.strip() for text in decoded], [len(completion.token_ids) for completion in flat]
+        )
 
     def _chosen(self, texts: Sequence[str], role: Role, budget: int, cache: ModelCache) -> Answer | None:
         """The same with rationales for the texts that the model's rule chooses."""

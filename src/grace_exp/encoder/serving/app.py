@@ -99,45 +99,45 @@ class EmbeddingServer:
 
     async def _answer(self, request: Request, start: float) -> Response:
         self._check_key(request)
-        asked = parse_request(await self._body(request), self._config.request_texts)
-        kind = self._kind(asked)
+        wanted = parse_request(await self._body(request), self._config.request_texts)
+        kind = self._kind(wanted)
         in_cache_thread = partial(asyncio.get_running_loop().run_in_executor, self._cache_thread)
-        prompt_tokens = await in_cache_thread(self._answers.prompt_tokens, asked.input, kind.role)
-        answer, source = await in_cache_thread(self._answers.known, asked.input, kind), "cache"
+        prompt_tokens = await in_cache_thread(self._answers.prompt_tokens, wanted.input, kind.role)
+        answer, source = await in_cache_thread(self._answers.known, wanted.input, kind), "cache"
         if answer is None:
-            answer, source = await self._computed(asked, kind, start), "model"
+            answer, source = await self._computed(wanted, kind, start), "model"
             self.metrics.tokens.labels("written").inc(sum(answer.rationale_tokens))
         self.metrics.tokens.labels("read").inc(prompt_tokens)
-        self.metrics.texts.labels(source).inc(len(asked.input))
+        self.metrics.texts.labels(source).inc(len(wanted.input))
         self.metrics.seconds.labels(source).observe(time.monotonic() - start)
-        if asked.dimensions is not None:
-            answer = self._answers.shortened(answer, asked.dimensions)
-        body = response(asked, answer, prompt_tokens)
+        if wanted.dimensions is not None:
+            answer = self._answers.shortened(answer, wanted.dimensions)
+        body = response(wanted, answer, prompt_tokens)
         headers = {"X-Grace-Source": source}
         return Response(json.dumps(body, ensure_ascii=False), media_type="application/json", headers=headers)
 
-    async def _computed(self, asked: EmbeddingRequest, kind: Kind, start: float) -> Answer:
+    async def _computed(self, wanted: EmbeddingRequest, kind: Kind, start: float) -> Answer:
         assert self._batcher is not None  # the lifespan has made it
-        left = self._config.timeout_s - (time.monotonic() - start)
+        remaining = self._config.timeout_s - (time.monotonic() - start)
         try:
-            return await asyncio.wait_for(self._batcher.submit(asked.input, kind), max(0.0, left))
+            return await asyncio.wait_for(self._batcher.submit(wanted.input, kind), max(0.0, remaining))
         except TimeoutError:
             raise RequestError(
                 f"no answer within {self._config.timeout_s:g} s (job.serve.timeout_s); send fewer texts at a time",
                 status=504,
             ) from None
 
-    def _kind(self, asked: EmbeddingRequest) -> Kind:
-        if asked.model not in self._roles:
+    def _kind(self, wanted: EmbeddingRequest) -> Kind:
+        if wanted.model not in self._roles:
             known = ", ".join(self._roles)
-            raise RequestError(f"there is no model {asked.model!r}; there are {known}", status=404, param="model")
+            raise RequestError(f"there is no model {wanted.model!r}; there are {known}", status=404, param="model")
         hidden = self._answers.dimensions
-        if asked.dimensions is not None and asked.dimensions > hidden:
-            raise RequestError(f"dimensions={asked.dimensions}: the model has {hidden}", param="dimensions")
+        if wanted.dimensions is not None and wanted.dimensions > hidden:
+            raise RequestError(f"dimensions={wanted.dimensions}: the model has {hidden}", param="dimensions")
         most = self._answers.encoder.max_tokens
-        if asked.max_tokens is not None and asked.max_tokens > most:
-            raise RequestError(f"max_tokens={asked.max_tokens}: {most} is the model's budget", param="max_tokens")
-        return Kind(self._roles[asked.model], most if asked.max_tokens is None else asked.max_tokens)
+        if wanted.max_tokens is not None and wanted.max_tokens > most:
+            raise RequestError(f"max_tokens={wanted.max_tokens}: {most} is the model's budget", param="max_tokens")
+        return Kind(self._roles[wanted.model], most if wanted.max_tokens is None else wanted.max_tokens)
 
     def _check_key(self, request: Request) -> None:
         given = request.headers.get("authorization", "")

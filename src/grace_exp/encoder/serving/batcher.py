@@ -99,7 +99,7 @@ class Batcher:
     def _next_batch(self) -> list[_Waiting]:
         """The oldest request and those of its kind, as far as they fit."""
         batch: list[_Waiting] = []
-        left: deque[_Waiting] = deque()
+        remaining: deque[_Waiting] = deque()
         texts = 0
         for waiting in self._queue:
             if waiting.answer.done():  # nobody waits for it any more
@@ -108,8 +108,8 @@ class Batcher:
                 batch.append(waiting)
                 texts += len(waiting.texts)
             else:
-                left.append(waiting)
-        self._queue = left
+                remaining.append(waiting)
+        self._queue = remaining
         self.waiting_texts -= texts
         return batch
 

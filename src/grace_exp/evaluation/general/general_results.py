@@ -88,14 +88,14 @@ def task_table(results: GeneralResults) -> Table:
     for column in ("shots", "examples", *results.tasks, *(["difference"] if TRAINED in results.tasks else [])):
         table.add_column(column, justify="right")
     for name, models in results._by_task.items():
-        some = next(iter(models.values()))
+        first_model = next(iter(models.values()))
         values = [
             f"{figure.value:.4f}" + ("" if figure.stderr is None else f" ± {figure.stderr:.4f}")
             for figure in models.values()
         ]
         if TRAINED in models:
             values.append(f"{models[TRAINED].value - models[BASE].value:+.4f}")
-        table.add_row(name, some.metric, str(some.shots), str(some.examples), *values)
+        table.add_row(name, first_model.metric, str(first_model.shots), str(first_model.examples), *values)
     for name, why in results.skipped.items():
         table.add_row(name, f"not run: {why}", style="dim")
     return table
@@ -105,8 +105,8 @@ def probe_table(results: GeneralResults) -> Table:
     """Held-out sets (rows): perplexity by side, divergence per token both ways."""
     table = Table(title="Held-out text (KL: nats a token)", title_justify="left")
     table.add_column("set", no_wrap=True)
-    some = next(iter(results.probe.values()))
-    columns = [f"perplexity\n{model}" for model in some.nll] + [f"KL\n{p} || {q}" for p, q in some.kl]
+    first_probe = next(iter(results.probe.values()))
+    columns = [f"perplexity\n{model}" for model in first_probe.nll] + [f"KL\n{p} || {q}" for p, q in first_probe.kl]
     for column in ("texts", "tokens", *columns):
         table.add_column(column, justify="right")
     for name, result in results.probe.items():

@@ -267,7 +267,7 @@ def _figures(name: str, results: Mapping[str, Any]) -> list[TaskFigure]:
         main, value = next(iter(metrics.items()))  # the first of the task's settings
         metric, _, how = main.partition(",")
         error = rows[row].get(f"{metric}_stderr,{how}")
-        own = [row] if row in sizes else list(sizes)
+        row_sizes = [row] if row in sizes else list(sizes)
         figures.append(
             TaskFigure(
                 task=row,
@@ -275,7 +275,7 @@ def _figures(name: str, results: Mapping[str, Any]) -> list[TaskFigure]:
                 value=value,
                 stderr=float(error) if isinstance(error, int | float) else None,
                 shots=int(results["n-shot"].get(row, 0)),
-                examples=sum(int(sizes[task]["effective"]) for task in own),
+                examples=sum(int(sizes[task]["effective"]) for task in row_sizes),
                 metrics=metrics,
             )
         )

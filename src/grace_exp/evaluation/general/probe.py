@@ -75,13 +75,13 @@ def probe(
         hidden = {name: _hidden_states(compared, ids)[:, :-1][wanted] for name, compared in models.items()}
         for part in torch.arange(len(targets)).split(chunk):
             logprobs = {name: _logprobs(compared, hidden[name][part]) for name, compared in models.items()}
-            own = owners[part]
+            part_owners = owners[part]
             for name, values in logprobs.items():
                 chosen = values.gather(1, targets[part, None]).squeeze(1)
-                nll[name].index_add_(0, own, -chosen.double().cpu())
+                nll[name].index_add_(0, part_owners, -chosen.double().cpu())
             for p, q in pairs:
                 divergence = kl_div(logprobs[q], logprobs[p], reduction="none", log_target=True).sum(dim=-1)
-                kl[p, q].index_add_(0, own, divergence.double().cpu())
+                kl[p, q].index_add_(0, part_owners, divergence.double().cpu())
     return ProbeResult(
         [len(sequence) - 1 for sequence in sequences],
         {name: values.tolist() for name, values in nll.items()},

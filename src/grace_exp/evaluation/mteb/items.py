@@ -45,7 +45,7 @@ def read_items(task: AbsTask, result: TaskResult, predictions: Path) -> ItemScor
 
 def write_items(path: Path, items: Mapping[str, ItemScores]) -> None:
     """Keep the items of every task as JSON: `{task: {"figure": ..., "values": [...], "human": [...] or null}}`."""
-    write_json_atomic(path, {task: some.as_dict() for task, some in items.items()})
+    write_json_atomic(path, {task: scores.as_dict() for task, scores in items.items()})
 
 
 def load_items(path: Path) -> dict[str, ItemScores]:

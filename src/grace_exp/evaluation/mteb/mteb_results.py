@@ -154,9 +154,9 @@ def category_table(
     if published is not None:
         table.add_column("paper", justify="right")
     by_model = [figures(scores) for scores in models.values()]
-    some = next(iter(models.values()))
-    for name in category_means(some):
-        count = sum(score.category == name for score in some)
+    first_model = next(iter(models.values()))
+    for name in category_means(first_model):
+        count = sum(score.category == name for score in first_model)
         own = [f"{found[f'mteb/category/{name}']:.2f}" for found in by_model]
         table.add_row(name, str(count), *own, *_published(published, name, count == V1_COUNTS.get(name)))
     table.add_section()
@@ -168,7 +168,7 @@ def category_table(
         if f"mteb/{name}" in by_model[0]:
             own = [f"{found[f'mteb/{name}']:.2f}" for found in by_model]
             whole = "mteb/average_as_in_paper" in by_model[0]
-            table.add_row(label, str(len(some)), *own, *_published(published, name, whole), style="bold")
+            table.add_row(label, str(len(first_model)), *own, *_published(published, name, whole), style="bold")
     return table
 
 

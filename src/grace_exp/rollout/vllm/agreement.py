@@ -54,8 +54,8 @@ def probe(
     finally:
         model.train(training)
     logprobs = logits[0, length - 1 : -1].float().log_softmax(dim=-1)
-    own = logprobs.gather(1, torch.tensor(ids, device=model.device)[:, None]).squeeze(1).cpu()
-    difference = float((own - torch.tensor(written[0].logprobs)).abs().mean())
+    chosen_logprobs = logprobs.gather(1, torch.tensor(ids, device=model.device)[:, None]).squeeze(1).cpu()
+    difference = float((chosen_logprobs - torch.tensor(written[0].logprobs)).abs().mean())
     if not difference <= _TOLERANCE[dtype]:
         raise GraceError(
             f"after a weight sync vLLM's log-probs differ from the policy's by {difference:.3g} nats on average "

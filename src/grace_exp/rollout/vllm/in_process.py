@@ -210,18 +210,18 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        asked, mine = self._shared(requests)
-        if not asked:
+        all_requests, own_places = self._shared(requests)
+        if not all_requests:
             return []
         outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in asked],
-            [SamplingParams(**sampling_settings(request, self._end_token_ids)) for request in asked],
+            [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in all_requests],
+            [SamplingParams(**sampling_settings(request, self._end_token_ids)) for request in all_requests],
             lora_request=self._lora,
             use_tqdm=False,
         )
         return [
             completions(request, [_tokens(written) for written in output.outputs], self._end_token_ids)
-            for request, output in zip(requests, outputs[mine], strict=True)
+            for request, output in zip(requests, outputs[own_places], strict=True)
         ]
 
     def _shared(self, requests: Sequence[Request]) -> tuple[Sequence[Request], slice]:

@@ -113,7 +113,7 @@ def _own_address(url: str) -> tuple[str, int]:
     )[0]
     with socket.socket(family, kind, protocol) as connection:
         connection.connect(address)
-        own = connection.getsockname()[0]
+        own_host = connection.getsockname()[0]
     with socket.socket(family, kind, protocol) as free:
-        free.bind((own, 0))
-        return own, int(free.getsockname()[1])
+        free.bind((own_host, 0))
+        return own_host, int(free.getsockname()[1])

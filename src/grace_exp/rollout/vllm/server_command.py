@@ -81,14 +81,14 @@ def serve_command(
 
 def _visible(devices: Sequence[str]) -> str:
     """The server's CUDA_VISIBLE_DEVICES: numbers count what this process sees, which may be a part of the machine."""
-    own = os.environ.get("CUDA_VISIBLE_DEVICES")
-    seen = own.split(",") if own is not None else None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = visible.split(",") if visible is not None else None
     if seen is None:
         return ",".join(devices)
     if beyond := [device for device in devices if device.isdecimal() and int(device) >= len(seen)]:
         raise ConfigError(
-            f"rollout.vllm.server.devices={beyond[0]}: the run sees {len(seen)} GPU(s), CUDA_VISIBLE_DEVICES={own}; "
-            "show it more, or choose another"
+            f"rollout.vllm.server.devices={beyond[0]}: the run sees {len(seen)} GPU(s), "
+            f"CUDA_VISIBLE_DEVICES={visible}; show it more, or choose another"
         )
     return ",".join(seen[int(device)] if device.isdecimal() else device for device in devices)
 

@@ -59,7 +59,9 @@ class ContrastiveModule(StepModule):
         assert temperature is not None  # checked by MethodConfig
         queries = [RoleText(Role.QUERY, instance.query, instance.source) for instance in instances]
         others = [RoleText(Role.POSITIVE, instance.positive, instance.source) for instance in instances]
-        others += [RoleText(Role.NEGATIVE, text, one.source) for one in instances for text in one.negatives]
+        others += [
+            RoleText(Role.NEGATIVE, text, instance.source) for instance in instances for text in instance.negatives
+        ]
         sequences = self.sequences([*queries, *others])
         self.engine.sleep()  # forwards and updates have its memory
         views = self.views(sequences[: len(queries)], sequences[len(queries) :])

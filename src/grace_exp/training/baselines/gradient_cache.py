@@ -49,15 +49,15 @@ class GradientCache:
         self._parts: list[_Part] = []
         first = 0
         plans = [(view, policy.plan(view, token_budget)) for view in views]
-        left = sum(len(plan) for _, plan in plans)
+        remaining = sum(len(plan) for _, plan in plans)
         for view, plan in plans:
             for indices in plan:
-                left -= 1
+                remaining -= 1
                 # Nothing is asked of the output head.
                 batch = policy.collate(view, indices).without_targets()
                 rows = torch.tensor(indices, dtype=torch.long, device=batch.input_ids.device) + first
                 state = RandomState(batch.input_ids.device)
-                with torch.set_grad_enabled(keep_all or left == 0):
+                with torch.set_grad_enabled(keep_all or remaining == 0):
                     found = self._embed(batch)
                 self._parts.append(_Part(batch, rows, state, found))
             first += len(view)

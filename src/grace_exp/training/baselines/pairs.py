@@ -74,29 +74,29 @@ class PairEmbeddings:
             negative_keys=self.keys[:, 2:][self.has_negative],
         )
 
-    def own_gradients(self, gradients: Contrast, own: Callable[[Tensor], Tensor]) -> Tensor:
+    def own_gradients(self, gradients: Contrast, own_rows: Callable[[Tensor], Tensor]) -> Tensor:
         """This process's part of the gradients, in the order of the embeddings it gave, `[n, hidden]`.
 
         Args:
             gradients: Of `contrast()`.
-            own: This process's rows of a gathered tensor.
+            own_rows: This process's rows of a gathered tensor.
         """
         negatives = torch.zeros_like(self.negatives)
         negatives[self.has_negative] = gradients.negatives
-        mine = own(negatives)[own(self.has_negative)]
-        return torch.cat([own(gradients.queries), own(gradients.positives), mine])
+        own_negatives = own_rows(negatives)[own_rows(self.has_negative)]
+        return torch.cat([own_rows(gradients.queries), own_rows(gradients.positives), own_negatives])
 
     def metrics(self) -> dict[str, float]:
         """`embed/*`, of the first instances."""
         positives = self.positives[:MEASURED, None]
         nothing = torch.zeros(positives.shape[:2], device=positives.device)
-        some = bool(self.has_negative[:MEASURED].any())
+        any_negative = bool(self.has_negative[:MEASURED].any())
         return embedding_metrics(
             RewardInputs(
                 rollouts_GKH=positives,
                 anchors_GAH=self.queries[:MEASURED, None],
-                negatives_GMH=self.negatives[:MEASURED] if some else None,
-                negative_mask_GM=self.has_negative[:MEASURED] if some else None,
+                negatives_GMH=self.negatives[:MEASURED] if any_negative else None,
+                negative_mask_GM=self.has_negative[:MEASURED] if any_negative else None,
                 truncated_GK=nothing.bool(),
                 lengths_GK=nothing,
             )

@@ -28,7 +28,7 @@ class RejectionSftModule(GraceModule):
         rows = (torch.arange(groups, device=best.device) * k + best).tolist()
         sequences = [replace(mini_batch.sequences[row], temperature=1.0) for row in rows]
         weights = kept.any(dim=1).float()
-        lengths = torch.tensor([len(one.completion_ids) for one in sequences], device=weights.device)
+        lengths = torch.tensor([len(sequence.completion_ids) for sequence in sequences], device=weights.device)
         tokens, chosen = self.sum(torch.stack([(lengths * weights).sum(), weights.sum()])).tolist()
         divisor = max(tokens, 1.0)
 

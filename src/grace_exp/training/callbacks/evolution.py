@@ -103,7 +103,7 @@ def _numbers_and_neighbours(rollouts: Rollouts, scores: StepScores, region: Any)
     A text lies where its first rationale puts it.
     """
     everything = [*rollouts.group, *rollouts.others()]
-    owners = [(one.instance.index, one.role.value, one.text) for one in everything]
+    owners = [(rollout.instance.index, rollout.role.value, rollout.text) for rollout in everything]
     numbers: list[int] = []
     for place, owner in enumerate(owners):
         numbers.append(owners[:place].count(owner))

@@ -37,7 +37,7 @@ class InertTermsWarning(Callback):
         if not trainer.is_global_zero or "reward/zero_spread_share" not in row:  # a step without reward
             return
         for side, terms in self._watched:
-            own = {name.removeprefix(side): value for name, value in row.items() if name.startswith(side)}
-            for text in terms.observe(own):
+            side_metrics = {name.removeprefix(side): value for name, value in row.items() if name.startswith(side)}
+            for text in terms.observe(side_metrics):
                 message = f"{side.rstrip('/')}: {text}" if side else text
                 self._warn(int(row["step"]), "inert_term", message)

@@ -61,10 +61,13 @@ class Resampler:
 
     def made(self, rollouts: Rollouts, new: Rollouts) -> Rollouts:
         """The step's rollouts with `new` in the places of those that `next` gave away."""
-        written = {one.instance.index: one for one in new.instances}
-        others = [self._found.get(one.instance.index) for one in rollouts.instances]
+        written = {written.instance.index: written for written in new.instances}
+        others = [self._found.get(present.instance.index) for present in rollouts.instances]
         return rollouts.only(
-            [written[other.index] if other else one for one, other in zip(rollouts.instances, others, strict=True)]
+            [
+                written[other.index] if other else present
+                for present, other in zip(rollouts.instances, others, strict=True)
+            ]
         )
 
     def metrics(self, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> dict[str, float]:
@@ -78,8 +81,8 @@ class Resampler:
     def _silent(self, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> tuple[Tensor, Tensor]:
         """Of all processes: the instances' indices, and whether a fresh one has no spread, both [instances]."""
         device = trained_roles[0].shaped.device
-        indices = self._gather(torch.tensor([one.instance.index for one in rollouts.instances], device=device))
-        stored = self._gather(torch.tensor([one.stored for one in rollouts.instances], device=device))
+        indices = self._gather(torch.tensor([present.instance.index for present in rollouts.instances], device=device))
+        stored = self._gather(torch.tensor([present.stored for present in rollouts.instances], device=device))
         informative = torch.stack(
             [informative_groups(trained_role.shaped, trained_role.reward.kept_GK) for trained_role in trained_roles]
         ).any(dim=0)

@@ -41,11 +41,11 @@ class PolicyGradient:
             `policy_gradient_norm`, `pathwise_norm`, and `gradient_cosine` of the two; 0 where one of them is zero.
         """
         policy = whole = product = torch.zeros((), dtype=torch.float64)
-        for parameter, own in zip(self._parameters, self._gradients, strict=True):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             if parameter.grad is None:
                 continue
             total = parameter.grad
-            part = mean(own if own is not None else torch.zeros_like(total))
+            part = mean(gradient if gradient is not None else torch.zeros_like(total))
             policy = policy + part.double().square().sum().cpu()
             whole = whole + (total - part).double().square().sum().cpu()
             product = product + (part.double() * (total - part).double()).sum().cpu()

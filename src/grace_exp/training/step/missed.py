@@ -23,6 +23,6 @@ def missed_shares(
         gather: Concatenates over processes along the first dimension, in rank order.
     """
     missed = torch.stack([in_batch_misses(trained.inputs) for trained in trained_roles]).mean(dim=0)
-    own = [(one.instance.index, one.stored) for one in rollouts.instances]
+    own = [(written.instance.index, written.stored) for written in rollouts.instances]
     instances = gather(torch.tensor(own, device=missed.device)).tolist()
     return {index: share for (index, stored), share in zip(instances, missed.tolist(), strict=True) if not stored}

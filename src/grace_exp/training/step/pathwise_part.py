@@ -36,12 +36,14 @@ class PathwisePart:
     states: Sequence[RandomState] = ()
     other_states: Sequence[RandomState] = ()
 
-    def loss(self, one: EmbeddingPass) -> Tensor:
+    def loss(self, forward: EmbeddingPass) -> Tensor:
         """A loss whose gradient by the embeddings of a forward, which carry gradients, is the pathwise one."""
         terms = []
-        for region, embeddings in one.embeddings.items():
+        for region, embeddings in forward.embeddings.items():
             gradients, zero = self.gradients[region], torch.zeros_like(embeddings[0])
-            terms.append((embeddings * torch.stack([gradients.get(rollout, zero) for rollout in one.rollouts])).sum())
+            terms.append(
+                (embeddings * torch.stack([gradients.get(rollout, zero) for rollout in forward.rollouts])).sum()
+            )
         return torch.stack(terms).sum()
 
     def other_passes(self, policy: Policy, token_budget: int) -> tuple[Iterator[EmbeddingPass], int]:

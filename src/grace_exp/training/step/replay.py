@@ -63,8 +63,10 @@ def plain_rollouts(written: InstanceRollouts) -> dict[str, Any]:
     instance = written.instance
     return {
         "instance": [instance.index, instance.query, instance.positive, list(instance.negatives), instance.source],
-        "samples": {role.value: [_plain_rollout(one) for one in found] for role, found in written.samples.items()},
-        "greedy": {role.value: _plain_rollout(one) for role, one in written.greedy.items()},
+        "samples": {
+            role.value: [_plain_rollout(rollout) for rollout in found] for role, found in written.samples.items()
+        },
+        "greedy": {role.value: _plain_rollout(rollout) for role, rollout in written.greedy.items()},
         "behaviour": None if written.behaviour is None else list(written.behaviour),
     }
 
@@ -87,8 +89,8 @@ def stored_rollouts(row: Mapping[str, Any]) -> InstanceRollouts:
     behaviour: list[Tensor] | None = row["behaviour"]
     return InstanceRollouts(
         instance,
-        {Role(role): [_rollout(instance, one) for one in found] for role, found in row["samples"].items()},
-        {Role(role): _rollout(instance, one) for role, one in row["greedy"].items()},
+        {Role(role): [_rollout(instance, plain) for plain in found] for role, found in row["samples"].items()},
+        {Role(role): _rollout(instance, plain) for role, plain in row["greedy"].items()},
         behaviour,
     )
 

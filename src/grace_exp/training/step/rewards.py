@@ -80,7 +80,7 @@ class StepRewards:
         if weight == 0:
             return {}
         found = {role: team_credit(of_role, self._config.reward) for role, of_role in inputs.items()}
-        credit = {role: weight * one.rollouts_GK for role, one in found.items()}
+        credit = {role: weight * gradients.rollouts_GK for role, gradients in found.items()}
         if len(found) > 1:  # each side's rationales are the other's anchors
             for role, other in zip(credit, reversed(found.values()), strict=True):
                 credit[role] = credit[role] + weight * other.anchors_GA

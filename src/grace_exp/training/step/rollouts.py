@@ -172,7 +172,10 @@ class StepRequests:
             else:
                 samples[index][role] += written
         return Rollouts(
-            [InstanceRollouts(one, samples[one.index], best_of[one.index]) for one in self._instances],
+            [
+                InstanceRollouts(instance, samples[instance.index], best_of[instance.index])
+                for instance in self._instances
+            ],
             TRAINED_ROLES[self._config.policy_role],
             self._config.group_size,
             pooled,
@@ -215,18 +218,24 @@ def step_requests(
         wanted += [
             _Wanted(instance, role, text_of(instance, role), 0, True) for role in roles for instance in batch.instances
         ]
-    texts = prompts.many(RoleText(one.role, one.text, one.instance.source) for one in wanted) if wanted else []
+    texts = (
+        prompts.many(
+            RoleText(wanted_text.role, wanted_text.text, wanted_text.instance.source) for wanted_text in wanted
+        )
+        if wanted
+        else []
+    )
     requests: list[Request] = []
-    for one, prompt in zip(wanted, texts, strict=True):
-        sampled = one.role in roles and not one.greedy
-        temperature = config.temperature if sampled else 0.0 if one.greedy else config.anchor_temperature
+    for wanted_text, prompt in zip(wanted, texts, strict=True):
+        sampled = wanted_text.role in roles and not wanted_text.greedy
+        temperature = config.temperature if sampled else 0.0 if wanted_text.greedy else config.anchor_temperature
         requests.append(
             Request(
                 prompt_ids=prompt.token_ids,
-                n=0 if not writes(config.mode, one.role) else config.group_size if sampled else 1,
+                n=0 if not writes(config.mode, wanted_text.role) else config.group_size if sampled else 1,
                 max_tokens=max_tokens or config.max_tokens,
                 temperature=temperature,
-                seed=derive_seed(seed, batch.step, one.role, one.instance.index, one.number),
+                seed=derive_seed(seed, batch.step, wanted_text.role, wanted_text.instance.index, wanted_text.number),
                 pooling=None if sampled or pooling is None else pooling(prompt),
             )
         )
@@ -256,8 +265,8 @@ def write_rollouts(
         max_tokens: Longest rationale; None: that of `config`.
         pooling: What the engine shall pool of rationales that are not trained; None: nothing.
     """
-    asked = step_requests(batch, prompts, config, seed, greedy=greedy, max_tokens=max_tokens, pooling=pooling)
-    return asked.answered(engine.generate(asked.requests))
+    requests = step_requests(batch, prompts, config, seed, greedy=greedy, max_tokens=max_tokens, pooling=pooling)
+    return requests.answered(engine.generate(requests.requests))
 
 
 def sequences_of(rollouts: Sequence[Rollout]) -> list[TextSequence]:
@@ -288,11 +297,15 @@ def sample_rows(
     """
     chosen = rollouts.only(rollouts.instances[: max(1, limit // rollouts.per_instance)])
     stored = {
-        one for written in chosen.instances if written.stored for many in written.samples.values() for one in many
+        rollout
+        for written in chosen.instances
+        if written.stored
+        for many in written.samples.values()
+        for rollout in many
     }
-    greedy = {one for written in chosen.instances for one in written.greedy.values()}
+    greedy = {rollout for written in chosen.instances for rollout in written.greedy.values()}
     flat = {role: {name: values.flatten().tolist() for name, values in of.items()} for role, of in figures.items()}
-    places = {one: place for role in chosen.roles for place, one in enumerate(chosen.for_role(role))}
+    places = {rollout: place for role in chosen.roles for place, rollout in enumerate(chosen.for_role(role))}
     rows = []
     for rollout in (*chosen.group, *chosen.others()):
         note = " (stored)" if rollout in stored else " (greedy)" if rollout in greedy else ""

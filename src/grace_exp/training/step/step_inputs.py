@@ -87,15 +87,15 @@ class StepInputs:
             return []
         k = len(samples) // groups
         swap_partners = self._swap_partners(groups)
-        pairs = [(one, samples[swap_partners[place // k] * k + place % k]) for place, one in enumerate(samples)]
-        for own, lent in pairs:
-            if (own, lent) not in self._borrowed:
-                self._borrowed[own, lent] = replace(own, completion=lent.completion)
+        pairs = [(rollout, samples[swap_partners[place // k] * k + place % k]) for place, rollout in enumerate(samples)]
+        for borrower, lent in pairs:
+            if (borrower, lent) not in self._borrowed:
+                self._borrowed[borrower, lent] = replace(borrower, completion=lent.completion)
         return [self._borrowed[pair] for pair in pairs]
 
     def borrowers(self) -> Mapping[Rollout, Rollout]:
         """From each rollout with a swapped rationale to the one whose text it has."""
-        return {rollout: own for (own, _), rollout in self._borrowed.items()}
+        return {rollout: borrower for (borrower, _), rollout in self._borrowed.items()}
 
     def of(self, embedded: Embedded, rollouts: Rollouts, role: Role, samples: list[Rollout]) -> RewardInputs:
         """What `samples`, as many for each instance, are rewarded by.
@@ -123,7 +123,9 @@ class StepInputs:
 
         well_formed = swapped_from = None
         if "well_formed" in self._needs:
-            well_formed = column([parse_rationale(self._decode(one.completion.token_ids)).score for one in samples])
+            well_formed = column(
+                [parse_rationale(self._decode(sample.completion.token_ids)).score for sample in samples]
+            )
         if "swapped_GKH" in grouped:
             swap_partners = torch.tensor(self._swap_partners(groups), device=device)
             swapped_from = gather(swap_partners + groups * self._processes.global_rank)
@@ -133,8 +135,8 @@ class StepInputs:
             rollouts_GKH=grouped["rollouts_GKH"],
             anchors_GAH=grouped["anchors_GAH"],
             negatives_GMH=gather(negatives) if negatives is not None else None,
-            truncated_GK=column([one.completion.truncated for one in samples]),
-            lengths_GK=column([len(one.completion.token_ids) for one in samples]),
+            truncated_GK=column([sample.completion.truncated for sample in samples]),
+            lengths_GK=column([len(sample.completion.token_ids) for sample in samples]),
             negative_mask_GM=gather(mask) if mask is not None else None,
             trained=SIDES[role],
             max_tokens=self._config.rollout.max_tokens,
@@ -160,11 +162,11 @@ class StepInputs:
             comes more than once if it enters more than once.
         """
         for name, (sources, region) in self._sources(rollouts, role, rollouts.for_role(role)).items():
-            own = self._processes.own(fields[name])
+            own_rows = self._processes.own(fields[name])
             if name == "negatives_GMH":
-                flat = own[self._has_negative(rollouts, own.shape[1], own.device)]
+                flat = own_rows[self._has_negative(rollouts, own_rows.shape[1], own_rows.device)]
             else:
-                flat = own.flatten(0, -2)
+                flat = own_rows.flatten(0, -2)
             yield from zip(repeat(name), sources, repeat(region), flat, strict=False)
 
     def entering(self, rollouts: Rollouts) -> list[Rollout]:
@@ -209,8 +211,8 @@ class StepInputs:
 
     def _has_negative(self, rollouts: Rollouts, most: int, device: torch.device) -> Tensor:
         """[groups, M] bool."""
-        own = torch.tensor([len(written.instance.negatives) for written in rollouts.instances], device=device)
-        return torch.arange(most, device=device) < own[:, None]
+        counts = torch.tensor([len(written.instance.negatives) for written in rollouts.instances], device=device)
+        return torch.arange(most, device=device) < counts[:, None]
 
     def _swap_partners(self, groups: int) -> list[int]:
         """Whose rationales each group borrows: all of them in one random circle, so that none borrows its own."""

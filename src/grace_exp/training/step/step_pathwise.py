@@ -75,9 +75,9 @@ class StepPathwise:
         part = self._rollouts.only(self._rollouts.instances[start // roles : (start + groups) // roles])
         trained, entering = part.group, self._inputs.entering(self._rollouts)
         texts, borrowers = {*trained}, self._inputs.borrowers()
-        others = [one for one in entering if borrowers.get(one) in texts]
+        others = [rollout for rollout in entering if borrowers.get(rollout) in texts]
         if self._config.objective.pathwise.anchors:
-            others += [one for one in part.others() if one in {*entering}]
+            others += [rollout for rollout in part.others() if rollout in {*entering}]
         embedded: Embedded = self._scores
         states: list[RandomState] = []
         other_states: list[RandomState] = []
@@ -85,8 +85,8 @@ class StepPathwise:
             embedded = _EmbeddedAnew()
             self._embed(embedded, trained, states)
             self._embed(embedded, others, other_states)
-            mine = {*trained, *others}
-            embedded.take(self._without_dropout([one for one in entering if one not in mine]))
+            with_gradient = {*trained, *others}
+            embedded.take(self._without_dropout([rollout for rollout in entering if rollout not in with_gradient]))
         value, gradients = self._gradients(embedded, {*trained, *others})
         self._scored = False
         return PathwisePart(
@@ -110,7 +110,7 @@ class StepPathwise:
         return EmbeddingPass(rollouts, self._policy.embed(sequences_of(rollouts), self._inputs.regions))
 
     def _gradients(
-        self, embedded: Embedded, own: Collection[Rollout]
+        self, embedded: Embedded, with_gradient: Collection[Rollout]
     ) -> tuple[Tensor, dict[Region, dict[Rollout, Tensor]]]:
         """The step's mean reward, and the gradients of the update's loss by the embeddings of `own`."""
         pathwise, job = self._config.objective.pathwise, self._config.job
@@ -127,7 +127,7 @@ class StepPathwise:
             mean = reward_gradients(inputs, self._config.reward, trained.reward.kept_GK / kept)
             values.append(mean.value)
             for field, rollout, region, row in self._inputs.rows(mean.fields, self._rollouts, trained.role):
-                if rollout in own and (pathwise.anchors or field not in ("anchors_GAH", "negatives_GMH")):
+                if rollout in with_gradient and (pathwise.anchors or field not in ("anchors_GAH", "negatives_GMH")):
                     before = found[region].get(rollout)
                     found[region][rollout] = row * scale if before is None else before + row * scale
         return torch.stack(values).sum(), found
@@ -146,9 +146,9 @@ class _EmbeddedAnew:
     def __init__(self) -> None:
         self._found: dict[Region, dict[Rollout, Tensor]] = {}
 
-    def take(self, one: EmbeddingPass) -> None:
-        for region, rows in one.embeddings.items():
-            self._found.setdefault(region, {}).update(zip(one.rollouts, rows, strict=True))
+    def take(self, forward: EmbeddingPass) -> None:
+        for region, rows in forward.embeddings.items():
+            self._found.setdefault(region, {}).update(zip(forward.rollouts, rows, strict=True))
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
         return torch.stack([self._found[region][rollout] for rollout in rollouts])

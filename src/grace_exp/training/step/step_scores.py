@@ -92,42 +92,42 @@ class StepScores:
                 embeddings by the policy without gradients.
         """
         encoder = self._encoder or self._policy
-        in_one_pass = [one for one in others if pooled and one in pooled]
+        in_one_pass = [rollout for rollout in others if pooled and rollout in pooled]
         if pooled and in_one_pass:
-            states = [pooled[one] for one in in_one_pass]
+            states = [pooled[rollout] for rollout in in_one_pass]
             found = self._policy.one_pass.embed(sequences_of(in_one_pass), states, self._regions)
             for region, rows in found.items():
                 self._embeddings[region].update(zip(in_one_pass, rows, strict=True))
-            others = [one for one in others if one not in pooled]
-        left = [*trained, *others]  # without embedding
+            others = [rollout for rollout in others if rollout not in pooled]
+        unembedded = [*trained, *others]
         if trained:
             covered, scored = self._score(trained, others)
             self._logprobs |= _rows(trained, scored)
             if encoder is self._policy:
                 self._keep(covered, scored)
-                left = left[len(covered) :]
+                unembedded = unembedded[len(covered) :]
         if trained and self._reference is not None:
             scored = self._reference.score(sequences_of(trained), self._regions)
             self._reference_logprobs |= _rows(trained, scored)
             if encoder is self._reference:
                 self._keep(trained, scored)
-                left = left[len(trained) :]
-        if left and self._hardware.keep_forward and self._embedding_gradients == "all":
-            self._embed_with_gradients(left)
-        elif left:
-            for region, rows in encoder.embed(sequences_of(left), self._regions).items():
-                self._embeddings[region].update(zip(left, rows, strict=True))
+                unembedded = unembedded[len(trained) :]
+        if unembedded and self._hardware.keep_forward and self._embedding_gradients == "all":
+            self._embed_with_gradients(unembedded)
+        elif unembedded:
+            for region, rows in encoder.embed(sequences_of(unembedded), self._regions).items():
+                self._embeddings[region].update(zip(unembedded, rows, strict=True))
 
     def _score(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> tuple[Sequence[Rollout], Scored]:
         """The policy's forward of `trained`, and of `others` too where they can share it; which ones it covered."""
-        own = self._encoder is None
+        by_policy = self._encoder is None
         if not self._hardware.keep_forward:
-            covered = [*trained, *others] if own else trained
+            covered = [*trained, *others] if by_policy else trained
             return covered, self._policy.score(sequences_of(covered), self._regions)
         # With one update a step the weights that score are those that are updated.
         self._policy.model.train()
         sequences = sequences_of(trained)
-        regions = self._regions if own else ()
+        regions = self._regions if by_policy else ()
         passes = self._policy.passes(
             sequences,
             self._hardware.train_budget,

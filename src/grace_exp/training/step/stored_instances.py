@@ -33,25 +33,31 @@ class StoredInstances:
     def joined(self, rollouts: Rollouts, module: StepModule, step: int) -> Rollouts:
         """The step's rollouts with this process's share of stored ones: as many in every update."""
         written, world = rollouts.instances, module.trainer.world_size
-        fresh = module.gather(torch.tensor([one.instance.index for one in written], device=module.device))
+        fresh = module.gather(
+            torch.tensor([instance_rollouts.instance.index for instance_rollouts in written], device=module.device)
+        )
         drawn = self._buffer.draw(
             self._per_update * self._updates, derive_seed(self._seed, step, "replay"), without=set(fresh.tolist())
         )
-        share, own = len(drawn) // (self._updates * world), len(written) // self._updates
+        share, own_share = len(drawn) // (self._updates * world), len(written) // self._updates
         together: list[InstanceRollouts] = []
         for update in range(self._updates):
             first = (update * world + module.global_rank) * share
-            together += [*written[update * own : (update + 1) * own], *drawn[first : first + share]]
+            together += [*written[update * own_share : (update + 1) * own_share], *drawn[first : first + share]]
         return rollouts.only(together)
 
     def add(self, rollouts: Rollouts, scores: StepScores) -> None:
         """Keep what was written in this step, with the log-probs it had."""
-        new = [_with_behaviour(one, rollouts, scores) for one in rollouts.instances if not one.stored]
+        new = [
+            _with_behaviour(instance_rollouts, rollouts, scores)
+            for instance_rollouts in rollouts.instances
+            if not instance_rollouts.stored
+        ]
         if dist.is_initialized():
             parts: list[list[InstanceRollouts]] = [[]] * dist.get_world_size()
             dist.all_gather_object(parts, new)
-            new = [one for part in parts for one in part]
-        self._buffer.add(sorted(new, key=lambda one: one.instance.index))
+            new = [instance_rollouts for part in parts for instance_rollouts in part]
+        self._buffer.add(sorted(new, key=lambda instance_rollouts: instance_rollouts.instance.index))
 
     def state_dict(self) -> list[dict[str, Any]]:
         """For a checkpoint."""

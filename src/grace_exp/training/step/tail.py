@@ -39,7 +39,7 @@ class Tail:
             that decode them in several batches wait less.
             `rollout/token_budget`, with `rollout.tail`: what these rationales were allowed.
         """
-        lengths = [len(one.completion.token_ids) for one in (*rollouts.group, *rollouts.others())]
+        lengths = [len(rollout.completion.token_ids) for rollout in (*rollouts.group, *rollouts.others())]
         own = torch.bincount(torch.tensor(lengths, dtype=torch.long), minlength=self._config.max_tokens + 1)
         ended = total(own.to(device, torch.float32)).double().cpu().cumsum(0)
         longest = _length_of(ended, 1.0)

@@ -87,7 +87,7 @@ def trained_batch(
     rollouts: Rollouts,
     scores: StepScores,
     trained_roles: Sequence[TrainedRole],
-    own: Callable[[Tensor], Tensor],
+    own_rows: Callable[[Tensor], Tensor],
     pathwise: Callable[[int, int], PathwisePart] | None = None,
 ) -> MiniBatch:
     """What this process's updates are made from: the groups in the order of `rollouts.group`.
@@ -96,13 +96,13 @@ def trained_batch(
         rollouts: Of this process.
         scores: Of the step.
         trained_roles: In the order of `rollouts.roles`, of all processes.
-        own: This process's rows of a tensor of all.
+        own_rows: This process's rows of a tensor of all.
         pathwise: As in `MiniBatch`.
     """
 
     def groups(values: Callable[[TrainedRole], Tensor]) -> Tensor:
         """[instances x trained roles, K]."""
-        return torch.stack([own(values(trained_role)) for trained_role in trained_roles], dim=1).flatten(0, 1)
+        return torch.stack([own_rows(values(trained_role)) for trained_role in trained_roles], dim=1).flatten(0, 1)
 
     group = rollouts.group
     device = groups(lambda trained_role: trained_role.advantages).device

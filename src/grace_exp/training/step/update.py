@@ -196,8 +196,8 @@ def _pathwise_alone(
     more = len(mini_batch.forwards)
     if not more:
         trained, more = pathwise.trained_passes(policy, mini_batch.rollouts, token_budget)
-    for number, one in enumerate(chain(others, trained), start=1):
-        backward(pathwise.loss(one), number == count + more)
+    for number, forward in enumerate(chain(others, trained), start=1):
+        backward(pathwise.loss(forward), number == count + more)
     return {"loss": mini_batch.advantages.new_zeros(())}
 
 

@@ -37,14 +37,14 @@ class WrittenAhead:
         """Whose rationales are held or under way; None: nobody's."""
         return self._step
 
-    def start(self, asked: StepRequests) -> None:
+    def start(self, requests: StepRequests) -> None:
         """Begin to write, and come back at once.
 
         The thread is a daemon: a request that is never answered does not keep alive a process that has failed.
         """
         assert self._step is None, f"step {self._step} is written ahead already"
-        self._step, self._under_way = asked.step, Future()
-        arguments = asked, self._under_way
+        self._step, self._under_way = requests.step, Future()
+        arguments = requests, self._under_way
         threading.Thread(target=self._write, args=arguments, name="rollouts-ahead", daemon=True).start()
 
     def settle(self) -> None:
@@ -78,10 +78,10 @@ class WrittenAhead:
         self._step = self._rollouts = None
         return rollouts
 
-    def _write(self, asked: StepRequests, result: Future[Rollouts]) -> None:
+    def _write(self, requests: StepRequests, result: Future[Rollouts]) -> None:
         start = time.perf_counter()
         try:
-            rollouts = asked.answered(self._engine.generate(asked.requests))
+            rollouts = requests.answered(self._engine.generate(requests.requests))
             self.seconds = time.perf_counter() - start
             result.set_result(rollouts)
         except BaseException as error:
@@ -99,7 +99,7 @@ class WrittenAhead:
         if dist.is_initialized():
             parts: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
             dist.all_gather_object(parts, instances)
-            instances = [one for part in parts for one in part]
+            instances = [written for part in parts for written in part]
         return {
             "step": self._step,
             "seconds": self.seconds,

@@ -59,7 +59,7 @@ class Scores:
         self.calls: list[tuple[int, int]] = []
         self.passes: list[Any] = []
 
-    def add(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> None:
+    def add(self, trained: Sequence[Rollout], others: Sequence[Rollout], pooled: Any = None) -> None:
         self.calls.append((len(trained), len(others)))
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
