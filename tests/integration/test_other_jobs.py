@@ -167,6 +167,22 @@ def test_controls_stand_beside_the_held_out_figures(tmp_path: Path, capsys) -> N
         assert ItemScores.from_dict(kept["centred"]).figure() == pytest.approx(line["centred"], abs=1e-4)
 
 
+def test_controls_of_an_exported_run_need_none_of_its_settings(train, tmp_path: Path) -> None:
+    """Prompt, pooling and budget are the export's: the rows are those of the run's checkpoint."""
+    trained = train(
+        "job.steps=1", "callbacks.export=[merged]", "rollout.policy_role=query", folder=tmp_path / "run"
+    ).path
+    job = ["job=evaluate", "hardware.threads=1", "evaluation.controls=true", "evaluation.bootstrap=20"]
+    job += [setting.replace("size=12", "size=8") for setting in HELD_OUT]
+    model = run(compose_config([*job, f"job.model={trained}", "hardware=cpu"], tmp_path / "model"))
+    run_settings = ["+experiment=demo_tiny", "rollout.max_tokens=6", "rollout.policy_role=query"]
+    resumed = run(compose_config([*run_settings, *job, f"job.resume={trained}"], tmp_path / "resumed"))
+    assert model.keys() == {name for name in resumed if name.startswith("controls/")}
+    record = json.loads((tmp_path / "model" / "evaluation" / "controls.json").read_text())
+    assert record["max_tokens"] == 6 and record["model"] == str(trained)
+    assert "Modes and control rationales" in (trained / "export" / "merged" / "README.md").read_text()
+
+
 def test_controls_without_held_out_sets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.controls=true, but evaluation=offline_small has no held-out"):
         compose_config(["job=evaluate", "evaluation=offline_small", "evaluation.controls=true"], tmp_path)

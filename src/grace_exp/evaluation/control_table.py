@@ -103,8 +103,12 @@ class _Rows:
         )
         rows = [prompt_only, written]
         if len(self._sides) > 1:
-            query_only = {"mode": "query_only", "temperature": temperature}
-            rows.append(self._row("query_only", [query_only] * len(self._sides))[0])
+            one_sided = ["query_only"]
+            if self._encoder.mode == "document_only":  # as it was trained
+                one_sided.append("document_only")
+            for mode in one_sided:
+                settings = {"mode": mode, "temperature": temperature}
+                rows.append(self._row(mode, [settings] * len(self._sides))[0])
         if self._encoder.rule is not None:
             adaptive = {"mode": "adaptive", "temperature": temperature}
             rows.append(self._row("adaptive", [adaptive] * len(self._sides))[0])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,8 @@ from rich.console import Console
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
+from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.encoder.pretrained import exports_in
 from grace_exp.evaluation.control_table import (
     ControlRow,
     adaptive_lines,
@@ -22,7 +25,7 @@ from grace_exp.evaluation.heldout import evaluate_minilm
 from grace_exp.evaluation.scores import score
 from grace_exp.jobs.assemble import Assembled, assemble
 from grace_exp.jobs.processes import processes
-from grace_exp.jobs.run_encoder import encoder_around, exports_of
+from grace_exp.jobs.run_encoder import build_encoder, encoder_around, exports_of
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.provenance import machine_name, write_provenance
@@ -37,7 +40,7 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
 
     Args:
         config: With `job.resume` the weights come from that checkpoint or run folder; without, the backbone is measured
-            as it is. A benchmark also takes `job.model`.
+            as it is. A benchmark also takes `job.model`, and so do the rows of `evaluation.controls`.
 
     Returns:
         `val/<set>/{rationale,prompt_only}`, `controls/*`, `mteb/*` and `general/*`.
@@ -58,7 +61,9 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
     with processes(config.hardware) as device:
         console = our_console()
         record = write_provenance(Path(config.run_dir), to_dict(config), {})
-        if config.evaluation.sets:
+        if config.evaluation.sets and config.job.model is not None:
+            figures |= _controls_of_model(config, device, console)
+        elif config.evaluation.sets:
             figures |= _heldout(config, device, console)
         if config.evaluation.benchmark is not None:
             figures |= run_benchmark(config, device, console, record)
@@ -82,7 +87,7 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
     bf16 = config.hardware.precision == "bf16-mixed"
     with closing(module.engine), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         results = heldout_results(config, module, assembled.decode)
-        controls = _controls(config, assembled, console) if config.evaluation.controls else {}
+        controls = _controls_of_checkpoint(config, assembled, console) if config.evaluation.controls else {}
     write_results(Path(config.run_dir) / "evaluation" / "now.json", results, config)
     minilm = evaluate_minilm(config.evaluation) if config.evaluation.minilm else {}
     resamples = config.evaluation.bootstrap
@@ -102,6 +107,15 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
     }
 
 
+def _controls_of_model(config: GraceConfig, device: torch.device, console: Console) -> dict[str, float]:
+    """Figures of modes and control rationales of `job.model`, with its own prompt, pooling and budget."""
+    encode = replace(config.job.encode, cache_gib=0)  # times are the model's, not a cache's
+    encoder = build_encoder(replace(config, job=replace(config.job, encode=encode)), device)
+    with closing(encoder):
+        folder = Path(str(config.job.model)).expanduser()
+        return _controls(config, encoder, exports_in(folder) if folder.is_dir() else [], console)
+
+
 CONTROLS_TITLE = "Modes and control rationales"
 """Of the section of model cards."""
 
@@ -115,13 +129,20 @@ def _into_cards(exports: Sequence[Path], rows: Sequence[ControlRow], resamples: 
             console.print(f"Model card: {card}", highlight=False, soft_wrap=True, markup=False)
 
 
-def _controls(config: GraceConfig, assembled: Assembled, console: Console) -> dict[str, float]:
-    """Figures of modes and control rationales.
-
-    Also in `<run_dir>/evaluation/controls.{csv,json}`, and in the model cards of the run that was resumed.
-    """
+def _controls_of_checkpoint(config: GraceConfig, assembled: Assembled, console: Console) -> dict[str, float]:
     budget = config.evaluation.max_tokens or config.rollout.max_tokens  # as in `heldout_results`
     encoder = encoder_around(assembled, config, max_tokens=budget, cache=None)  # times are the model's, not a cache's
+    exports = exports_of(config.job.resume) if is_first_process() and config.job.resume is not None else []
+    return _controls(config, encoder, exports, console)
+
+
+def _controls(
+    config: GraceConfig, encoder: GraceEncoder, exports: Sequence[Path], console: Console
+) -> dict[str, float]:
+    """Figures of modes and control rationales.
+
+    Also in `<run_dir>/evaluation/controls.{csv,json}`, and in the cards of the exports.
+    """
     rows = control_rows(
         encoder,
         config.evaluation,
@@ -131,11 +152,11 @@ def _controls(config: GraceConfig, assembled: Assembled, console: Console) -> di
     )
     resamples = config.evaluation.bootstrap
     if is_first_process():
-        about = {"model": encoder.name, "max_tokens": budget, "seed": config.seed}
+        about = {"model": encoder.name, "max_tokens": encoder.max_tokens, "seed": config.seed}
         write_controls(Path(config.run_dir) / "evaluation", rows, resamples, about)
     console.print(control_table(rows, resamples))
-    if is_first_process() and config.job.resume is not None:
-        _into_cards(exports_of(config.job.resume), rows, resamples, console)
+    if is_first_process():
+        _into_cards(exports, rows, resamples, console)
     for line in adaptive_lines(rows, resamples):
         console.print(line, highlight=False, soft_wrap=True)
     return control_figures(rows)

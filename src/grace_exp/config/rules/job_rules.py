@@ -82,7 +82,8 @@ def _evaluation_rules(config: Groups, require: Require) -> None:
         "evaluation=demo or heldout, or set evaluation.controls=false",
     )
     require(
-        not evaluation.sets or model is None,
+        not evaluation.sets or model is None or evaluation.controls,
         f"job.model={model} with evaluation={evaluation.name}: held-out sets are measured with "
-        "job.resume; job.model is for benchmarks, as evaluation=offline_small",
+        "job.resume; job.model is for benchmarks, as evaluation=offline_small, and for evaluation.controls=true, whose "
+        "rows prompt_only and rationale are the held-out figures",
     )
