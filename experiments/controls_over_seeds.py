@@ -2,8 +2,8 @@
 
 python experiments/controls_over_seeds.py runs/<name>/<time>_seed0 runs/<name>/<time>_seed1 ...
 
-Each folder is one of `job=evaluate evaluation.controls=true`. A score is the mean over seeds, with a 95 % bootstrap interval
-over seeds and items; `less` is the difference from the row `rationale`, paired by seed and item. Times are the means of runs.
+Each folder is one of `job=evaluate evaluation.controls=true`. A score is the mean over seeds, with a 95 % bootstrap
+interval over seeds and items; `less` is the difference from the row `rationale`, paired by seed and item. Times are means.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import grace_exp.openmp  # noqa: F401 - as `python -m grace_exp` does
 # isort: split
 
 from common import over_seeds, resampled
+
 from grace_exp.evaluation.scores import ItemScores
 
 HEAD = ("set", "row", "seeds", "score", "less", "centred", "tokens per text", "ms per text")

@@ -10,7 +10,7 @@ from grace_exp.config.base import STRICT
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class AdaptiveConfig:
-    """The rule that says to which texts a rationale is written (docs/controls.md), fitted by job=fit_adaptive."""
+    """The rule that says to which texts a rationale is written (docs/modes.md), fitted by job=fit_adaptive."""
 
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of the texts that get a rationale: those of which the rule expects most. null: those for which it expects a gain.

@@ -25,10 +25,13 @@ class PairEmbeddings:
     Attributes:
         queries: Without and with rationale.
         documents: Without and with rationale.
+        read: What the rule reads of queries and documents, their prompt-only embeddings without any mean removed; None:
+            the first ones of both.
     """
 
     queries: tuple[Vectors, Vectors]
     documents: tuple[Vectors, Vectors]
+    read: tuple[Vectors, Vectors] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,8 @@ def fit_rule(embeddings: PairEmbeddings, settings: AdaptiveConfig, seed: int) ->
             rationale_gains(embeddings.documents, embeddings.queries, settings.temperature),
         ]
     )
-    inputs = np.concatenate(
-        [features(embeddings.queries[0], Role.QUERY), features(embeddings.documents[0], Role.POSITIVE)]
-    )
+    queries, documents = embeddings.read or (embeddings.queries[0], embeddings.documents[0])
+    inputs = np.concatenate([features(queries, Role.QUERY), features(documents, Role.POSITIVE)])
     helped = gains > 0
     if min(helped.sum(), (~helped).sum()) < settings.folds:
         better = "rationale" if helped.mean() > 0.5 else "prompt_only"

@@ -51,7 +51,8 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
         of_queries, query_tokens = _both_modes(config, encoder, queries, "query")
         of_documents, document_tokens = _both_modes(config, encoder, documents, "document")
-        fitted = fit_rule(PairEmbeddings(of_queries, of_documents), config.job.adaptive, config.seed)
+        read = _before_centering(config, encoder, queries, documents)
+        fitted = fit_rule(PairEmbeddings(of_queries, of_documents, read), config.job.adaptive, config.seed)
         tokens = np.concatenate([query_tokens, document_tokens])
         for line in rule_lines(fitted, tokens, config.evaluation.bootstrap):
             console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -108,6 +109,32 @@ def _both_modes(
         found.append(np.asarray(vectors))
     tokens = np.array(encoder.rationale_tokens).reshape(len(texts), -1).sum(axis=1)
     return (found[0], found[1]), tokens
+
+
+def _before_centering(
+    config: GraceConfig, encoder: GraceEncoder, queries: list[str], documents: list[str]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Prompt-only embeddings of both sides as the rule meets them, where the model removes a mean afterwards."""
+    if encoder.center is None:
+        return None
+    center, encoder.center = encoder.center, None
+    try:
+        left, right = (
+            np.asarray(
+                encoder.encode(
+                    texts,
+                    batch_size=config.job.encode.batch_size,
+                    show_progress_bar=False,
+                    truncate_dim=encoder.get_embedding_dimension(),
+                    mode="prompt_only",
+                    role=role,
+                )
+            )
+            for texts, role in ((queries, "query"), (documents, "document"))
+        )
+    finally:
+        encoder.center = center
+    return left, right
 
 
 def _write(

@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from grace_exp import GraceEncoder
+from grace_exp.config.compose import compose_config
 from grace_exp.config.job import EncodeConfig
 from grace_exp.data.batch import Role
 from grace_exp.encoder.adaptive_rule import AdaptiveRule
 from grace_exp.encoder.cache import RationaleCache
+from grace_exp.encoder.center import Center
 from grace_exp.encoder.serving.answers import Answers, Kind
 from grace_exp.errors import ConfigError
 from grace_exp.evaluation.control_table import ControlRow, adaptive_lines
 from grace_exp.evaluation.mteb.adapter import MtebEncoder
 from grace_exp.evaluation.scores import ItemScores
+from grace_exp.jobs.fit_adaptive import _before_centering
 
 TEXTS = ["A cat sleeps.", "Rain in May", "", "Prices fell by 3 %", "Rain in May"]
 
@@ -117,3 +120,21 @@ def test_what_is_saved_and_lost_is_said() -> None:
         "-10.0 [-10.0, -10.0], against prompt_only 20.0 [20.0, 20.0]"
     ]
     assert adaptive_lines(rows[:2], 10) == []
+
+
+def test_the_rule_is_fitted_on_what_it_reads_before_a_mean_is_removed(
+    make_encoder: Callable[..., GraceEncoder], tmp_path: Path
+) -> None:
+    encoder = make_encoder()
+    config = compose_config(["+experiment=demo_tiny"], tmp_path)
+    assert _before_centering(config, encoder, TEXTS, TEXTS) is None
+    plain = [np.asarray(encoder.encode(TEXTS, mode="prompt_only", role=role)) for role in ("query", "document")]
+    mean = np.ones(plain[0].shape[1], dtype=np.float32)
+    encoder.center = Center(rationale=mean, prompt_only=mean)
+    read = _before_centering(config, encoder, TEXTS, TEXTS)
+    assert read is not None and encoder.center is not None
+    np.testing.assert_allclose(read, plain, atol=1e-6)
+    encoder.rule, chosen = chooser(make_encoder())
+    found = np.asarray(encoder.encode(TEXTS, mode="adaptive"))
+    assert ((np.array(encoder.rationale_tokens) > 0) == chosen).all()
+    np.testing.assert_allclose(found[~chosen], plain[0][~chosen] - 1, atol=1e-5)
