@@ -3,7 +3,7 @@
 python experiments/controls_over_seeds.py runs/<name>/<time>_seed0 runs/<name>/<time>_seed1 ...
 
 Each folder is one of `job=evaluate evaluation.controls=true`. A score is the mean over seeds, with a 95 % bootstrap
-interval over seeds and items; `less` is the difference from the row `rationale`, paired by seed and item. Times are means.
+interval over seeds and items; `less` is the difference from the row `rationale`, paired by seed and item.
 """
 
 import argparse

@@ -49,9 +49,13 @@ class FittedRule:
     written: NDArray[np.bool_]
 
     def worth(self) -> dict[str, float]:
-        """Mean gain a text over writing none, nats: of the rule, of writing all, and of the best possible choice."""
+        """Mean gain a text over writing none, nats.
+
+        Of the rule, of as many texts drawn at random (`random`), of writing all (`always`) and of the best choice.
+        """
         return {
             "rule": float((self.gains * self.written).mean()),
+            "random": float(self.gains.mean() * self.written.mean()),
             "always": float(self.gains.mean()),
             "best": float(self.gains.clip(0).mean()),
         }
@@ -195,8 +199,8 @@ def rule_lines(fitted: FittedRule, tokens: NDArray[np.int64], resamples: int) ->
     lines = [
         f"On folds that it had not seen, the rule writes to {share:.0f} % of the texts: {written:.1f} tokens a text "
         f"instead of {tokens.mean():.1f}.",
-        f"Gain of log p(partner) over writing none, nats a text: {worth['rule']:.3f} (writing all: "
-        f"{worth['always']:.3f}; the best choice: {worth['best']:.3f}).",
+        f"Gain of log p(partner) over writing none, nats a text: {worth['rule']:.3f} (as many texts at "
+        f"random: {worth['random']:.3f}; writing all: {worth['always']:.3f}; the best choice: {worth['best']:.3f}).",
     ]
     for name, mode in (("always", "rationale"), ("never", "prompt_only")):
         value, low, high = over[name]

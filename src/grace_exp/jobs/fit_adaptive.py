@@ -34,7 +34,7 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
 
     Returns:
         `adaptive/pairs`; on unseen folds `adaptive/share` (of the texts that get a rationale, 0 to 1) and
-        `adaptive/gain/{rule,always,best}` (nats a text over writing none).
+        `adaptive/gain/{rule,random,always,best}` (nats a text over writing none; `random`: as many texts at random).
 
     Raises:
         DataError: The input is not there, a row lacks a text, or rationales help nearly all texts or nearly none.

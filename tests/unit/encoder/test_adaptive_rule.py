@@ -60,6 +60,7 @@ def test_a_fitted_rule_finds_what_tells_the_texts_apart() -> None:
     assert (np.concatenate(rows) == helped).all()
     worth = fitted.worth()
     assert worth["rule"] == worth["best"] > worth["always"]
+    assert worth["random"] == pytest.approx(worth["always"] * helped.mean())
     value, low, high = fitted.over(200)["never"]
     assert 0 < low < value < high
     lines = rule_lines(fitted, np.full(80, 10), 50)
