@@ -1,14 +1,13 @@
 """The study's tables from its run folders."""
 
 import csv
-import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import Figures, over_seeds, resampled
+from common import Figures, over_seeds, resampled, seeds_needed
 from stages import STAGES, Mode, Row, Stage, folder_of, rows_of
 
 from grace_exp.evaluation.scores import ItemScores
@@ -73,16 +72,9 @@ def _table(stage: Stage, found: Mapping[str, Runs]) -> list[str]:
                 continue
             pairs = [own[seed] for seed in shared], [other[seed] for seed in shared]
             cells.append(str(over_seeds(*pairs)))
-            needed = _seeds_for([float((a[:, 0] - b[:, 0]).mean()) for a, b in zip(*pairs, strict=True)], 2.0)
+            needed = seeds_needed([float((a[:, 0] - b[:, 0]).mean()) for a, b in zip(*pairs, strict=True)], 2.0)
         lines.append("| " + " | ".join([name, str(len(own)), *cells, needed]) + " |")
     return lines
-
-
-def _seeds_for(differences: Sequence[float], points: float) -> str:
-    """Seeds with which a paired difference of `points` is found in 4 of 5 studies at 5 %: normal approximation."""
-    if len(differences) < 2:
-        return ""
-    return str(max(2, math.ceil(((1.96 + 0.84) * statistics.stdev(differences) / points) ** 2)))
 
 
 def _norms(runs: Path, stage: Stage) -> list[str]:

@@ -7,6 +7,8 @@ from grace_exp.config.reward import WITHOUT_GRADIENT, RewardConfig
 
 NO_SHARE = 1e-6
 """Below it a share is a matter of rounding."""
+RIVALRY = ("hard_negative", "infonce")
+"""Terms that may have other texts' rationales among a text's rivals."""
 REASONS = {
     "negative": "Have the instances negatives at all (data.negatives)?",
     "consistency": "Of two rationales (rollout.group_size=2) each is as near to the other as the other to it.",
@@ -31,6 +33,7 @@ class InertTerms:
         *,
         trained: Literal["positive", "query"] = "positive",
         pathwise: bool = False,
+        team_credit: bool = False,
         patience: int = 10,
     ) -> None:
         """Start watching.
@@ -39,12 +42,18 @@ class InertTerms:
             config: Names the terms with a weight.
             trained: Which side's rationales are trained.
             pathwise: Whether terms train through the embeddings too: those that read any then need no share.
+            team_credit: Whether a rationale's advantage has what it does to other texts' rewards: terms in which it is
+                a rival there need no share either.
             patience: Steps in a row without a share until a term is reported.
         """
         terms = {name: term for name, term in vars(config.terms).items() if term is not None}
         self._anchors = {name: getattr(term, "anchor", "rollout") for name, term in terms.items()}
         watched = [name for name, term in terms.items() if term.weight != 0]
-        self._steps = dict.fromkeys([name for name in watched if not pathwise or name in WITHOUT_GRADIENT], 0)
+        if pathwise:
+            watched = [name for name in watched if name in WITHOUT_GRADIENT]
+        if team_credit:
+            watched = [name for name in watched if name not in RIVALRY]
+        self._steps = dict.fromkeys(watched, 0)
         self._trained = trained
         self._patience = patience
 

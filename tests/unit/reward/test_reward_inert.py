@@ -75,3 +75,9 @@ def test_terms_that_train_through_the_embeddings_need_no_share(make_inputs: Make
     inputs = replace(make_inputs(), lengths_GK=torch.full((4, 3), 5))
     found = [text for _ in range(4) for text in inert.observe(compose_reward(inputs, config).metrics())]
     assert len(found) == 1 and found[0].startswith("reward.terms.length has had no share")
+
+
+def test_with_team_credit_negatives_of_other_texts_need_no_share_and_own_ones_do(make_inputs: Make) -> None:
+    inert = InertTerms(PAPER, team_credit=True, patience=2)
+    found = [text for _ in range(4) for text in inert.observe(compose_reward(make_inputs(), PAPER).metrics())]
+    assert len(found) == 1 and found[0].startswith("reward.terms.negative has had no share")

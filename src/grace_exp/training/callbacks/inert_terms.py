@@ -23,10 +23,10 @@ class InertTermsWarning(Callback):
         """
         roles = TRAINED_ROLES[config.rollout.policy_role]
         # Of several sides each has figures of its own, behind its name (`training.step.trained_role.role_metrics`).
-        # What reads embeddings trains through them, or by what it says of other texts' rationales.
-        pathwise = config.objective.pathwise.weight > 0 or config.objective.team_credit > 0
+        objective = config.objective
+        other_ways = {"pathwise": objective.pathwise.weight > 0, "team_credit": objective.team_credit > 0}
         self._watched = [
-            (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role], pathwise=pathwise))
+            (f"{role}/" if len(roles) > 1 else "", InertTerms(config.reward, trained=SIDES[role], **other_ways))
             for role in roles
         ]
         self._warn = warn
