@@ -46,7 +46,7 @@ class OnePass:
     def wanted(self, engine: object) -> bool:
         """Whether an engine should be asked for pooled states here and now.
 
-        `auto` wants them where products are computed in float32: in bfloat16 the two ways round differently.
+        `auto` wants them where both compute products in float32: in bfloat16 the two ways round differently.
 
         Raises:
             ConfigError: The setting is `true`, and the engine cannot.
@@ -58,12 +58,13 @@ class OnePass:
                 "rollout=transformers, or hardware.one_pass=auto"
             )
         if self._setting == "auto":
-            return able and self._dtype is torch.float32 and not self._policy.sharded
+            dtypes = (self._dtype, getattr(engine, "dtype", torch.float32))
+            return able and dtypes == (torch.float32, torch.float32) and not self._policy.sharded
         return self._setting is True
 
     def rounds_differently(self, engine: object) -> bool:
         """Whether embeddings in one pass are others than the forward's by more than last bits: in low precision."""
-        return self.wanted(engine) and self._dtype in (torch.bfloat16, torch.float16)
+        return self.wanted(engine) and self._dtype in (torch.bfloat16, torch.float16)  # an engine's own is named anyway
 
     def pooling(self, prompt: Prompt) -> StatePooling:
         """What to ask for."""

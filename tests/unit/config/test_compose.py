@@ -197,7 +197,7 @@ def test_stored_instances_are_shared_evenly_and_scored_anew(changes: str, words:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["rollout=vllm"], "hardware.one_pass=true with rollout.engine='vllm', which does not pool hidden states"),
+        (["rollout=vllm_server"], "hardware.one_pass=true with rollout.engine='vllm_server', which does not pool"),
         (["hardware.strategy=fsdp2"], "hardware.strategy='fsdp2' with hardware.one_pass=true"),
     ],
 )

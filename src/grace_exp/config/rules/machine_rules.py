@@ -41,9 +41,9 @@ def machine_rules(config: Groups, require: Require) -> None:
         "is decoded; set rollout=vllm, or hardware.compile=false",
     )
     require(
-        hardware.one_pass is not True or config.rollout.engine == "transformers",
-        f"hardware.one_pass=true with rollout.engine={config.rollout.engine!r}, which does not pool hidden states: "
-        "set rollout=transformers, or hardware.one_pass=auto",
+        hardware.one_pass is not True or config.rollout.engine != "vllm_server",
+        "hardware.one_pass=true with rollout.engine='vllm_server', which does not pool hidden states: "
+        "set rollout=transformers or rollout=vllm, or hardware.one_pass=auto",
     )
     if hardware.keep_forward:
         require(

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +18,7 @@ from grace_exp.rollout.vllm.agreement import probe
 from grace_exp.rollout.vllm.isolation import TimedThread, undisturbed
 from grace_exp.rollout.vllm.llm import end_llm, make_llm
 from grace_exp.rollout.vllm.memory import MemoryPlan
+from grace_exp.rollout.vllm.one_token_more import marked, without_it
 from grace_exp.rollout.vllm.requests import check_lengths, completions, sampling_settings
 from grace_exp.rollout.vllm.weights import checkpoint_weights, save_adapter
 
@@ -28,6 +30,8 @@ Result = TypeVar("Result")
 
 class VllmEngine:
     """Writes rationales with vLLM; its weights are those of the last `sync`."""
+
+    pools_states = True
 
     def __init__(
         self,
@@ -72,6 +76,7 @@ class VllmEngine:
         self._scratch = tempfile.TemporaryDirectory(prefix="grace-exp-vllm-")
         self._thread = TimedThread("vllm")
         self._llm: Any = None
+        self._states: Any = None
         self._synced = False
         self._asleep = False
         self._lora: Any = None
@@ -156,7 +161,7 @@ class VllmEngine:
 
     def _start(self) -> None:
         folder = Path(self._scratch.name) / "model"
-        self._llm = self._call(
+        self._llm, self._states = self._call(
             lambda: make_llm(
                 self._model,
                 self._settings,
@@ -172,7 +177,7 @@ class VllmEngine:
         )
 
     def _end(self) -> None:
-        llm, self._llm = self._llm, None
+        llm, self._llm, self._states = self._llm, None, None
         end_llm(llm)
 
     def _take_over(self, model: nn.Module) -> None:
@@ -188,6 +193,7 @@ class VllmEngine:
             llm.finish_weight_update()
         if not llm.reset_prefix_cache():
             raise GraceError("vLLM could not reset its prefix cache: requests were still under way during a sync")
+        self._states.forget()
         if self._asleep:
             llm.wake_up(tags=["kv_cache"])
             self._asleep = False
@@ -213,16 +219,40 @@ class VllmEngine:
         all_requests, own_places = self._shared(requests)
         if not all_requests:
             return []
+        pooled = [number for number, request in enumerate(all_requests) if self._pools(request)]
+        self._states.begin(
+            [all_requests[number].prompt_ids for number in pooled],
+            [pooling for number in pooled if (pooling := all_requests[number].pooling) is not None],
+        )
+        settings = [sampling_settings(request, self._end_token_ids) for request in all_requests]
+        for mark, number in enumerate(pooled):
+            length = len(all_requests[number].prompt_ids)
+            settings[number] = marked(settings[number], mark, self._max_model_len, length)
+        # These first, so that what prompts have in common is computed for one whose states are kept.
+        marks = {number: mark for mark, number in enumerate(pooled)}
+        order = [*pooled, *(number for number in range(len(all_requests)) if number not in marks)]
         outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(request.prompt_ids)) for request in all_requests],
-            [SamplingParams(**sampling_settings(request, self._end_token_ids)) for request in all_requests],
+            [TokensPrompt(prompt_token_ids=list(all_requests[number].prompt_ids)) for number in order],
+            [SamplingParams(**settings[number]) for number in order],
             lora_request=self._lora,
             use_tqdm=False,
         )
-        return [
-            completions(request, [_tokens(written) for written in output.outputs], self._end_token_ids)
-            for request, output in zip(requests, outputs[own_places], strict=True)
-        ]
+        answers: dict[int, list[Completion]] = {}
+        for number, output in zip(order, outputs, strict=True):
+            request, written = all_requests[number], [_tokens(one) for one in output.outputs]
+            if number in marks:
+                plain = without_it(request, written[0], self._end_token_ids)
+                answers[number] = [replace(plain, pooled=self._states.found(marks[number], len(plain.token_ids)))]
+            else:
+                answers[number] = completions(request, written, self._end_token_ids)
+        return [answers[number] for number in range(len(all_requests))][own_places]
+
+    def _pools(self, request: Request) -> bool:
+        """Whether states are collected: those of the last layer, and of requests for one rationale."""
+        if request.pooling is None or request.n > 1:
+            return False
+        layers = self._model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+        return bool(request.pooling.layer in (-1, layers))
 
     def _shared(self, requests: Sequence[Request]) -> tuple[Sequence[Request], slice]:
         """All requests of the processes that share the engine, and the place of this process's among them.

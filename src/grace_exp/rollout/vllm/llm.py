@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from grace_exp.config.vllm import VllmConfig
+from grace_exp.rollout.vllm import one_token_more
 from grace_exp.rollout.vllm.constants import BLOCK_TOKENS, CPU_NORM_PRIORITY
 from grace_exp.rollout.vllm.memory import BATCHED_TOKENS, MemoryPlan
+from grace_exp.rollout.vllm.runner_states import RunnerStates
 from grace_exp.rollout.vllm.weights import write_model_folder
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -50,8 +52,8 @@ def make_llm(
     max_model_len: int,
     dtype: torch.dtype,
     device: str,
-) -> Any:
-    """A `vllm.LLM` for `model`.
+) -> tuple[Any, RunnerStates]:
+    """A `vllm.LLM` for `model`, and what pools hidden states in this process's worker.
 
     Args:
         model: The policy; its weights come later, but for those below adapters that are sent by themselves.
@@ -101,7 +103,9 @@ def make_llm(
             **_lora_arguments(model if adapters else None),
         )
         llm.init_weight_transfer_engine({"init_info": {}})
-    return llm
+        one_token_more.prepare()
+        (states,) = llm.collective_rpc(lambda worker: RunnerStates(worker.model_runner))
+    return llm, states
 
 
 def end_llm(llm: Any) -> None:

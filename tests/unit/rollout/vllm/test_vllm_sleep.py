@@ -77,7 +77,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 def llm(monkeypatch: pytest.MonkeyPatch, cuda: Cuda) -> RecordingLlm:
     recorded = RecordingLlm()
     monkeypatch.setattr(in_process, "vllm_problem", lambda accelerator: None)
-    monkeypatch.setattr(in_process, "make_llm", lambda *_, **__: recorded)
+    monkeypatch.setattr(in_process, "make_llm", lambda *_, **__: (recorded, SimpleNamespace(forget=lambda: None)))
     monkeypatch.setattr(in_process, "end_llm", lambda llm: llm.calls.append("end"))
     monkeypatch.setattr(VllmEngine, "_write", lambda self, requests: recorded.calls.append("write") or [[]])
     return recorded

@@ -1,0 +1,203 @@
+"""Hidden states out of vLLM's model runner, pooled step by step.
+
+The runner keeps the last layer's states of a step between `execute_model` and `sample_tokens`; both are wrapped here.
+Both of vLLM's runners do so: the one for CPUs, and, read in the source and not run, the one for GPUs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grace_exp.policy.pooled_states import Method, PooledStates, StatePooling
+from grace_exp.rollout.vllm.constants import BLOCK_TOKENS
+from grace_exp.rollout.vllm.one_token_more import mark_of
+
+_PREFIXES = 4096
+"""Whole blocks of prompts whose pooled states are remembered: vLLM does not compute again what its cache has."""
+
+
+@dataclass
+class _Sequence:
+    """A prompt and its rationale on their way through the engine; positions count from the prompt's start."""
+
+    prompt: tuple[int, ...]
+    start: int
+    slot: int
+    position: int = -1
+    """The next one; -1: nothing has been computed."""
+    text: Tensor | None = None
+    whole: bool = True
+    """Whether all pooled tokens up to `position` were seen."""
+
+
+class RunnerStates:
+    """Pools the states of the requests of one call."""
+
+    def __init__(self, runner: Any) -> None:
+        """Wrap the methods of a model runner.
+
+        Args:
+            runner: Of vLLM.
+        """
+        self._runner = runner
+        self._execute: Callable[..., Any] = runner.execute_model
+        self._sample: Callable[..., Any] = runner.sample_tokens
+        runner.execute_model, runner.sample_tokens = self._executing, self._sampling
+        self._method: Method = "mean"
+        self._sequences: list[_Sequence] = []
+        self._by_id: dict[str, _Sequence] = {}
+        self._scheduled: Any = None
+        self._rationales: Tensor | None = None
+        self._before: Tensor | None = None
+        """The same without the newest token: vLLM may compute a step more than it gives out."""
+        self._prefixes: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+
+    def begin(self, prompts: Sequence[tuple[int, ...]], poolings: Sequence[StatePooling]) -> None:
+        """Start a call.
+
+        Args:
+            prompts: Of the marked requests, in the order of their numbers.
+            poolings: What to pool of each; of one method, and the last layer.
+        """
+        self._by_id.clear()
+        self._rationales = self._before = None
+        self._sequences = [
+            _Sequence(prompt, one.start, slot) for slot, (prompt, one) in enumerate(zip(prompts, poolings, strict=True))
+        ]
+        if poolings:
+            self._method = poolings[0].method
+
+    def forget(self) -> None:
+        """The weights have changed, and vLLM's prefix cache is empty."""
+        self._prefixes.clear()
+
+    def found(self, number: int, tokens: int) -> PooledStates | None:
+        """Of a marked request that got so many tokens; None: not all of its states passed by here."""
+        one = self._sequences[number]
+        computed = one.position - len(one.prompt)
+        if not one.whole or one.text is None or self._rationales is None or self._before is None:
+            return None
+        if computed not in (tokens, tokens + 1):
+            return None
+        source = self._rationales if computed == tokens else self._before
+        # Copies: rows would keep the whole call's states.
+        return PooledStates(
+            one.text.clone(), source[one.slot].clone(), len(one.prompt) - one.start, tokens, self._method
+        )
+
+    # ---- inside vLLM's step ---------------------------------------------------------------------------------------
+
+    def _executing(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        self._scheduled = scheduler_output
+        for new in scheduler_output.scheduled_new_reqs if self._sequences else ():
+            number = mark_of(new.sampling_params)
+            if number is not None:
+                self._by_id.setdefault(new.req_id, self._sequences[number])
+        return self._execute(scheduler_output, *args, **kwargs)
+
+    def _sampling(self, *args: Any, **kwargs: Any) -> Any:
+        state = self._runner.execute_model_state
+        if state is not None and self._by_id:
+            self._take(state)
+        return self._sample(*args, **kwargs)
+
+    def _take(self, state: Any) -> None:
+        """All rows of a step: single tokens of rationales together, parts of prompts one by one."""
+        hidden = state.hidden_states
+        slots: list[int] = []
+        places: list[int] = []
+        offset = 0
+        for request_id, first, count in self._rows(state):
+            one = self._by_id.get(request_id)
+            if one is not None and count:
+                if count == 1 and first == one.position >= len(one.prompt):
+                    slots.append(one.slot)
+                    places.append(offset)
+                    one.position += 1
+                else:
+                    self._take_part(one, first, hidden[offset : offset + count])
+            offset += count
+        if slots:
+            rationales, before = self._of_rationales(hidden)
+            rows = torch.tensor(slots, device=hidden.device)
+            states = hidden[torch.tensor(places, device=hidden.device)].float()
+            old = rationales[rows]
+            before[rows] = old
+            rationales[rows] = _joined(self._method, old, states)
+
+    def _rows(self, state: Any) -> list[tuple[str, int, int]]:
+        """Request, first position and number of tokens of every row of a step, in the order of the states."""
+        batch = getattr(state, "input_batch", None)
+        if batch is not None:  # vLLM's runner for GPUs
+            firsts, counts = batch.num_computed_tokens_np.tolist(), batch.num_scheduled_tokens.tolist()
+            return list(zip(batch.req_ids, firsts, counts, strict=False))
+        batch, scheduled = self._runner.input_batch, self._scheduled.num_scheduled_tokens
+        firsts = batch.num_computed_tokens_cpu[: len(batch.req_ids)].tolist()
+        return [(name, first, scheduled.get(name, 0)) for name, first in zip(batch.req_ids, firsts, strict=True)]
+
+    def _take_part(self, one: _Sequence, first: int, states: Tensor) -> None:
+        if one.position < 0:
+            one.position = first
+            if first > one.start:  # the rest is in vLLM's prefix cache, and was pooled here when it got there
+                one.text = self._prefix(one, first)
+                one.whole = one.text is not None
+        if first > one.position:
+            one.whole = False
+        if not one.whole:
+            return
+        states = states[one.position - first :].float()  # what is computed again after a pause counts once
+        length = len(one.prompt)
+        inside = max(0, min(length - one.position, len(states)))
+        skipped = min(max(0, one.start - one.position), inside)
+        if inside > skipped:
+            self._take_text(one, one.position + skipped, states[skipped:inside])
+        rest = states[inside:]
+        if len(rest):
+            rationales, before = self._of_rationales(states)
+            for row in rest:
+                before[one.slot] = rationales[one.slot]
+                rationales[one.slot] = _joined(self._method, rationales[one.slot], row)
+        one.position += len(states)
+
+    def _take_text(self, one: _Sequence, first: int, states: Tensor) -> None:
+        """Tokens of a prompt from position `first` on, all of them pooled."""
+        if self._method == "mean":
+            running = states.cumsum(dim=0)
+        else:
+            running = states.cummax(dim=0).values if self._method == "max" else states
+        if one.text is not None:
+            running = _joined(self._method, one.text, running)
+        one.text = running[-1]
+        end = first + len(states)
+        for boundary in range(first - first % BLOCK_TOKENS + BLOCK_TOKENS, end + 1, BLOCK_TOKENS):
+            key = (one.start, self._method, one.prompt[:boundary])
+            self._prefixes[key] = running[boundary - first - 1].clone()
+            self._prefixes.move_to_end(key)
+        while len(self._prefixes) > _PREFIXES:
+            self._prefixes.popitem(last=False)
+
+    def _prefix(self, one: _Sequence, end: int) -> Tensor | None:
+        key = (one.start, self._method, one.prompt[:end])
+        if key in self._prefixes:
+            self._prefixes.move_to_end(key)
+        return self._prefixes.get(key)
+
+    def _of_rationales(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """[sequences, hidden], and the same without the newest tokens."""
+        if self._rationales is None or self._before is None:
+            fill = -torch.inf if self._method == "max" else 0.0
+            shape = (len(self._sequences), like.shape[-1])
+            self._rationales = torch.full(shape, fill, dtype=torch.float32, device=like.device)
+            self._before = self._rationales.clone()
+        return self._rationales, self._before
+
+
+def _joined(method: Method, before: Tensor, states: Tensor) -> Tensor:
+    """What was pooled, with one token more for each row."""
+    if method == "mean":
+        return before + states
+    return torch.maximum(before, states) if method == "max" else states
