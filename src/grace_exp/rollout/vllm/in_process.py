@@ -239,7 +239,7 @@ class VllmEngine:
         )
         answers: dict[int, list[Completion]] = {}
         for number, output in zip(order, outputs, strict=True):
-            request, written = all_requests[number], [_tokens(one) for one in output.outputs]
+            request, written = all_requests[number], [_tokens(sample) for sample in output.outputs]
             if number in marks:
                 plain = without_it(request, written[0], self._end_token_ids)
                 answers[number] = [replace(plain, pooled=self._states.found(marks[number], len(plain.token_ids)))]

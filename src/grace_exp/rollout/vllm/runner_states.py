@@ -66,7 +66,8 @@ class RunnerStates:
         self._by_id.clear()
         self._rationales = self._before = None
         self._sequences = [
-            _Sequence(prompt, one.start, slot) for slot, (prompt, one) in enumerate(zip(prompts, poolings, strict=True))
+            _Sequence(prompt, pooling.start, slot)
+            for slot, (prompt, pooling) in enumerate(zip(prompts, poolings, strict=True))
         ]
         if poolings:
             self._method = poolings[0].method
@@ -77,16 +78,20 @@ class RunnerStates:
 
     def found(self, number: int, tokens: int) -> PooledStates | None:
         """Of a marked request that got so many tokens; None: not all of its states passed by here."""
-        one = self._sequences[number]
-        computed = one.position - len(one.prompt)
-        if not one.whole or one.text is None or self._rationales is None or self._before is None:
+        sequence = self._sequences[number]
+        computed = sequence.position - len(sequence.prompt)
+        if not sequence.whole or sequence.text is None or self._rationales is None or self._before is None:
             return None
         if computed not in (tokens, tokens + 1):
             return None
         source = self._rationales if computed == tokens else self._before
         # Copies: rows would keep the whole call's states.
         return PooledStates(
-            one.text.clone(), source[one.slot].clone(), len(one.prompt) - one.start, tokens, self._method
+            sequence.text.clone(),
+            source[sequence.slot].clone(),
+            len(sequence.prompt) - sequence.start,
+            tokens,
+            self._method,
         )
 
     # ---- inside vLLM's step ---------------------------------------------------------------------------------------
@@ -112,14 +117,14 @@ class RunnerStates:
         places: list[int] = []
         offset = 0
         for request_id, first, count in self._rows(state):
-            one = self._by_id.get(request_id)
-            if one is not None and count:
-                if count == 1 and first == one.position >= len(one.prompt):
-                    slots.append(one.slot)
+            sequence = self._by_id.get(request_id)
+            if sequence is not None and count:
+                if count == 1 and first == sequence.position >= len(sequence.prompt):
+                    slots.append(sequence.slot)
                     places.append(offset)
-                    one.position += 1
+                    sequence.position += 1
                 else:
-                    self._take_part(one, first, hidden[offset : offset + count])
+                    self._take_part(sequence, first, hidden[offset : offset + count])
             offset += count
         if slots:
             rationales, before = self._of_rationales(hidden)
@@ -139,49 +144,49 @@ class RunnerStates:
         firsts = batch.num_computed_tokens_cpu[: len(batch.req_ids)].tolist()
         return [(name, first, scheduled.get(name, 0)) for name, first in zip(batch.req_ids, firsts, strict=True)]
 
-    def _take_part(self, one: _Sequence, first: int, states: Tensor) -> None:
-        if one.position < 0:
-            one.position = first
-            if first > one.start:  # the rest is in vLLM's prefix cache, and was pooled here when it got there
-                one.text = self._prefix(one, first)
-                one.whole = one.text is not None
-        if first > one.position:
-            one.whole = False
-        if not one.whole:
+    def _take_part(self, sequence: _Sequence, first: int, states: Tensor) -> None:
+        if sequence.position < 0:
+            sequence.position = first
+            if first > sequence.start:  # the rest is in vLLM's prefix cache, and was pooled here when it got there
+                sequence.text = self._prefix(sequence, first)
+                sequence.whole = sequence.text is not None
+        if first > sequence.position:
+            sequence.whole = False
+        if not sequence.whole:
             return
-        states = states[one.position - first :].float()  # what is computed again after a pause counts once
-        length = len(one.prompt)
-        inside = max(0, min(length - one.position, len(states)))
-        skipped = min(max(0, one.start - one.position), inside)
+        states = states[sequence.position - first :].float()  # what is computed again after a pause counts once
+        length = len(sequence.prompt)
+        inside = max(0, min(length - sequence.position, len(states)))
+        skipped = min(max(0, sequence.start - sequence.position), inside)
         if inside > skipped:
-            self._take_text(one, one.position + skipped, states[skipped:inside])
+            self._take_text(sequence, sequence.position + skipped, states[skipped:inside])
         rest = states[inside:]
         if len(rest):
             rationales, before = self._of_rationales(states)
             for row in rest:
-                before[one.slot] = rationales[one.slot]
-                rationales[one.slot] = _joined(self._method, rationales[one.slot], row)
-        one.position += len(states)
+                before[sequence.slot] = rationales[sequence.slot]
+                rationales[sequence.slot] = _joined(self._method, rationales[sequence.slot], row)
+        sequence.position += len(states)
 
-    def _take_text(self, one: _Sequence, first: int, states: Tensor) -> None:
+    def _take_text(self, sequence: _Sequence, first: int, states: Tensor) -> None:
         """Tokens of a prompt from position `first` on, all of them pooled."""
         if self._method == "mean":
             running = states.cumsum(dim=0)
         else:
             running = states.cummax(dim=0).values if self._method == "max" else states
-        if one.text is not None:
-            running = _joined(self._method, one.text, running)
-        one.text = running[-1]
+        if sequence.text is not None:
+            running = _joined(self._method, sequence.text, running)
+        sequence.text = running[-1]
         end = first + len(states)
         for boundary in range(first - first % BLOCK_TOKENS + BLOCK_TOKENS, end + 1, BLOCK_TOKENS):
-            key = (one.start, self._method, one.prompt[:boundary])
+            key = (sequence.start, self._method, sequence.prompt[:boundary])
             self._prefixes[key] = running[boundary - first - 1].clone()
             self._prefixes.move_to_end(key)
         while len(self._prefixes) > _PREFIXES:
             self._prefixes.popitem(last=False)
 
-    def _prefix(self, one: _Sequence, end: int) -> Tensor | None:
-        key = (one.start, self._method, one.prompt[:end])
+    def _prefix(self, sequence: _Sequence, end: int) -> Tensor | None:
+        key = (sequence.start, self._method, sequence.prompt[:end])
         if key in self._prefixes:
             self._prefixes.move_to_end(key)
         return self._prefixes.get(key)
