@@ -1,6 +1,6 @@
 """job=prepare_data on a made file of 1.5M triplets: are all counts exact, how long does it take, how much memory?
 
-    python benchmarks/prepare_data.py                      # 1,500,000 triplets, some 15 minutes with making the file
+    python benchmarks/prepare_data.py                      # 1,500,000 triplets, some 7 minutes of CPU time
     python benchmarks/prepare_data.py --triplets 20000     # a minute
 
 The file holds ten kinds of broken lines, 3 % duplicates (half of them in other case and punctuation) and 1 % triplets
