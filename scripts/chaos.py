@@ -2,7 +2,6 @@
 
     python scripts/chaos.py --runs 100 --seed 0                          # one kill each
     python scripts/chaos.py --kills 100 --seed 0                         # also in resumed runs
-    python scripts/chaos.py --runs 6 --kinds vllm "vllm server"          # where vLLM is installed
 
 Prints a table and leaves it as JSON; with a file that holds runs of the same seed it goes on behind them. Exits with 1
 if a run did not end, or ended otherwise than the undisturbed one.
@@ -51,10 +50,7 @@ KINDS = {
         *("hardware.devices=2", "hardware.strategy=ddp", "+backbone.lora.rank=4"),
         *("objective.mini_batch_size=2", "callbacks.export=[merged]"),
     ],
-    "vllm": ["rollout=vllm", "callbacks.export=[merged]"],
-    "vllm server": ["rollout=vllm_server", "callbacks.export=[merged]"],
 }
-WITH_VLLM = ("vllm", "vllm server")
 FORKED = ("full", "lora")
 """Run in a copy of this process, which has imported everything; the others start several processes themselves."""
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -262,19 +258,6 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found.split()]
 
 
-def engines(pid: int) -> list[int]:
-    """The processes of vLLM below a process."""
-    below = children(pid)
-    return [*filter(_is_vllm, below), *(engine for child in below for engine in engines(child))]
-
-
-def _is_vllm(pid: int) -> bool:
-    try:
-        return b"vllm" in Path(f"/proc/{pid}/cmdline").read_bytes().lower()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: float) -> None:
     """Wait for a moment, then disturb the run and wait for its end."""
     wait_for_moment(run, draw, seconds)
@@ -285,8 +268,8 @@ def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: f
         case.kills += 1
         run.send(SIGNALS[disturbance])
     else:
-        victims = children(run.pid)[:1] if disturbance == "killed rank" else engines(run.pid)
-        case.kills += bool(victims)  # they may not have been started
+        victims = children(run.pid)[:1]
+        case.kills += bool(victims)  # it may not have been started
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
@@ -358,8 +341,6 @@ def chosen(disturbances: Sequence[str], kinds: Sequence[str], draw: random.Rando
     (disturbance,) = draw.choices(disturbances, weights)
     if disturbance == "killed rank":
         return disturbance, "two processes"
-    if disturbance == "killed engine":
-        return disturbance, draw.choice([kind for kind in kinds if kind in WITH_VLLM])
     return disturbance, draw.choices(kinds, [5 if kind in FORKED else 1 for kind in kinds])[0]
 
 
@@ -388,7 +369,7 @@ def options_given() -> argparse.Namespace:
     how_many.add_argument("--runs", type=int, help="go on until so many runs were killed, each once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, whatever was done")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=[k for k in KINDS if k not in WITH_VLLM])
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--only", nargs="+", help="disturbances; default: all that this machine and --kinds allow")
     parser.add_argument("--json", type=Path, help="where the cases go, and come from")
     parser.add_argument("--place", type=Path, help="work here and keep everything; default: a temporary folder")
@@ -397,7 +378,6 @@ def options_given() -> argparse.Namespace:
         *SIGNALS,
         *(["disk full", "read-only folder"] if may_mount() else []),
         *(["killed rank"] if "two processes" in options.kinds else []),
-        *(["killed engine"] if set(WITH_VLLM) & set(options.kinds) else []),
     ]
     return options
 
