@@ -31,6 +31,10 @@ class HardwareConfig:
     """Lightning's names. bf16-mixed keeps float32 weights: at a learning rate of 1e-6 bf16 weights would not move."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; null leaves torch's choice."""
+    linear: Literal["auto", "torch", "onednn"] = "auto"
+    """Library of float32 matrix products on CPUs. auto: onednn where the CPU has AVX-512 and is not Intel's, for there
+    PyTorch's own runs at less than half the speed; else torch. Results differ in their last bits.
+    """
     packing: bool = True
     """Compute a prompt once for all its rationales (one row with a block mask); false: one padded row a rationale."""
     packed_attention: Literal["mask", "flex"] = "mask"

@@ -31,6 +31,7 @@ from grace_exp.encoder.modes import Mode, check_call, listed, longest_of, role_o
 from grace_exp.encoder.pretrained import CACHE_FOLDER, default_cache_dir, load, resolve
 from grace_exp.encoder.progress_bar import progress_bar
 from grace_exp.encoder.vectors import cosine_matrix, cosine_pairs, finished
+from grace_exp.policy.grouped_attention import attention_name
 from grace_exp.policy.model_checks import check_attention, check_positions
 from grace_exp.policy.packing import Region
 from grace_exp.policy.policy import Policy
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from grace_exp.encoder.explanation import Explanation
-    from grace_exp.policy.load_backbone import Backbone
+    from grace_exp.policy.grouped_attention import attention_name
+from grace_exp.policy.load_backbone import Backbone
 
 _log = logging.getLogger(__name__)
 
@@ -454,7 +456,7 @@ class GraceEncoder:
             getattr(self.engine, "dtype", self.policy.model.dtype),
             self.backbone.end_token_ids,
             device,
-            str(self.policy.causal_lm.config._attn_implementation),
+            attention_name(self.policy.causal_lm),
             cast,
         )
         return f"{how} in one pass" if self.policy.one_pass.rounds_differently(self.engine) else how

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grace_exp.policy.onednn_linear import Library, linear
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -20,14 +22,22 @@ _LOW = (torch.bfloat16, torch.float16)
 class Float32Head(nn.Linear):
     """A linear layer that returns float32 [..., vocabulary] for hidden states in any precision (float64 in float64)."""
 
+    _product = staticmethod(functional.linear)
+
     def forward(self, input: Tensor) -> Tensor:
         """Logits of hidden states [..., hidden]."""
         dtype = compute_dtype(input.device.type, self.weight.dtype)
         if dtype not in _LOW:
-            return functional.linear(input, self.weight, self.bias)
+            return self._product(input, self.weight, self.bias)
         rows: Any = _Product.apply(input.flatten(0, -2), self.weight, dtype)  # type: ignore[no-untyped-call]
         logits: Tensor = rows.unflatten(0, input.shape[:-1])
         return logits if self.bias is None else logits + self.bias.float()
+
+
+class OneDnnHead(Float32Head):
+    """The same, with oneDNN's products of float32 operands (see `policy.onednn_linear`)."""
+
+    _product = staticmethod(linear)
 
 
 def compute_dtype(device: str, weights: torch.dtype) -> torch.dtype:
@@ -35,15 +45,19 @@ def compute_dtype(device: str, weights: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
 
 
-def use_float32_head(model: "PreTrainedModel") -> None:
+def use_float32_head(model: "PreTrainedModel", library: Library = "torch") -> None:
     """Give a language model such a head, in place; the weight, its name and its hooks stay what they are.
 
     A head that is no plain linear layer is left alone. Of one with adapters the layer below them is changed.
+
+    Args:
+        model: The language model.
+        library: Of its float32 products.
     """
     head: Any = model.get_output_embeddings()
     head = getattr(head, "base_layer", head)
-    if type(head) is nn.Linear:
-        head.__class__ = Float32Head
+    if type(head) in (nn.Linear, Float32Head, OneDnnHead):
+        head.__class__ = OneDnnHead if library == "onednn" else Float32Head
 
 
 class _Product(torch.autograd.Function):

@@ -13,9 +13,11 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
 from grace_exp.policy.compiled_layers import compile_layers
+from grace_exp.policy.grouped_attention import use_grouped_attention
 from grace_exp.policy.layer_states import module_of_layer, states_in
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.one_pass import OnePass
+from grace_exp.policy.onednn_linear import resolved_library, use_library
 from grace_exp.policy.output_head import compute_dtype, use_float32_head
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence, collate, idle_batch, pack
 from grace_exp.policy.pooling import pool
@@ -77,7 +79,12 @@ class Policy(LightningModule):
         """
         super().__init__()
         self.model = model
-        use_float32_head(self.causal_lm)
+        self.library = resolved_library(hardware.linear)
+        """Of float32 matrix products on a CPU."""
+        use_float32_head(self.causal_lm, self.library)
+        use_library(self.causal_lm, self.library)
+        if hardware.accelerator == "cpu":
+            use_grouped_attention(self.causal_lm)
         self._packing_checked = False
         if hardware.packing and hardware.packed_attention == "flex":
             from grace_exp.policy.attention import use_flex_for_block_masks

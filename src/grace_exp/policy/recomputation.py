@@ -23,6 +23,7 @@ def _costly() -> list[Any]:
         aten.mm.default,
         aten.addmm.default,
         aten.bmm.default,
+        torch.ops.mkldnn._linear_pointwise.default,
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_flash_attention_for_cpu.default,
         aten._scaled_dot_product_efficient_attention.default,

@@ -36,6 +36,8 @@ _FREE = (
     "hardware.nodes",
     "hardware.strategy",
     "hardware.threads",
+    "hardware.linear",
+    "hardware.keep_forward",
     "hardware.packing",
     "hardware.packed_attention",
     "hardware.pad_to",
