@@ -49,9 +49,10 @@ class HardwareConfig:
     """Compute what all rows of a forward begin with (chat template, system prompt) once. For short texts; it takes a
     mask, which GPUs' fastest attention kernels do not have.
     """
-    keep_forward: bool = False
+    keep_forward: bool | Literal["auto"] = "auto"
     """Score the group's rationales with gradients and keep that forward for the update, which then needs none of its
-    own, for the memory of the whole batch's activations. Needs one update a step.
+    own, for the memory of the whole batch's activations. Needs one update a step, and nothing that would exchange
+    rationales between the two. auto: where that holds, and memory has room by the run's plan.
     """
     one_pass: bool | Literal["auto"] = "auto"
     """Embeddings from the hidden states that a text had while its rationale was written, instead of a second forward:
@@ -73,6 +74,11 @@ class HardwareConfig:
     """Dense bf16 matrix products of one device, TFLOP/s, for `perf/mfu` and the plan's hours; null: by its name."""
     memory_bandwidth: Annotated[float, Field(gt=0)] | None = None
     """Of one device, GB/s, for the plan's hours of decoding; null: by its name."""
+
+    @property
+    def keeps_forward(self) -> bool:
+        """`keep_forward` as a fact: false where nothing has planned `auto` yet."""
+        return self.keep_forward is True
 
     @property
     def score_budget(self) -> int:

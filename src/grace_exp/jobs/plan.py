@@ -82,6 +82,8 @@ def _print(console: Console, config: GraceConfig, plan: RunPlan) -> None:
         f"micro-batches: {plan.memory.train_tokens} tokens with gradients, {plan.memory.score_tokens} without",
         highlight=False,
     )
+    if plan.memory.keeps_forward:
+        console.print("the forwards that score are kept for the update (hardware.keep_forward)", highlight=False)
     console.print(_work_table(plan))
     if plan.speed is None:
         console.print(

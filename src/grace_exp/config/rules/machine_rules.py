@@ -1,12 +1,13 @@
 """The machine, and what a step may keep in its memory."""
 
 from grace_exp.config.groups import Groups
+from grace_exp.config.kept_forward import kept_forward_problems
 from grace_exp.config.require import Require
 
 
 def machine_rules(config: Groups, require: Require) -> None:
     """Strategy and precision fit the devices, and keep_forward has the update it needs."""
-    hardware, lora, objective = config.hardware, config.backbone.lora, config.objective
+    hardware = config.hardware
     require(
         config.processes == 1 or hardware.strategy != "auto",
         f"hardware.strategy='auto' is for one process, but hardware.devices x hardware.nodes = {config.processes}: "
@@ -45,26 +46,9 @@ def machine_rules(config: Groups, require: Require) -> None:
         "hardware.one_pass=true with rollout.engine='vllm_server', which does not pool hidden states: "
         "set rollout=transformers or rollout=vllm, or hardware.one_pass=auto",
     )
-    if hardware.keep_forward:
-        require(
-            config.job.batch_size == objective.mini_batch_size,
-            "hardware.keep_forward=true needs one update a step: set objective.mini_batch_size="
-            f"{config.job.batch_size} (job.batch_size)",
-        )
-        require(
-            config.method.name != "grace" or lora is None or lora.dropout == 0,
-            "hardware.keep_forward=true scores with the update's dropout: set backbone.lora.dropout=0",
-        )
-        require(
-            objective.dynamic_sampling is None,
-            "hardware.keep_forward=true keeps forwards of rationales that objective.dynamic_sampling may exchange: "
-            "set hardware.keep_forward=false",
-        )
-        require(
-            objective.replay is None,
-            "hardware.keep_forward=true takes scored log-probs for old ones, which those of stored rationales "
-            "(objective.replay) are not: set hardware.keep_forward=false",
-        )
+    if hardware.keep_forward is True:
+        for problem in kept_forward_problems(config):
+            require(False, problem)
 
 
 def _sharding_rules(config: Groups, require: Require) -> None:

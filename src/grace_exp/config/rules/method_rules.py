@@ -75,8 +75,3 @@ def _rejection_sft_rules(config: Groups, require: Require) -> None:
         "method=rejection_sft knows of the objective only what shapes the reward: set objective.kl.coefficient=0 "
         "(or objective.kl.placement=reward), objective.entropy_coefficient=0 and objective.replay=null",
     )
-    require(
-        not config.hardware.keep_forward,
-        "method=rejection_sft with hardware.keep_forward=true: it trains on one rationale of a group, chosen after "
-        "scoring; set hardware.keep_forward=false",
-    )

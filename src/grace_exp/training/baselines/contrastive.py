@@ -68,7 +68,7 @@ class ContrastiveModule(StepModule):
         self.policy.model.train()
         with self.timer("score"):
             cache = GradientCache(
-                self.policy, views, self.region, hardware.train_budget, keep_all=hardware.keep_forward
+                self.policy, views, self.region, hardware.train_budget, keep_all=hardware.keeps_forward
             )
         pairs = PairEmbeddings.gathered(cache.embeddings, instances, self.gather)
         metrics = pairs.metrics() if pairs.finite() else {}  # else loss and gradients are bad, which `update` handles

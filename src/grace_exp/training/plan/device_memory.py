@@ -31,6 +31,7 @@ class DeviceMemory:
         train_tokens: Of a micro-batch with gradients.
         score_tokens: Of one without.
         problem: Why the engine cannot be there at all; None: it can.
+        keeps_forward: Whether the forwards of a step are kept for its update.
     """
 
     phases: dict[str, dict[str, int]]
@@ -39,6 +40,7 @@ class DeviceMemory:
     train_tokens: int
     score_tokens: int
     problem: str | None = None
+    keeps_forward: bool = False
 
     def total(self, phase: str) -> int:
         """Bytes of a phase."""
@@ -66,7 +68,10 @@ def device_memory(settings: PlanSettings) -> DeviceMemory:
     engine, sequences, problem = _engine_parts(settings, sum(held.values()))
     # An engine in process gives its memory back while the policy computes, if it may sleep; another writes elsewhere.
     stays = engine if settings.engine == "vllm" and not (settings.gpu and settings.vllm.sleep) else {}
-    stays |= _kept_parts(settings)
+    keeps = settings.keep_forward
+    if keeps is None:
+        keeps = _has_room_for_forwards(settings, sum(held.values()) + sum(stays.values()))
+    stays |= _kept_parts(settings, forwards=keeps)
     room = int((1 - KEPT_FREE) * settings.memory) - sum(held.values()) - sum(stays.values())
     train, score = _budget(settings, room, gradients=True), _budget(settings, room, gradients=False)
     phases = {
@@ -76,7 +81,7 @@ def device_memory(settings: PlanSettings) -> DeviceMemory:
     }
     if settings.engine is None:
         del phases["rollout"]
-    return DeviceMemory(phases, settings.memory, sequences, train, score, problem)
+    return DeviceMemory(phases, settings.memory, sequences, train, score, problem, keeps)
 
 
 def _held(settings: PlanSettings) -> dict[str, int]:
@@ -150,14 +155,24 @@ def _transformers_parts(settings: PlanSettings) -> dict[str, int]:
 def _update_parts(settings: PlanSettings, forward: Forward) -> dict[str, int]:
     activations = training_activations(settings.dimensions, forward)
     parts = {"activations": int(activations.stored), "one layer's backward": int(activations.working)}
-    if settings.kept_tokens:
+    if forwards and settings.kept_tokens:
         del parts["activations"]  # they are among the kept forwards
     if settings.longest_rationale:
         parts["output head"] = int(head_bytes(settings.dimensions, settings.chunk, settings.value))
     return parts
 
 
-def _kept_parts(settings: PlanSettings) -> dict[str, int]:
+def _has_room_for_forwards(settings: PlanSettings, taken: int) -> bool:
+    """Whether the forwards of a step whose texts and rationales are all of the longest could be kept."""
+    if not settings.longest_kept_tokens:
+        return False
+    forward = replace(settings.forward(settings.longest_kept_tokens), tokens=settings.longest_kept_tokens)
+    kept = int(training_activations(settings.dimensions, forward).stored)
+    update = _update_parts(settings, settings.forward(settings.train_tokens or settings.longest_row))
+    return taken + kept + sum(update.values()) <= int((1 - KEPT_FREE) * settings.memory)
+
+
+def _kept_parts(settings: PlanSettings, *, forwards: bool) -> dict[str, int]:
     """From scoring to update, at the mean lengths that `job.plan` assumes; and the largest step's second gradient."""
     parts = {"kept forwards": 0, "policy gradient apart": 0}
     if settings.kept_tokens:

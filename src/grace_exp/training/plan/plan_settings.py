@@ -1,9 +1,11 @@
 """What a plan reads of a run's settings, as plain figures that variants of the run can be made of."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from grace_exp.config.engine_use import sequences_at_once
+from grace_exp.config.kept_forward import kept_forward_problems
 from grace_exp.config.root import GraceConfig
 from grace_exp.config.vllm import VllmConfig
 from grace_exp.objective.registry import needs_reference
@@ -39,7 +41,9 @@ class PlanSettings:
         vllm: Its settings.
         batch_tokens: Of the transformers engine.
         copies: Weights of further copies of the model: a reference, a moving average.
-        kept_tokens: Of a process's forwards that score the step and are kept for its update; 0: none is kept.
+        kept_tokens: Of a process's forwards that score the step and may be kept for its update; 0: they cannot be.
+        longest_kept_tokens: The same where all texts and rationales are of the longest.
+        keep_forward: Whether they are kept; None: where memory has room.
         gradient_apart: Whether some update holds the policy gradient beside the whole.
     """
 
@@ -63,6 +67,8 @@ class PlanSettings:
     batch_tokens: int
     copies: int
     kept_tokens: int = 0
+    longest_kept_tokens: int = 0
+    keep_forward: bool | None = False
     gradient_apart: bool = False
 
     @property
@@ -131,8 +137,25 @@ def plan_settings(config: GraceConfig, dimensions: Dimensions, memory: int) -> P
         batch_tokens=rollout.batch_tokens,
         copies=_copies(config, dimensions),
         kept_tokens=_kept_tokens(config, dimensions),
+        longest_kept_tokens=_longest_kept_tokens(config),
+        keep_forward=None if hardware.keep_forward == "auto" else hardware.keep_forward,
         gradient_apart=_gradient_apart(config),
     )
+
+
+def _longest_kept_tokens(config: GraceConfig) -> int:
+    if any(kept_forward_problems(config)):
+        return 0
+    rollout, negatives = config.rollout, max(config.data.negative_counts(), default=0)
+    instances, prompt = math.ceil(config.job.batch_size / config.processes), config.prompt.max_tokens
+    rationale = 0 if config.method.prompt_only else rollout.max_tokens
+    if config.method.is_infonce:
+        return instances * (2 + negatives) * (prompt + rationale)
+    groups, k = (2 if rollout.policy_role == "both" else 1), rollout.group_size
+    group = prompt + k * rationale if config.hardware.packing else k * (prompt + rationale)
+    pathwise = config.objective.pathwise
+    others = (2 - groups + negatives) if pathwise.weight > 0 and pathwise.anchors else 0
+    return instances * (groups * group + others * (prompt + rationale))
 
 
 def _attention(config: GraceConfig) -> Attention:
@@ -145,7 +168,7 @@ def _checkpointing(config: GraceConfig) -> Checkpointing:
 
 
 def _kept_tokens(config: GraceConfig, dimensions: Dimensions) -> int:
-    if not config.hardware.keep_forward or config.method.name != "grace":
+    if config.method.name != "grace" or any(kept_forward_problems(config)):
         return 0
     texts, pathwise = step_texts(config), config.objective.pathwise
     kept = texts.read(dimensions, logits=True).tokens

@@ -67,6 +67,7 @@ class RunPlan:
             "cached_sequences": memory.cached_sequences,
             "train_tokens": memory.train_tokens,
             "score_tokens": memory.score_tokens,
+            "keep_forward": memory.keeps_forward,
             "step": {phase: asdict(work) for phase, work in self.work.items()},
             "estimated_seconds": self.seconds,
             "estimated_hours": self.hours,
@@ -93,14 +94,16 @@ def plan_run(config: GraceConfig, dimensions: Dimensions, memory: int, *, device
 
 
 def with_planned_budgets(config: GraceConfig, plan: RunPlan) -> GraceConfig:
-    """The configuration with numbers in the place of `auto`."""
+    """The configuration with numbers and decisions in the place of `auto`."""
     hardware = config.hardware
     score, train = plan.memory.score_tokens, plan.memory.train_tokens
     if hardware.score_tokens != "auto":
         score = hardware.score_tokens
     if hardware.train_tokens != "auto":
         train = hardware.train_tokens
-    return replace(config, hardware=replace(hardware, score_tokens=score, train_tokens=train))
+    keep = plan.memory.keeps_forward if hardware.keep_forward == "auto" else hardware.keep_forward
+    chosen = replace(hardware, score_tokens=score, train_tokens=train, keep_forward=keep)
+    return replace(config, hardware=chosen)
 
 
 def planned_memory(config: GraceConfig, found: int | None) -> int:

@@ -112,7 +112,7 @@ class StepScores:
             if encoder is self._reference:
                 self._keep(trained, scored)
                 unembedded = unembedded[len(trained) :]
-        if unembedded and self._hardware.keep_forward and self._embedding_gradients == "all":
+        if unembedded and self._hardware.keeps_forward and self._embedding_gradients == "all":
             self._embed_with_gradients(unembedded)
         elif unembedded:
             for region, rows in encoder.embed(sequences_of(unembedded), self._regions).items():
@@ -121,7 +121,7 @@ class StepScores:
     def _score(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> tuple[Sequence[Rollout], Scored]:
         """The policy's forward of `trained`, and of `others` too where they can share it; which ones it covered."""
         by_policy = self._encoder is None
-        if not self._hardware.keep_forward:
+        if not self._hardware.keeps_forward:
             covered = [*trained, *others] if by_policy else trained
             return covered, self._policy.score(sequences_of(covered), self._regions)
         # With one update a step the weights that score are those that are updated.

@@ -185,3 +185,44 @@ def test_the_shape_of_another_model_is_not_taken(tmp_path: Path) -> None:
     read = planned_dimensions(replace(backbone, path=str(tmp_path)))
     assert read.shape.hidden == 128
     assert planned_dimensions(BackboneConfig(name="tiny", source="tiny")).parameters > 100_000
+
+
+ONE_UPDATE = ("objective.mini_batch_size=64", "prompt.max_tokens=64", "rollout.max_tokens=16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ((), True),
+        (("objective.mini_batch_size=16",), False),
+        (("+backbone.lora={rank: 4, alpha: 8, dropout: 0.1}",), False),
+        (("objective.dynamic_sampling={max_rounds: 1}",), False),
+        (("method=rejection_sft",), False),
+        (("hardware.keep_forward=false",), False),
+        (("hardware.keep_forward=true",), True),
+        (("method=contrastive",), True),
+    ],
+    ids=str,
+)
+def test_forwards_are_kept_where_one_update_reads_what_was_scored(changes: tuple[str, ...], kept: bool) -> None:
+    config = composed(*ONE_UPDATE, *changes)
+    plan = plan_run(config, planned_dimensions(config.backbone), 80 * GIB)
+    assert plan.memory.keeps_forward is kept
+    assert with_planned_budgets(config, plan).hardware.keep_forward is kept
+
+
+def test_memory_decides_whether_forwards_are_kept() -> None:
+    small = (*ONE_UPDATE, "hardware.train_tokens=256", "hardware.max_row_tokens=256")
+    one, other = planned(*small, "hardware.keep_forward=true"), planned(*small, "hardware.keep_forward=false")
+    more = one.total("update") - other.total("update")
+    assert more > 0
+    enough, less = (one.total("update") + more / 2) / 0.95 / GIB, (one.total("update") - more / 2) / 0.95 / GIB
+    assert planned(*small, memory=enough).keeps_forward
+    assert not planned(*small, memory=less).keeps_forward
+
+
+def test_what_is_kept_is_the_groups_tokens() -> None:
+    packed, padded = (settings(*ONE_UPDATE, f"hardware.packing={packing}") for packing in ("true", "false"))
+    instances, k = 64 // packed.processes, 8
+    assert packed.longest_kept_tokens == instances * (64 + k * 16)
+    assert padded.longest_kept_tokens == instances * k * (64 + 16)
