@@ -1,10 +1,13 @@
 """Log-probs of given tokens without ever holding the logits of a batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from grace_exp.policy.output_head import Float32Head, OneDnnHead
 
 
 def token_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module, *, chunk: int) -> Tensor:
@@ -20,6 +23,9 @@ def token_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: 
         head: The output head, hidden -> vocabulary.
         chunk: Positions at a time.
     """
+    if torch.is_grad_enabled() and hidden.requires_grad and _is_fixed(head, hidden):
+        found: Tensor = _FixedHead.apply(hidden, targets, temperatures, head, chunk)  # type: ignore[no-untyped-call]
+        return found
     return _chunked(_chunk_logprobs, hidden, targets, temperatures, head, chunk)[0]
 
 
@@ -66,3 +72,47 @@ def _chunk_logprobs_and_entropy(
     normaliser = torch.logsumexp(logits, dim=-1)
     mean_logit = (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
     return chosen - normaliser, normaliser - mean_logit
+
+
+def _is_fixed(head: nn.Module, hidden: Tensor) -> bool:
+    """Whether a head is a plain float32 product, on this process, that does not train."""
+    if type(head) not in (Float32Head, OneDnnHead) or head.bias is not None or head.weight.requires_grad:
+        return False
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    return hidden.dtype == head.weight.dtype == torch.float32 and not autocast and not head._forward_hooks
+
+
+class _FixedHead(torch.autograd.Function):
+    """Log-probs by a head that does not train.
+
+    The log-prob of a token depends on its own hidden state only, so that its gradient is known as soon as the logits
+    are: (weights of the target - their mean under the distribution) / temperature. It is kept instead of the state, and
+    the backward pass needs no logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, temperatures: Tensor, head: Float32Head, chunk: int
+    ) -> Tensor:
+        weight, logprobs, directions = head.weight, [], []
+        for states, chosen, temperature in zip(
+            hidden.split(chunk), targets.split(chunk), temperatures[:, None].split(chunk), strict=True
+        ):
+            logits: Tensor = head(states)
+            if not bool((temperature == 1).all()):
+                logits.div_(temperature)
+            largest = logits.amax(dim=-1, keepdim=True)
+            of_target = logits.gather(1, chosen[:, None])
+            exponentials = logits.sub_(largest).exp_()
+            total = exponentials.sum(dim=-1, keepdim=True)
+            logprobs.append((of_target - largest - total.log()).squeeze(1))
+            mean = head.product(exponentials, weight.t())
+            directions.append((weight[chosen] - mean.div_(total)).div_(temperature))
+        ctx.save_for_backward(torch.cat(directions))
+        return torch.cat(logprobs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (directions,) = ctx.saved_tensors
+        return gradients[0][:, None] * directions, None, None, None, None

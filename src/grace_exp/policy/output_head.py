@@ -22,13 +22,14 @@ _LOW = (torch.bfloat16, torch.float16)
 class Float32Head(nn.Linear):
     """A linear layer that returns float32 [..., vocabulary] for hidden states in any precision (float64 in float64)."""
 
-    _product = staticmethod(functional.linear)
+    product = staticmethod(functional.linear)
+    """Of float32 operands, as `torch.nn.functional.linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of hidden states [..., hidden]."""
         dtype = compute_dtype(input.device.type, self.weight.dtype)
         if dtype not in _LOW:
-            return self._product(input, self.weight, self.bias)
+            return self.product(input, self.weight, self.bias)
         rows: Any = _Product.apply(input.flatten(0, -2), self.weight, dtype)  # type: ignore[no-untyped-call]
         logits: Tensor = rows.unflatten(0, input.shape[:-1])
         return logits if self.bias is None else logits + self.bias.float()
@@ -37,7 +38,7 @@ class Float32Head(nn.Linear):
 class OneDnnHead(Float32Head):
     """The same, with oneDNN's products of float32 operands (see `policy.onednn_linear`)."""
 
-    _product = staticmethod(linear)
+    product = staticmethod(linear)
 
 
 def compute_dtype(device: str, weights: torch.dtype) -> torch.dtype:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
+from grace_exp.policy.output_head import Float32Head, OneDnnHead
 
 
 def test_uniform_logits_give_the_logarithm_of_the_vocabulary() -> None:
@@ -49,3 +50,35 @@ def test_entropy_is_that_of_the_tempered_distribution_and_has_its_gradient(chunk
     (found,) = torch.autograd.grad(entropy.sum(), hidden)
     (wanted,) = torch.autograd.grad(expected.sum(), hidden)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Float32Head, OneDnnHead])
+@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("temperatures", [[1.0] * 5, [0.5, 1.0, 2.0, 0.7, 1.0]], ids=["1", "several"])
+def test_a_head_that_does_not_train_gives_the_same_gradient(
+    kind: type[Float32Head], chunk: int, temperatures: list[float]
+) -> None:
+    torch.manual_seed(0)
+    head = kind(16, 60, bias=False).requires_grad_(False)
+    nn.init.normal_(head.weight, std=3)
+    hidden, weights = torch.randn(5, 16, requires_grad=True), torch.randn(5)
+    tempered, targets = torch.tensor(temperatures), torch.arange(5)
+    found = token_logprobs(hidden, targets, tempered, head, chunk=chunk)
+    exact = hidden.detach().double().requires_grad_()
+    logits = exact @ head.weight.double().T / tempered.double()[:, None]
+    expected = logits.log_softmax(-1)[torch.arange(5), targets]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), hidden)
+    (wanted,) = torch.autograd.grad((expected * weights.double()).sum(), exact)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_does_not_train_is_not_computed_again() -> None:
+    head = Float32Head(16, 60, bias=False).requires_grad_(False)
+    calls = []
+    head.register_forward_pre_hook(lambda *_: calls.append(1))
+    hidden = torch.randn(5, 16, requires_grad=True)
+    token_logprobs(hidden, torch.arange(5), torch.ones(5), head, chunk=2).sum().backward()
+    assert len(calls) == 3
+    empty = token_logprobs(hidden[:0], torch.arange(0), torch.ones(0), head, chunk=2)
+    assert empty.shape == (0,)
