@@ -213,7 +213,7 @@ class GraceModule(StepModule):
 
         The policy then writes with the weights that it embeds with, and no gradient goes through these embeddings.
         """
-        kept = self.config.hardware.keep_forward and embedding_gradients(self.config.objective) == "all"
+        kept = self.config.hardware.keeps_forward and embedding_gradients(self.config.objective) == "all"
         own = self.encoder is None and self.ahead is None
         return own and not kept and self.policy.one_pass.wanted(self.engine)
 

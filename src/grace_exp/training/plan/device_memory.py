@@ -71,7 +71,9 @@ def device_memory(settings: PlanSettings) -> DeviceMemory:
     keeps = settings.keep_forward
     if keeps is None:
         keeps = _has_room_for_forwards(settings, sum(held.values()) + sum(stays.values()))
-    stays |= _kept_parts(settings, forwards=keeps)
+    if not keeps:
+        settings = replace(settings, kept_tokens=0)
+    stays |= _kept_parts(settings)
     room = int((1 - KEPT_FREE) * settings.memory) - sum(held.values()) - sum(stays.values())
     train, score = _budget(settings, room, gradients=True), _budget(settings, room, gradients=False)
     phases = {
@@ -155,7 +157,7 @@ def _transformers_parts(settings: PlanSettings) -> dict[str, int]:
 def _update_parts(settings: PlanSettings, forward: Forward) -> dict[str, int]:
     activations = training_activations(settings.dimensions, forward)
     parts = {"activations": int(activations.stored), "one layer's backward": int(activations.working)}
-    if forwards and settings.kept_tokens:
+    if settings.kept_tokens:
         del parts["activations"]  # they are among the kept forwards
     if settings.longest_rationale:
         parts["output head"] = int(head_bytes(settings.dimensions, settings.chunk, settings.value))
@@ -172,7 +174,7 @@ def _has_room_for_forwards(settings: PlanSettings, taken: int) -> bool:
     return taken + kept + sum(update.values()) <= int((1 - KEPT_FREE) * settings.memory)
 
 
-def _kept_parts(settings: PlanSettings, *, forwards: bool) -> dict[str, int]:
+def _kept_parts(settings: PlanSettings) -> dict[str, int]:
     """From scoring to update, at the mean lengths that `job.plan` assumes; and the largest step's second gradient."""
     parts = {"kept forwards": 0, "policy gradient apart": 0}
     if settings.kept_tokens:

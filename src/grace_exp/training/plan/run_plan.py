@@ -86,6 +86,7 @@ def plan_run(config: GraceConfig, dimensions: Dimensions, memory: int, *, device
     """
     settings = plan_settings(config, dimensions, memory)
     divided = device_memory(settings)
+    config = replace(config, hardware=replace(config.hardware, keep_forward=divided.keeps_forward))
     speed = device_speed(config.hardware, memory / GIB, device)
     work = step_work(config, dimensions)
     seconds = _seconds(config, settings, divided, work, speed) if speed is not None and divided.fits else {}

@@ -141,7 +141,7 @@ def _updated(config: GraceConfig, dimensions: Dimensions, texts: StepTexts) -> W
     if config.method.name == "rejection_sft":
         return _with_backward(dimensions, _read(dimensions, texts.groups, 1, texts.prompt, texts.rationale))
     pathwise, both = objective.pathwise.weight > 0, objective.policy_gradient_weight > 0
-    group, kept = texts.read(dimensions, logits=both), config.hardware.keep_forward
+    group, kept = texts.read(dimensions, logits=both), config.hardware.keeps_forward
     done = _with_backward(dimensions, group, kept=kept)
     if not pathwise:
         return done
