@@ -108,6 +108,7 @@ class _FixedHead(torch.autograd.Function):
             logprobs.append((of_target - largest - total.log()).squeeze(1))
             mean = head.product(exponentials, weight.t())
             directions.append((weight[chosen] - mean.div_(total)).div_(temperature))
+            del logits, exponentials  # before the next chunk's are there
         ctx.save_for_backward(torch.cat(directions))
         return torch.cat(logprobs)
 

@@ -107,6 +107,10 @@ def head_bytes(dimensions: Dimensions, chunk: int, value: int, *, gradients: boo
     copy = value * dimensions.embedding if value != FLOAT32 else 0
     if not gradients:
         return 2 * logits + copy
+    if dimensions.lora is not None and value == FLOAT32:
+        return (
+            logits  # of a head that does not train: its gradient is known from the forward, and logits change in place
+        )
     weight_gradient = FLOAT32 * dimensions.embedding if dimensions.lora is None else 0
     return 4 * logits + copy + weight_gradient
 
