@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from grace_exp.config.adaptive import AdaptiveConfig
@@ -44,6 +44,15 @@ class EncodeConfig:
         return self
 
 
+def _whole_machines(gpus: int) -> int:
+    if gpus > 8 and gpus % 8:
+        raise ValueError(f"gpus={gpus}: machines have 8, so 8 or fewer, or a multiple of 8")
+    return gpus
+
+
+GpuCount = Annotated[int, Field(ge=1), AfterValidator(_whole_machines)]
+
+
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class PlanConfig:
     """What `job=plan` assumes where nothing was measured: its hours are estimates, and say so."""
@@ -56,6 +65,15 @@ class PlanConfig:
     """Mean prompt, tokens; prompt.max_tokens where that is less."""
     rationale_tokens: Annotated[int, Field(ge=1)] = 500
     """Mean rationale, tokens; rollout.max_tokens where that is less."""
+    gpus: tuple[GpuCount, ...] = ()
+    """On how many GPUs to plan an epoch of `triplets` and the embedding of each `corpus` as well (docs/scale.md): 8 or
+    fewer, or a multiple of 8."""
+    triplets: Annotated[int, Field(ge=1)] = 1_500_000
+    """Instances of that epoch: those of the paper's data."""
+    corpus: tuple[Annotated[int, Field(ge=1)], ...] = (10_000_000, 1_000_000_000)
+    """Texts."""
+    network: Annotated[float, Field(gt=0)] = 25.0
+    """Bandwidth of a machine's network, GB/s."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

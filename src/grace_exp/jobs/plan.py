@@ -1,6 +1,7 @@
 """Will the run fit, and how long will it take? Answered from shapes alone."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -8,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from grace_exp.config.root import GraceConfig
+from grace_exp.jobs.plan_tables import print_scale
 from grace_exp.jobs.terminal import our_console
 from grace_exp.rollout.vllm.memory import GIB
 from grace_exp.tracking.summary import write_json_atomic
 from grace_exp.training.plan.dimensions import planned_dimensions
 from grace_exp.training.plan.run_plan import RunPlan, plan_run, planned_memory
+from grace_exp.training.plan.scale_plan import CorpusScale, TrainingScale, corpus_scale, training_scale
 from grace_exp.training.plan.this_device import device_name, total_memory
 
 PLAN_FILE = "plan.json"
@@ -33,19 +36,30 @@ def plan(config: GraceConfig) -> dict[str, float]:
     config = replace(config, job=replace(config.job, name="train"))  # what is planned
     accelerator = config.hardware.accelerator
     memory = planned_memory(config, total_memory(accelerator))
-    plan = plan_run(config, planned_dimensions(config.backbone), memory, device=device_name(accelerator))
-    path = write_plan(config, plan)
+    dimensions, device = planned_dimensions(config.backbone), device_name(accelerator)
+    plan = plan_run(config, dimensions, memory, device=device)
+    training = training_scale(config, dimensions, memory, device)
+    corpora = corpus_scale(config, dimensions, plan)
+    path = write_plan(config, plan, training, corpora)
     _print(our_console(), config, plan)
+    if training:
+        print_scale(our_console(), config, training, corpora)
     our_console().print(f"Written to {path}", highlight=False, soft_wrap=True)
     figures = {"plan/fits": float(plan.memory.fits), "plan/memory_gib": plan.memory.largest / GIB}
     return figures | ({"plan/hours": plan.hours} if plan.hours is not None else {})
 
 
-def write_plan(config: GraceConfig, plan: RunPlan) -> Path:
+def write_plan(
+    config: GraceConfig,
+    plan: RunPlan,
+    training: Sequence[TrainingScale] = (),
+    corpora: Sequence[CorpusScale] = (),
+) -> Path:
     """Keep the plan with the run."""
     path = Path(config.run_dir) / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, plan.as_dict())
+    scale = {"training": [asdict(row) for row in training], "corpora": [asdict(row) for row in corpora]}
+    write_json_atomic(path, plan.as_dict() | ({"scale": scale} if training else {}))
     return path
 
 
