@@ -169,11 +169,13 @@ def _seconds_of_a_text(
     if plan.speed is None:
         return None
     assumed, shape = config.job.plan, dimensions.shape
-    one = 2 * shape.layers * dimensions.key_width * 2 * length  # bytes of its cache, bf16
+    cache_bytes = 2 * shape.layers * dimensions.key_width * 2 * length  # bf16
     weights = 2 * dimensions.parameters
     room = 0.85 * plan.memory.memory - weights - 4 * dimensions.parameters  # beside the weights that pool
-    at_once = max(1, min(256, int(room / one)))
-    token = (weights + at_once * one / 2) / (plan.speed.bandwidth * 1e9 * assumed.decode_efficiency) + TOKEN_OVERHEAD
+    at_once = max(1, min(256, int(room / cache_bytes)))
+    token = (weights + at_once * cache_bytes / 2) / (
+        plan.speed.bandwidth * 1e9 * assumed.decode_efficiency
+    ) + TOKEN_OVERHEAD
     return rationale * token / at_once + forward / (assumed.mfu * plan.speed.tflops * 1e12)
 
 
