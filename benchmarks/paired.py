@@ -73,6 +73,13 @@ def show(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
     Console(width=120).print(table)
 
 
+def earlier(name: str) -> dict[str, Any]:
+    """What `results/<name>.json` holds already; nothing where there is none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def write(name: str, result: Mapping[str, Any]) -> Path:
     """Write `results/<name>.json`, with the machine."""
     import torch

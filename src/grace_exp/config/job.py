@@ -26,7 +26,8 @@ class EncodeConfig:
     samples: Annotated[int, Field(ge=1)] = 1
     """Rationales a text; the embedding is the mean of their unit vectors. More than one needs a temperature."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Texts at a time, halved where memory runs out; an interruption loses one batch. conf/ sets 256 with vLLM."""
+    """Texts at a time, halved where memory runs out; an interruption loses one batch. conf/ sets 64, and
+    256 with vLLM."""
     normalize: bool = False
     """Bring every embedding to length 1."""
     truncate_dim: Annotated[int, Field(ge=1)] | None = None

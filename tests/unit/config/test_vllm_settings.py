@@ -120,7 +120,7 @@ def test_the_advice_works_as_printed_in_a_shell(parallel: int, mend: str) -> Non
 
 
 def test_vllm_is_given_more_texts_at_a_time() -> None:
-    assert composed().job.encode.batch_size == 32
+    assert composed().job.encode.batch_size == 64
     assert composed("rollout=vllm").job.encode.batch_size == 256
     assert composed("rollout=vllm", "job.encode.batch_size=8").job.encode.batch_size == 8
 
