@@ -21,6 +21,7 @@ from grace_exp.config.preflight import check_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import GraceError
 from grace_exp.jobs import run
+from grace_exp.late_imports import imports_are_done, start_quickly
 from grace_exp.sweeps.start import take_sweep
 from grace_exp.tracking.result import RESULT_FILE, write_result
 from grace_exp.tracking.run_folder import claimed
@@ -33,6 +34,7 @@ _INTERRUPTED = 130  # as shells have it for SIGINT
 def run_job(settings: DictConfig) -> float | None:
     """Hydra's task: run the job, or, for a sweep, have it run by a process of its own."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
+        imports_are_done()
         from grace_exp.sweeps.sweep_job import run_sweep_job
 
         return run_sweep_job(settings)
@@ -74,6 +76,7 @@ def _run_to_result(config: GraceConfig) -> None:
 
 def main() -> None:
     """Entry point of `python -m grace_exp` and `grace-exp`; exits with 2 after an error that the user can mend."""
+    start_quickly()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_job)()
     except SystemExit as stop:
@@ -91,6 +94,7 @@ def main() -> None:
         sys.stderr.write("grace-exp: interrupted; a training run is ended by the same command and job.resume=FOLDER\n")
         sys.exit(_INTERRUPTED)
     finally:
+        imports_are_done()
         failed = _report_sweep()
     if failed:
         sys.exit(_EXIT_CODE)

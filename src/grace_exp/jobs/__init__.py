@@ -1,7 +1,10 @@
 """The jobs, by name; each is imported only when it runs."""
 
+from collections.abc import Callable
+
 from grace_exp.config.machine import this_machine
 from grace_exp.config.root import GraceConfig
+from grace_exp.late_imports import imports_are_done
 
 
 def run(config: GraceConfig) -> dict[str, float]:
@@ -23,60 +26,66 @@ def run(config: GraceConfig) -> dict[str, float]:
     quiet_libraries()
     if config.hardware.name == "auto":
         our_console().print(this_machine().description, highlight=False, markup=False, soft_wrap=True)
+    job = _job(config)
+    imports_are_done()
+    return job(config)
+
+
+def _job(config: GraceConfig) -> Callable[[GraceConfig], dict[str, float]]:
     match config.job.name:
         case "train":
             from grace_exp.jobs.train import train
 
-            return train(config)
+            return train
         case "evaluate":
             from grace_exp.jobs.evaluate import evaluate
 
-            return evaluate(config)
+            return evaluate
         case "prepare_data":
             from grace_exp.jobs.prepare_data import prepare_data
 
-            return prepare_data(config)
+            return prepare_data
         case "embed":
             from grace_exp.jobs.embed import embed
 
-            return embed(config)
+            return embed
         case "mine_negatives":
             from grace_exp.jobs.mine_negatives import mine_negatives
 
-            return mine_negatives(config)
+            return mine_negatives
         case "fit_adaptive":
             from grace_exp.jobs.fit_adaptive import fit_adaptive
 
-            return fit_adaptive(config)
+            return fit_adaptive
         case "fit_center":
             from grace_exp.jobs.fit_center import fit_center
 
-            return fit_center(config)
+            return fit_center
         case "distill":
             from grace_exp.jobs.distill import distill
 
-            return distill(config)
+            return distill
         case "serve":
             from grace_exp.jobs.serve import serve
 
-            return serve(config)
+            return serve
         case "explain":
             from grace_exp.jobs.explain import explain
 
-            return explain(config)
+            return explain
         case "plan":
             from grace_exp.jobs.plan import plan
 
-            return plan(config)
+            return plan
         case "report":
             from grace_exp.jobs.report import report
 
-            return report(config)
+            return report
         case "dashboard":
             from grace_exp.jobs.dashboard import dashboard
 
-            return dashboard(config)
+            return dashboard
         case "clear_cache":
             from grace_exp.jobs.clear_cache import clear_cache
 
-            return clear_cache(config)
+            return clear_cache

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from grace_exp.parent_death import end_with_parent
+from grace_exp.sweeps.forked_job import ForkedJob, warm_process
 
 OUTPUT_FILE = "output.log"
 
@@ -29,6 +30,7 @@ class ChildProcess:
         cwd: Path,
         keep_open: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        fork: bool = False,
     ) -> None:
         """Start it.
 
@@ -38,19 +40,22 @@ class ChildProcess:
             cwd: Where it runs.
             keep_open: File descriptors that it holds open as long as it lives.
             environment: Set on top of this process's own.
+            fork: `python -m grace_exp ...` is made by forking a process that has imported everything.
         """
         self._output = output
         with output.open("a", encoding="utf-8") as stream:
             stream.write(f"$ {shlex.join(command)}\n")
             stream.flush()
             self._start = stream.tell()
-            self._process = subprocess.Popen(
+            everything = {**os.environ, **(environment or {})}
+            forked = fork and warm_process(cwd).become(command, stream.fileno(), cwd, everything, keep_open)
+            self._process: ForkedJob | subprocess.Popen[bytes] = forked or subprocess.Popen(
                 command,
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
+                env=everything,
                 pass_fds=keep_open,
                 process_group=0,
                 preexec_fn=partial(end_with_parent, signal.SIGTERM),

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from grace_exp.config.advice import hydra_quoted
 from grace_exp.config.compose import validate
+from grace_exp.config.engine_use import engine_of
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, GraceError
 from grace_exp.sweeps.child import OUTPUT_FILE, ChildProcess, exit_text
@@ -79,6 +80,7 @@ def run_sweep_job(settings: DictConfig) -> float | None:
                 cwd=Path(hydra.runtime.cwd),
                 keep_open=[lock, *gpus.locks],
                 environment=gpus.environment,
+                fork=_may_be_forked(hydra, config),
             )
             record.exit_code, stopped_by = child.wait(sweep.process)
         record.seconds = time.monotonic() - begin
@@ -91,6 +93,13 @@ def run_sweep_job(settings: DictConfig) -> float | None:
     if stopped_by is not None:
         sys.exit(128 + stopped_by)
     return value
+
+
+def _may_be_forked(hydra: Any, config: GraceConfig) -> bool:
+    """Whether a job starts from the warm process: one that makes processes of its own starts as a new Python."""
+    alone = config.hardware.devices * config.hardware.nodes == 1 and engine_of(config) == "transformers"
+    submitted = hydra.launcher._target_.endswith(("SlurmLauncher", "submitit_launcher.LocalLauncher"))
+    return bool(hydra.callbacks.sweep.warm) and sys.platform == "linux" and alone and not submitted
 
 
 def check_sweepable(config: GraceConfig) -> None:

@@ -22,6 +22,7 @@ class Started:
 
     arguments: list[str]
     environment: dict[str, str]
+    fork: bool
 
     @property
     def overrides(self) -> dict[str, str]:
@@ -68,8 +69,9 @@ class Children:
         cwd: Path,
         keep_open: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        fork: bool = False,
     ) -> SimpleNamespace:
-        started = Started(arguments, dict(environment or {}))
+        started = Started(arguments, dict(environment or {}), fork)
         self.commands.append(started)
         last_words = ["Traceback", "RuntimeError: no more memory"]
         return SimpleNamespace(wait=lambda starter: self.behaviour(started), last_words=lambda: last_words)

@@ -1,0 +1,126 @@
+"""Modules that libraries import and a run does not use: their bodies run at the first use, in most runs never.
+
+Lightning needs two classes of torchmetrics, whose package imports 270 modules for them, scipy.signal and matplotlib
+among them; transformers imports scikit-learn and scipy.optimize for two functions that no run calls. For the command
+line only: a program that imports grace_exp imports as ever.
+"""
+
+import gc
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import version
+from threading import RLock
+from types import ModuleType
+from typing import Any
+
+
+def start_quickly() -> None:
+    """Import late what no run uses, and collect no garbage while modules load: that scans all of them, again and again.
+
+    Garbage is collected again from `imports_are_done` on.
+    """
+    if not any(isinstance(finder, _LateFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _LateFinder())
+    gc.disable()
+
+
+def imports_are_done() -> None:
+    """Collect garbage again after `start_quickly`, but never look at what is there by now."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+_PROBED = ("__path__", "__wrapped__")
+"""What the import system and `inspect` ask of any module; the listed ones have them from the start, or not at all."""
+
+
+class _LateModule(ModuleType):
+    """A module that holds some names already; asked for another, it runs its body and has all."""
+
+    def __getattr__(self, name: str) -> Any:
+        loader = self.__spec__.loader if self.__spec__ else None
+        if isinstance(loader, _LateLoader):
+            if name in loader.names:
+                return loader.names[name]()
+            if name not in _PROBED:
+                loader.run_body(self)
+        return ModuleType.__getattribute__(self, name)
+
+
+class _LateLoader(Loader):
+    def __init__(self, loader: Loader, names: Mapping[str, Callable[[], Any]]) -> None:
+        self.names = names
+        self._loader = loader
+        self._lock = RLock()
+        self._runs = False
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """As ever."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run nothing yet."""
+        module.__class__ = _LateModule
+
+    def run_body(self, module: ModuleType) -> None:
+        with self._lock:  # others wait; the body itself, which may ask the module for names, does not
+            if self._runs or type(module) is not _LateModule or module.__spec__ is None:
+                return
+            self._runs = True
+            try:
+                self._loader.exec_module(module)
+            finally:
+                self._runs = False
+            module.__spec__.loader = module.__loader__ = self._loader
+            object.__setattr__(module, "__class__", ModuleType)
+
+
+class _LateFinder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        names = _LATE.get(fullname)
+        spec = PathFinder.find_spec(fullname, path, target) if names is not None else None
+        if spec is not None and spec.loader is not None and names is not None:
+            spec.loader = _LateLoader(spec.loader, names)
+        return spec
+
+
+def _attribute(name: str, *modules: str) -> Callable[[], Any]:
+    """The attribute of the last of some modules, which are imported in this order."""
+    return lambda: getattr([importlib.import_module(module) for module in modules][-1], name)
+
+
+def _call_later(name: str, module: str) -> Callable[[], Any]:
+    """A function that stands for one of a late module, and calls it."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        late = importlib.import_module(module)
+        if late.__spec__ is not None and isinstance(late.__spec__.loader, _LateLoader):
+            late.__spec__.loader.run_body(late)
+        return getattr(late, name)(*arguments, **named)
+
+    return lambda: call
+
+
+_LATE: dict[str, dict[str, Callable[[], Any]]] = {
+    "torchmetrics": {
+        "Metric": _attribute("Metric", "torchmetrics.utilities", "torchmetrics.metric"),
+        "MetricCollection": _attribute("MetricCollection", "torchmetrics.utilities", "torchmetrics.collections"),
+        "__version__": lambda: version("torchmetrics"),
+        "_logger": lambda: logging.getLogger("torchmetrics"),
+    },
+    "torchmetrics.utilities.plot": {
+        "_AX_TYPE": lambda: object,
+        "_PLOT_OUT_TYPE": lambda: object,
+        "plot_single_or_multi_val": _call_later("plot_single_or_multi_val", "torchmetrics.utilities.plot"),
+    },
+    "scipy.optimize": {"linear_sum_assignment": _call_later("linear_sum_assignment", "scipy.optimize")},
+    "sklearn": {},
+    "sklearn.metrics": {"roc_curve": _call_later("roc_curve", "sklearn.metrics")},
+}
+"""From a module to the names that others take from it while they are imported, and what stands for each."""
