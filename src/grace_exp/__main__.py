@@ -21,8 +21,10 @@ from grace_exp.config.preflight import check_machine
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import GraceError
 from grace_exp.jobs import run
+from grace_exp.jobs.terminal import stdout_for_machines
 from grace_exp.late_imports import imports_are_done, start_quickly
 from grace_exp.sweeps.start import take_sweep
+from grace_exp.tracking.command_record import record_command
 from grace_exp.tracking.result import RESULT_FILE, write_result
 from grace_exp.tracking.run_folder import claimed
 
@@ -40,8 +42,9 @@ def run_job(settings: DictConfig) -> float | None:
         return run_sweep_job(settings)
     try:
         config = validate(settings)
-        check_machine(config)
-        _run_to_result(config)
+        with stdout_for_machines(config.job.name == "train" and config.callbacks.progress == "json"):
+            check_machine(config)
+            _run_to_result(config, settings)
     except GraceError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -59,14 +62,18 @@ def run_job(settings: DictConfig) -> float | None:
     return None
 
 
-def _run_to_result(config: GraceConfig) -> None:
+def _run_to_result(config: GraceConfig, settings: DictConfig) -> None:
     from grace_exp.jobs.terminal import is_first_process
-    from grace_exp.training.resume import run_folder
+    from grace_exp.training.resume import check_new, run_folder
 
     trains = config.job.name == "train"
     resumed = config.job.resume if trains else None
     run_dir = Path(config.run_dir) if resumed is None else run_folder(resumed)
     with claimed(run_dir, config.job.name) if is_first_process() else nullcontext():
+        if trains and resumed is None:
+            check_new(run_dir)
+        if is_first_process():
+            record_command(settings, HydraConfig.get(), Path(config.run_dir))
         if not trains:  # training writes its result itself, as the last thing of its end
             (run_dir / RESULT_FILE).unlink(missing_ok=True)
         figures = run(config)

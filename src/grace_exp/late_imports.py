@@ -67,6 +67,7 @@ class _LateLoader(Loader):
         module.__class__ = _LateModule
 
     def run_body(self, module: ModuleType) -> None:
+        _run_package(module.__name__)
         with self._lock:  # others wait; the body itself, which may ask the module for names, does not
             if self._runs or type(module) is not _LateModule or module.__spec__ is None:
                 return
@@ -84,10 +85,20 @@ class _LateFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         names = _LATE.get(fullname)
+        if names is None:
+            _run_package(fullname)
         spec = PathFinder.find_spec(fullname, path, target) if names is not None else None
         if spec is not None and spec.loader is not None and names is not None:
             spec.loader = _LateLoader(spec.loader, names)
         return spec
+
+
+def _run_package(name: str) -> None:
+    """Run the body of the package that a module's body expects to have run, if that is late as well."""
+    package, _, rest = name.partition(".")
+    module = sys.modules.get(package) if rest and package in _FIRST else None
+    if module is not None and module.__spec__ is not None and isinstance(module.__spec__.loader, _LateLoader):
+        module.__spec__.loader.run_body(module)
 
 
 def _attribute(name: str, *modules: str) -> Callable[[], Any]:
@@ -124,3 +135,6 @@ _LATE: dict[str, dict[str, Callable[[], Any]]] = {
     "sklearn.metrics": {"roc_curve": _call_later("roc_curve", "sklearn.metrics")},
 }
 """From a module to the names that others take from it while they are imported, and what stands for each."""
+
+_FIRST = ("sklearn",)
+"""Packages whose modules need the package's own body to have run."""

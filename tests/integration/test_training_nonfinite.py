@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 from grace_exp.objective import ALGORITHMS
+from grace_exp.tracking.run_warnings import read_warnings
 from grace_exp.training.step.nonfinite import NonFiniteError
 
 SETTINGS = [
@@ -96,6 +97,8 @@ def test_a_bad_gradient_is_skipped_and_counted(train, tmp_path) -> None:
     assert not torch.equal(first["state_dict"]["policy." + PARAMETER], second["state_dict"]["policy." + PARAMETER])
     assert second["global_step"] - first["global_step"] == 1
     assert json.loads((tmp_path / "summary.json").read_text())["skipped_updates"] == 1
+    (warning,) = read_warnings(tmp_path)
+    assert (warning["step"], warning["kind"]) == (1, "skipped_updates") and "on_nonfinite=stop" in warning["message"]
 
 
 def test_a_bad_loss_stops_the_run_though_gradients_are_finite(train, tmp_path, bad_loss) -> None:
@@ -112,3 +115,4 @@ def test_skipped_updates_are_counted_over_a_resume(train, tmp_path, bad_loss) ->
     train("job.steps=1", "optim.on_nonfinite=skip", folder=tmp_path)
     run = train("job.steps=2", "optim.on_nonfinite=skip", f"job.resume={tmp_path}", folder=tmp_path)
     assert run.figure("train/skipped_updates") == [1, 1]
+    assert [warning["step"] for warning in read_warnings(tmp_path)] == [0]  # said once

@@ -1,9 +1,52 @@
 """What the terminal shows: our own lines, once, and everybody's warnings."""
 
 import logging
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TextIO
 
 from rich.console import Console
+
+_for_machines: list[TextIO] = []
+
+
+@contextmanager
+def stdout_for_machines(wanted: bool) -> Iterator[None]:
+    """Keep standard output for `machine_output`: what else is written there goes to standard error.
+
+    Libraries print while they are imported, and processes that they start inherit the file.
+
+    Args:
+        wanted: Otherwise nothing changes.
+    """
+    if not wanted:
+        yield
+        return
+    out = sys.stdout
+    kept = os.dup(1) if out is sys.__stdout__ else None
+    if kept is not None:
+        out.flush()
+        os.dup2(2, 1)
+        out = os.fdopen(kept, "w", encoding="utf-8")
+    _for_machines.append(out)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _for_machines.remove(out)
+        if kept is not None:
+            out.flush()
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            out.close()
+
+
+def machine_output() -> TextIO:
+    """Where lines for machines go: what standard output was, inside `stdout_for_machines`."""
+    return _for_machines[-1] if _for_machines else sys.stdout
 
 
 def our_console(*, stderr: bool = False) -> Console:

@@ -1,6 +1,5 @@
 """Train a policy: the main job."""
 
-import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -9,25 +8,24 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from grace_exp.config.advice import override
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.datamodule import GraceDataModule
-from grace_exp.errors import ConfigError
 from grace_exp.jobs.assemble import assemble
 from grace_exp.jobs.plan import verdict, write_plan
 from grace_exp.jobs.recipe import configured_recipe
 from grace_exp.jobs.run_end import Trained, finish, is_ended, read_summary, reopen
-from grace_exp.jobs.terminal import is_first_process, our_console
+from grace_exp.jobs.terminal import is_first_process, machine_output, our_console
 from grace_exp.jobs.train_report import reporting
 from grace_exp.objective.own_objective import try_custom_objective
+from grace_exp.policy.model_checks import BackboneWarning
 from grace_exp.policy.sharding import make_whole
 from grace_exp.reward.terms.own_term import try_custom_term
 from grace_exp.tracking.metrics_csv import MetricsCsv
 from grace_exp.tracking.own_sources import record_own_parts
 from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.result import read_result
-from grace_exp.tracking.run_warnings import RunWarnings
+from grace_exp.tracking.run_warnings import RunWarnings, collected
 from grace_exp.tracking.samples import (
     EVOLUTION_COLUMNS,
     EVOLUTION_FOLDER,
@@ -44,10 +42,11 @@ from grace_exp.training.callbacks.inert_terms import InertTermsWarning
 from grace_exp.training.callbacks.json_lines import JsonLines
 from grace_exp.training.callbacks.mismatch_warning import MismatchWarning
 from grace_exp.training.callbacks.progress import ProgressDisplay
+from grace_exp.training.callbacks.skipped_updates import SkippedUpdatesWarning
 from grace_exp.training.callbacks.watchdog import Watchdog
-from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after, newest_checkpoint
+from grace_exp.training.checkpoints import GracefulStop, StepCheckpoints, drop_checkpoints_after
 from grace_exp.training.export import check_exportable, export_folder
-from grace_exp.training.resume import continued
+from grace_exp.training.resume import check_new, continued
 from grace_exp.training.run_summary import final_figures, print_report
 from grace_exp.training.trainer import build_trainer
 
@@ -76,11 +75,8 @@ def train(config: GraceConfig) -> dict[str, float]:
     if completed == config.job.steps and is_ended(config):
         return _show(config, console)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if checkpoint_file is None and (newest := newest_checkpoint(run_dir)) is not None:
-        raise ConfigError(
-            f"run_dir={run_dir} holds a run already ({newest.name}): continue it with the same command and "
-            f"{override('job.resume', run_dir)}, or choose another folder"
-        )
+    if checkpoint_file is None:
+        check_new(run_dir)
     if completed < config.job.steps and is_first_process():
         reopen(run_dir)
     if config.reward.terms.custom is not None:
@@ -110,7 +106,8 @@ def train(config: GraceConfig) -> dict[str, float]:
     with finishing(loggers):
         console.print(f"loading {config.backbone.name}", highlight=False)
         run = wandb_logger.experiment if wandb_logger and is_first_process() else None
-        assembled = assemble(config, lambda step, rows: samples.log(step, rows, run))
+        with collected(BackboneWarning) as of_backbone:
+            assembled = assemble(config, lambda step, rows: samples.log(step, rows, run))
         module = assembled.module
         if config.callbacks.export and is_first_process():
             check_exportable(assembled.backbone)
@@ -122,7 +119,7 @@ def train(config: GraceConfig) -> dict[str, float]:
             log_config(run, run_dir)
         warnings = RunWarnings(run_dir, partial(console.print, highlight=False, markup=False), run)
         watchdog = Watchdog(config, warnings.add) if config.callbacks.watchdog is not None else None
-        lines = JsonLines(config, sys.stdout) if config.callbacks.progress == "json" else None
+        lines = JsonLines(config, machine_output()) if config.callbacks.progress == "json" else None
         if lines is not None:
             warnings.listeners.append(partial(lines.write, "warning"))
         stop = GracefulStop(run_dir, config.job.steps, announce)
@@ -134,7 +131,8 @@ def train(config: GraceConfig) -> dict[str, float]:
             *([watchdog] if watchdog else []),
             checkpoints,
             InertTermsWarning(config, warnings.add),
-            MismatchWarning(config, announce),
+            MismatchWarning(config, warnings.add),
+            SkippedUpdatesWarning(warnings.add),
             Evolution(config, partial(_log_evolution, evolution, run)),
             *(
                 [ProgressDisplay(config.job.steps, live=config.callbacks.progress == "bar", console=console)]
@@ -149,6 +147,8 @@ def train(config: GraceConfig) -> dict[str, float]:
         samples.truncate(completed)
         evolution.truncate(completed + 1)  # its steps count what is done
         warnings.truncate(completed)
+        for message in of_backbone if checkpoint_file is None else []:
+            warnings.add(0, "backbone", message)
         drop_checkpoints_after(run_dir, completed)
         with reporting(config, console):
             with closing(module.engine):

@@ -14,6 +14,10 @@ _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attenti
 _MARK = "grace\u2403exp"
 
 
+class BackboneWarning(UserWarning):
+    """A model can be trained, but perhaps not as it was meant."""
+
+
 def check_attention(config: "PretrainedConfig", name: str, longest: int | None) -> None:
     """Refuse a model that attends otherwise than every token to all tokens before it.
 
@@ -171,6 +175,7 @@ def check_template_tokens(tokenizer: "PreTrainedTokenizerBase", ends: tuple[int,
             f"backbone {name!r}: its chat template ends a turn with {tokenizer.convert_ids_to_tokens(turn_end[0])!r} "
             f"(id {turn_end[0]}), which is none of its end tokens {list(ends)}: rationales may run on to "
             "rollout.max_tokens. Add it to eos_token_id in generation_config.json",
+            BackboneWarning,
             stacklevel=2,
         )
 

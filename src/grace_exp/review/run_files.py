@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from grace_exp.errors import GraceError
+from grace_exp.tracking.command_record import FOLDER
 from grace_exp.tracking.run_warnings import read_warnings
 from grace_exp.tracking.samples import EVOLUTION_FOLDER, SAMPLES_FOLDER
 
@@ -76,7 +77,7 @@ class RunFiles:
     @cached_property
     def overrides(self) -> list[str]:
         """What the command line said."""
-        path = self.path / ".hydra" / "overrides.yaml"
+        path = self.path / FOLDER / "overrides.yaml"
         return (
             [str(override) for override in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
             if path.is_file()

@@ -8,7 +8,7 @@ def warnings_of(run: RunFiles) -> list[Row]:
     """Each as `step` (None: of the whole run), `kind` and `message`."""
     found = [dict(row) for row in run.warnings]
     skipped = run.last("train/skipped_updates")
-    if skipped:
+    if skipped and not any(row["kind"] == "skipped_updates" for row in found):
         message = f"{skipped:.0f} updates were skipped because a loss or gradient was nan or inf (folder nonfinite/)."
         found.append({"step": None, "kind": "skipped_updates", "message": message})
     if not any(row["kind"] == "inert_term" for row in found):

@@ -73,6 +73,11 @@ class WarmProcess:
                 preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
 
+    def close(self) -> None:
+        """End it, and ask the job that it has become, if any, to stop."""
+        self._process.terminate()
+        self._process.wait()
+
     def is_alive(self) -> bool:
         """Whether it can still become a job."""
         return self._process.poll() is None

@@ -2,9 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -16,6 +18,32 @@ if TYPE_CHECKING:
 WARNINGS_FILE = "warnings.jsonl"
 
 _LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def collected(kind: type[Warning]) -> Iterator[list[str]]:
+    """Keep what the block warns of, by Python's `warnings`, of one kind; the rest is shown as ever."""
+    found: list[str] = []
+    show = warnings.showwarning
+
+    def keep(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, kind):
+            found.append(str(message))
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = keep
+    try:
+        yield found
+    finally:
+        warnings.showwarning = show
 
 
 class RunWarnings:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from grace_exp.config.advice import override
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.tracking.run_folder import stored_config
@@ -70,6 +71,19 @@ def find_checkpoint(resume: str) -> Path:
             f"job.resume = {resume!r}: neither a checkpoint file nor a run folder with {FOLDER}/step-*.ckpt"
         )
     return found
+
+
+def check_new(run_dir: Path) -> None:
+    """Refuse to start a run in the folder of one.
+
+    Raises:
+        ConfigError: The folder holds a checkpoint; the message says how its run is continued.
+    """
+    if (newest := newest_checkpoint(run_dir)) is not None:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run already ({newest.name}): continue it with the same command and "
+            f"{override('job.resume', run_dir)}, or choose another folder"
+        )
 
 
 def run_folder(resume: str) -> Path:

@@ -1,6 +1,5 @@
-"""Says once that the engine has moved away from the trainer, on the terminal and in the log."""
+"""Warns once that the engine has moved away from the trainer."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,29 +8,29 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from grace_exp.config.root import GraceConfig
 from grace_exp.training.module import step_module
 
-_LOG = logging.getLogger(__name__)
 _FIGURE = "mismatch/ess_sequence"
 
 
 class MismatchWarning(Callback):
     """Watches the effective sample size of the rationales under the trainer's probabilities."""
 
-    def __init__(self, config: GraceConfig, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: GraceConfig, warn: Callable[[int, str, str], None]) -> None:
         """Start watching.
 
         Args:
             config: The whole run.
-            announce: Told what was found, for the terminal.
+            warn: Told (step, kind, message) of what was found, see `tracking.run_warnings`.
         """
         self._engine = config.rollout.engine
         self._importance = config.objective.importance
         self._ahead = config.rollout.overlap != "none"
-        self._announce = announce
+        self._warn = warn
         self._said = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look at the step's figure."""
-        figure = step_module(pl_module).history[-1].get(_FIGURE)
+        row = step_module(pl_module).history[-1]
+        figure = row.get(_FIGURE)
         if self._said or not trainer.is_global_zero or figure is None or not figure < self._importance.warn_below:
             return
         self._said = True
@@ -39,8 +38,7 @@ class MismatchWarning(Callback):
             f"{_FIGURE} = {figure:.2g} is below objective.importance.warn_below={self._importance.warn_below:g}: what "
             f"rollout={self._engine} writes is no longer what the trainer would write. {self._advice()}"
         )
-        self._announce(message)
-        _LOG.warning(message)
+        self._warn(int(row["step"]), "mismatch", message)
 
     def _advice(self) -> str:
         """What to try, by how much is done already."""

@@ -18,12 +18,16 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def step(callback: MismatchWarning, row: dict[str, float], *, first: bool = True) -> None:
     trainer: Any = SimpleNamespace(is_global_zero=first)
-    module: Any = SimpleNamespace(history=[row])
+    module: Any = SimpleNamespace(history=[{"step": 3, **row}])
     callback.on_train_batch_end(trainer, module)
 
 
 def made(said: list[str], *overrides: str) -> MismatchWarning:
-    return MismatchWarning(compose_config(["+experiment=demo_tiny", *overrides], Path("run")), said.append)
+    def warn(step: int, kind: str, message: str) -> None:
+        assert (step, kind) == (3, "mismatch")
+        said.append(message)
+
+    return MismatchWarning(compose_config(["+experiment=demo_tiny", *overrides], Path("run")), warn)
 
 
 def test_an_engine_that_moves_away_is_told_once_with_what_mends_it(said: list[str]) -> None:
