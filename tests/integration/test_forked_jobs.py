@@ -20,7 +20,8 @@ from grace_exp.tracking.metrics_csv import TIMED_PREFIXES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs are forked on Linux only")
 
-SMALL = ["+experiment=demo_tiny", "hardware.threads=2", "rollout.group_size=3", "rollout.max_tokens=6", "job.steps=2"]
+SMALL = ["+experiment=demo_tiny", "hardware.threads=1", "rollout.group_size=3", "rollout.max_tokens=6", "job.steps=2"]
+QUIET = ["logger.samples_every_n_steps=0", "logger.evolution_every_n_steps=0", "callbacks.progress=lines"]
 TERMS = """
 import os, signal
 def fine(inputs):
@@ -39,7 +40,8 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def sweep(place: Path, *overrides: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "grace_exp", "-m", *SMALL, *overrides]
+    small = [one for one in SMALL if one.split("=")[0] not in {other.split("=")[0] for other in overrides}]
+    command = [sys.executable, "-m", "grace_exp", "-m", *small, *overrides]
     return subprocess.run(
         command, cwd=place, env=environment(place), capture_output=True, text=True, timeout=LONG, check=False
     )
@@ -70,7 +72,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_forked_jobs_give_what_jobs_give_that_import_for_themselves_byte_for_byte(tmp_path: Path) -> None:
-    swept = ["seed=1,2", "logger.evolution_every_n_steps=1"]
+    swept = ["seed=1,2", "hardware.threads=2"]
     for warm in ("true", "false"):
         done = sweep(tmp_path, *swept, f"hydra.callbacks.sweep.warm={warm}", f"hydra.sweep.dir=warm_{warm}")
         assert (done.returncode, done.stderr) == (0, "")
@@ -136,7 +138,7 @@ def test_its_exit_code_and_output_are_those_of_the_command(become: Become, tmp_p
 
 def test_a_signal_ends_it_as_it_ends_the_command(become: Become, tmp_path: Path) -> None:
     for number, code in ((signal.SIGINT, 2), (signal.SIGKILL, -signal.SIGKILL)):
-        job = become(*SMALL, "job.steps=500", f"hydra.run.dir={tmp_path}/{code}", "callbacks.progress=lines")
+        job = become(*SMALL, "job.steps=500", f"hydra.run.dir={tmp_path}/{code}", *QUIET)
         assert not is_new_python(job.pid) and os.getpgid(job.pid) == job.pid
         with pytest.raises(subprocess.TimeoutExpired):
             job.wait(0.1)
@@ -148,7 +150,8 @@ def test_a_signal_ends_it_as_it_ends_the_command(become: Become, tmp_path: Path)
 
 def test_other_surroundings_than_those_of_the_imports_ask_for_a_new_python(become: Become, tmp_path: Path) -> None:
     for more in ({}, {"CUDA_VISIBLE_DEVICES": ""}, {"OMP_NUM_THREADS": "1"}):
-        job = become(*SMALL, "job.steps=500", f"hydra.run.dir={tmp_path}/run", **more)
+        (tmp_path / "output").unlink(missing_ok=True)
+        job = become(*SMALL, "job.steps=500", f"hydra.run.dir={tmp_path}/run", *QUIET, **more)
         assert eventually(lambda: "loading tiny" in (tmp_path / "output").read_text())
         assert is_new_python(job.pid) == ("OMP_NUM_THREADS" in more)
         variables = Path(f"/proc/{job.pid}/environ")
@@ -160,7 +163,7 @@ def test_other_surroundings_than_those_of_the_imports_ask_for_a_new_python(becom
 def test_a_lock_is_the_jobs_and_the_job_ends_with_the_warm_process(tmp_path: Path) -> None:
     surroundings = environment(tmp_path)
     warm = WarmProcess(tmp_path, surroundings)
-    command = [sys.executable, "-m", "grace_exp", *SMALL, "job.steps=5000", "hydra.run.dir=run"]
+    command = [sys.executable, "-m", "grace_exp", *SMALL, *QUIET, "job.steps=5000", "hydra.run.dir=run"]
     with (tmp_path / "output").open("w") as stream, alone_in(tmp_path) as lock:
         job = warm.become(command, stream.fileno(), tmp_path, surroundings, [lock])
         assert job is not None

@@ -4,6 +4,7 @@ Colours are classes that the page's style sheet fills, so that a diagram follows
 is read from the `data-` attributes.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ WIDTH, HEIGHT = 460, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 26
 COLOURS = 8
 """Classes c0 to c7; further series repeat them with dashes."""
+_LEAST_GAP, _LETTER, _SPACE, _LINE = 150, 7.0, 16, 15
+"""Of axes and texts beside each other, in pixels: between axes, of a letter's width, between texts, of a line."""
+_MOST_MARKS = 6
 MOST_POINTS = 400
 """Longer series are shown by the means of as many parts."""
 
@@ -134,8 +138,11 @@ def parallel_coordinates(axes: Mapping[str, Sequence[Any]], label: str) -> Marku
     jobs = [row for row in zip(*axes.values(), strict=True) if None not in row]
     if len(names) < 2 or not jobs:
         return Markup("")
-    width, height, top, bottom = max(WIDTH, 150 * len(names)), 280, 40, 30
-    xs = [60 + i * (width - 120) / (len(names) - 1) for i in range(len(names))]
+    height, top, bottom = 280, 40, 30
+    gaps = [max(_LEAST_GAP, _LETTER * (len(a) + len(b)) / 2 + _SPACE) for a, b in itertools.pairwise(names)]
+    first, last = (max(60.0, _LETTER * len(name) / 2 + _SPACE) for name in (names[0], names[-1]))
+    xs = list(itertools.accumulate(gaps, initial=first))
+    width = round(max(WIDTH, xs[-1] + last))
     places = [_places(column) for column in zip(*jobs, strict=True)]
     ys = [[height - bottom - place * (height - top - bottom) for place in column] for column in places]
     parts = []
@@ -149,8 +156,7 @@ def parallel_coordinates(axes: Mapping[str, Sequence[Any]], label: str) -> Marku
             Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(xs[axis], top - 16, name)
         )
         ends = {ys[axis][job]: _text(jobs[job][axis]) for job in range(len(jobs))}
-        marked = sorted(ends) if len(ends) <= 6 else [min(ends), max(ends)]
-        for y in marked:
+        for y in _apart(sorted(ends) if len(ends) <= _MOST_MARKS else [min(ends), max(ends)]):
             parts.append(
                 Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(
                     xs[axis] - 6, y + 4, ends[y]
@@ -159,6 +165,17 @@ def parallel_coordinates(axes: Mapping[str, Sequence[Any]], label: str) -> Marku
     return Markup('<svg class="map" viewBox="0 0 {} {}" width="{}" role="img" aria-label="{}">{}</svg>').format(
         width, height, width, label, Markup("".join(parts))
     )
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Of ascending heights the last, and the others that leave room for a line of text to the ones kept."""
+    kept: list[float] = []
+    for height in heights:
+        if height == heights[-1]:
+            kept = [other for other in kept if height - other >= _LINE] + [height]
+        elif not kept or height - kept[-1] >= _LINE:
+            kept.append(height)
+    return kept
 
 
 def _places(values: Sequence[Any]) -> list[float]:

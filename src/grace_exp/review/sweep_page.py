@@ -1,5 +1,6 @@
 """A sweep as plain data: every job with its swept values, figures and end; the best cell with its interval."""
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -79,10 +80,10 @@ def _figures(jobs: list[Row], metric: str | None) -> list[str]:
 
 
 def _value(text: str | None) -> str | float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return None if text is None else number(text)
+    return text
 
 
 def _cells(jobs: list[Row], keys: list[str], metric: str | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ that a fork would lose, no CUDA context exists that it would break. Where that i
 other surroundings than this process has, the fork becomes a new Python instead.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -58,6 +59,8 @@ def main() -> None:
             return
         for file in files:
             os.close(file)
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # it is a new Python, or gone
+            os.setpgid(pid, pid)  # here as well: it is a group of its own before anyone hears of it
         connection.send(json.dumps({"pid": pid}).encode())
         _, status = os.waitpid(pid, 0)
         connection.send(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())

@@ -125,3 +125,35 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         process.terminate()
         process.wait(LONG)
         loop.close()
+
+
+SWEPT_KEYS = ("reward.terms.consistency.weight", "reward.terms.hard_negative.weight", "optim.learning_rate", "name")
+SWEPT_VALUES = ("0", "0.3", "0.5", "0.51", "1")
+SWEPT_METRIC = "val/stsb/rationale"
+
+
+@pytest.fixture(scope="session")
+def sweep_of_25(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[str, ...], list[float | None]]:
+    """What such a sweep leaves: folder, values of the first two settings, figures job by job (None: it failed)."""
+    folder = tmp_path_factory.mktemp("sweeps") / "grid"
+    figures: list[float | None] = []
+    jobs = []
+    for number, (a, b) in enumerate((a, b) for a in SWEPT_VALUES for b in SWEPT_VALUES):
+        value = None if number == 7 else 40 + 10 * float(a) - 3 * float(b) + number / 100
+        figures.append(value)
+        jobs.append(
+            {
+                "folder": f"consistency.weight-{a}_hard_negative.weight-{b}",
+                "status": "failed" if value is None else "finished",
+                "swept": dict(
+                    zip(SWEPT_KEYS, (a, b, f"{1e-4 * (1 + number % 3):g}", f"run_{number % 2}"), strict=True)
+                ),
+                "seconds": 2.0 + number,
+                "figures": {} if value is None else {SWEPT_METRIC: value, "reward/total/mean": -value},
+                "error": ["grace-exp: <b>out of memory</b>"] if value is None else [],
+            }
+        )
+    folder.mkdir()
+    about = {"started": "now", "optimized_metric": SWEPT_METRIC, "direction": "maximize", "best": None, "jobs": jobs}
+    (folder / "sweep.json").write_text(json.dumps(about))
+    return folder, SWEPT_VALUES, figures

@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
+
+from grace_exp.review.html_report import write_report
 
 SECTIONS = [
     "verdict", "warnings", "drivers", "curves", "before-after", "groups", "rationales", "time", "evaluation",
@@ -167,14 +171,108 @@ def test_the_page_is_used_with_keys_alone(browser: Any, run: Path) -> None:
     assert browser.run("document.querySelector('.at').textContent") == "last step"
 
 
+# The children of a diagram whose texts lie over each other.
+OVERLAPS = """
+[...document.querySelectorAll("svg.map")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+  return boxes.flatMap(([name, box], i) => boxes.slice(i + 1).filter(([, other]) => !apart(box, other))
+    .map(([other]) => `${name} | ${other}`));
+})
+"""
+ROWS = """
+[...document.querySelectorAll("#jobs tbody tr")].filter((row) => row.checkVisibility())
+  .map((row) => [...row.cells].map((cell) => cell.dataset.value ?? cell.textContent))
+"""
+
+
+@pytest.fixture(scope="session")
+def swept(sweep_of_25: Any) -> Path:
+    page, skipped = write_report([sweep_of_25[0]], sweep_of_25[0])
+    assert skipped == []
+    return page
+
+
+@pytest.fixture(scope="session")
+def several(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("several")
+    other = place / "other"
+    shutil.copytree(run, other)
+    settings = yaml.safe_load((other / "config.yaml").read_text())
+    settings["seed"] = 7
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    page, skipped = write_report([run, other], place)
+    assert skipped == []
+    return page
+
+
+def test_the_page_of_a_sweep_shows_every_job_sorts_and_filters(browser: Any, swept: Path, sweep_of_25: Any) -> None:
+    _, values, figures = sweep_of_25
+    browser.look()
+    browser.open(swept)
+    clean(browser, swept)
+    sections = browser.run("[...document.querySelectorAll('main > section')].map((s) => s.id)")
+    assert sections == ["verdict", "failed", "map", "ways", "jobs"]
+    best = max(range(25), key=lambda job: figures[job] or 0.0)
+    words = browser.run("document.querySelector('.verdict').textContent")
+    assert f"{figures[best]:.4g}" in words
+    failed = browser.run("document.querySelector('#failed').textContent")
+    assert "consistency.weight-0.3_hard_negative.weight-0.5" in failed and "<b>out of memory</b>" in failed
+    cells = browser.run("[...document.querySelectorAll('#map text.in')].map((text) => Number(text.textContent))")
+    assert cells == [pytest.approx(value, rel=1e-3) for value in figures if value is not None]
+    assert browser.run("document.querySelectorAll('#ways .way').length") == 24
+    rows = browser.run(ROWS)
+    assert [row[1:3] for row in rows] == [[a, b] for a in values for b in values]
+
+    column = browser.run(
+        "[...document.querySelectorAll('#jobs th')].findIndex((th) => th.textContent === 'val/stsb/rationale')"
+    )
+    button = f"document.querySelectorAll('#jobs th')[{column}].querySelector('button').click()"
+    for wanted in ("descending", "ascending"):
+        browser.run(button)
+        assert browser.run(f"document.querySelectorAll('#jobs th')[{column}].getAttribute('aria-sort')") == wanted
+        shown = [float(row[column]) for row in browser.run(ROWS) if row[column] not in ("", "none")]
+        assert shown == sorted(shown, reverse=wanted == "descending") and len(shown) == 24
+    browser.run(
+        "(() => { const f = document.querySelector('#filter'); f.value = 'failed'; "
+        "f.dispatchEvent(new Event('input', {bubbles: true})); })()"
+    )
+    (only,) = browser.run(ROWS)
+    assert only[0] == "7" and only[-1] == "failed"
+    assert "1" in browser.run("document.querySelector('#shown').textContent")
+
+
+def test_the_page_of_several_runs_has_their_differences_first(browser: Any, several: Path) -> None:
+    browser.look()
+    browser.open(several)
+    clean(browser, several)
+    sections = browser.run("[...document.querySelectorAll('main > section')].map((s) => s.id)")
+    wanted = ["differences", "verdict", "warnings", "evaluation", "learning", "drivers", "rationales", "time"]
+    assert sections == wanted
+    rows = browser.run(
+        "[...document.querySelectorAll('#differences tr')].map((row) => [...row.cells].map((c) => c.textContent))"
+    )
+    assert ["seed", "0", "7"] in rows
+    charts = browser.run("[...document.querySelectorAll('svg.chart')].map((svg) => JSON.parse(svg.dataset.chart))")
+    assert charts and all(len(chart["series"]) <= 2 for chart in charts)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_texts_stand_out_have_names_and_fit(browser: Any, run: Path, width: int, scheme: str, tmp_path: Path) -> None:
-    browser.look(width=width, scheme=scheme)
-    browser.open(run / "report.html")
+def test_texts_stand_out_have_names_and_fit(
+    browser: Any, run: Path, swept: Path, several: Path, width: int, scheme: str, tmp_path: Path
+) -> None:
+    for page in (run / "report.html", swept, several):
+        browser.look(width=width, scheme=scheme)
+        browser.open(page)
+        _check_texts(browser, width, tmp_path)
+
+
+def _check_texts(browser: Any, width: int, tmp_path: Path) -> None:
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert browser.run(CONTRAST) == []
     assert browser.run(UNNAMED) == []
+    assert browser.run(OVERLAPS) == []
     assert browser.run("document.documentElement.scrollWidth") <= width
     browser.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
