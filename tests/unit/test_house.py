@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "src"
 LAYERS = (
-    {"errors", "openmp", "parent_death"},
+    {"errors", "late_imports", "openmp", "parent_death"},
     {"config"},
     {"data", "tracking"},
     {"policy", "rollout", "reward", "objective"},
