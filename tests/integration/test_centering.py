@@ -107,6 +107,6 @@ def test_a_prompt_only_export_stays_one_of_stock_modules(train: Any, tmp_path: P
 
 def test_a_run_has_no_centred_pooling_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training pools without it.*job=fit_center"):
-        compose_config(["+experiment=demo_tiny", "+backbone.pooling.transform=center"], tmp_path)
+        compose_config(["+experiment=demo_tiny", "backbone.pooling.transform=center"], tmp_path)
     with pytest.raises(ConfigError, match=r"job=fit_center needs job\.model"):
         compose_config(FIT, tmp_path)

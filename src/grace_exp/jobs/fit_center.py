@@ -1,4 +1,4 @@
-"""Fit the mean that `pooling.transform=center` removes, and put it into the model's exports."""
+"""Fit the mean that `backbone.pooling.transform=center` removes, and put it into the model's exports."""
 
 import random
 from collections.abc import Mapping, Sequence
