@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -104,6 +105,7 @@ def test_each_step_is_written_by_the_weights_of_the_step_before(train, serve: Se
     assert server.events.count("update") == 4
     assert server.threads == ["MainThread", *["rollouts-ahead"] * 3]
     assert run.figure("rollout/staleness") == [0, 1, 1, 1]
+    assert (pd.read_csv(run.path / "metrics.csv")["time/wait"].dropna() >= 0).sum() >= 3
     assert all(abs(value) < 1e-4 for value in run.figure("mismatch/logprob_abs_max")[:1])
     assert all(value > 1e-4 for value in run.figure("mismatch/logprob_abs_mean")[1:])
     assert all(value != 1 for value in run.figure("train/importance")[1:])
