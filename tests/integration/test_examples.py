@@ -18,11 +18,11 @@ EXAMPLES, SOURCES = ROOT / "examples", str(ROOT / "src")
 QUICK = ["job.steps=1", "callbacks.export=[]", "callbacks.progress=none", "hardware.threads=1"]
 OWN = """
 def ranks(inputs, config):
-    order = inputs.rewards.argsort(dim=1).argsort(dim=1).float()
+    order = inputs.rewards_GK.argsort(dim=1).argsort(dim=1).float()
     return order - order.mean(dim=1, keepdim=True)
 
 def reinforce(inputs, config):
-    return -(inputs.advantages[:, None] * inputs.logprobs)[inputs.counted].sum(), {}
+    return -(inputs.advantages_N[:, None] * inputs.logprobs_NT)[inputs.counted_NT].sum(), {}
 
 def rows(path):
     for number in range(4):

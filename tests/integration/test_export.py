@@ -93,7 +93,7 @@ def test_model_card_and_settings_tell_how_to_use_it(train, kind: str) -> None:
     settings = json.loads((folder / "grace_config.json").read_text())
     assert settings["prompt"]["system"].startswith("Say in one sentence")
     assert settings["prompt"]["instructions"]["query"] == 'A question: "why"'
-    assert settings["pooling"] == {"region": "rationale", "method": "mean", "layer": -1}
+    assert settings["pooling"] == {"region": "rationale", "method": "mean", "transform": "none", "layer": -1}
     assert settings["max_tokens"] == 6
 
 

@@ -25,7 +25,7 @@ QUIET = ["logger.samples_every_n_steps=0", "logger.evolution_every_n_steps=0", "
 TERMS = """
 import os, signal
 def fine(inputs):
-    return inputs.rollouts_to_own_anchors.mean(-1)
+    return inputs.rollouts_to_own_anchors_GKA.mean(-1)
 def crash(inputs):
     os.kill(os.getpid(), signal.SIGSEGV)
 """

@@ -12,7 +12,7 @@ def term(inputs):
     print("printed by Python")
     os.write(1, b"written by C\\n")
     subprocess.run([sys.executable, "-S", "-c", "print('printed by a child')"], check=True)
-    return inputs.rollouts_to_own_anchors.mean(-1)
+    return inputs.rollouts_to_own_anchors_GKA.mean(-1)
 """
 
 

@@ -8,7 +8,8 @@ from lightning.pytorch import Callback
 
 from grace_exp.policy.policy import Policy
 
-SETTINGS = ["job.steps=3", "objective.mini_batch_size=4", "optim.learning_rate=0.01"]
+PLAIN = ["hardware.one_pass=false", "hardware.keep_forward=false"]  # each forward is one
+SETTINGS = ["job.steps=3", "objective.mini_batch_size=4", "optim.learning_rate=0.01", *PLAIN]
 LORA = ["+backbone.lora.rank=4"]
 
 

@@ -18,6 +18,10 @@ class StateTap(threading.local):
 
     states: Tensor
 
+    def __reduce__(self) -> tuple[type["StateTap"], tuple[()]]:
+        """Another process gets a tap of its own: an encoder is sent to processes."""
+        return type(self), ()
+
     @contextmanager
     def on(self, model: PreTrainedModel, layer: int) -> Iterator[None]:
         """Tap a layer; threads that decode start inside."""
