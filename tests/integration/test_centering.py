@@ -66,9 +66,9 @@ def test_the_mean_of_training_texts_is_removed_wherever_an_export_embeds(train: 
         assert answer is not None
         np.testing.assert_allclose(answer.vectors, expected, atol=1e-5)
     assert revision(encoder) != revision(plain) == revision(_without(encoder))
-    with pytest.raises(ConfigError, match=r"samples=2 with pooling\.transform=center"):
+    with pytest.raises(ConfigError, match=r"samples=2 with backbone\.pooling\.transform=center"):
         encoder.encode(TEXTS, samples=2, temperature=0.5)
-    with pytest.raises(ConfigError, match=r"samples=2 with pooling\.transform=center"):
+    with pytest.raises(ConfigError, match=r"samples=2 with backbone\.pooling\.transform=center"):
         Answers(encoder, EncodeConfig(samples=2, temperature=0.5))
     with pytest.raises(ConfigError, match=r"pooling\.transform=center: a cosine of centred embeddings"):
         encoder.explain(*TEXTS[:2])

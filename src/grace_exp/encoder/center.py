@@ -52,12 +52,14 @@ class Center:
             command = FIT_COMMAND.format(model=override("job.model", model))
             if mean is None:
                 raise ConfigError(
-                    f"backbone.pooling.transform=center: {CENTER_FILE} of {model} has no mean for the mode {name}; fit one: "
+                    f"backbone.pooling.transform=center: {CENTER_FILE} of {model} has no mean for the mode "
+                    f"{name}; fit one: "
                     f"{command} job.encode.mode={name}"
                 )
             if mean.shape != vectors.shape[1:]:
                 raise ConfigError(
-                    f"backbone.pooling.transform=center: {CENTER_FILE} of {model} is for embeddings of {len(mean)} numbers, and "
+                    f"backbone.pooling.transform=center: {CENTER_FILE} of {model} is for embeddings of "
+                    f"{len(mean)} numbers, and "
                     f"the model's have {vectors.shape[1]}: fit it again: {command}"
                 )
             result[rows] -= mean
@@ -81,7 +83,8 @@ def check_single(center: Center | None, samples: int) -> None:
     """
     if center is not None and samples > 1:
         raise ConfigError(
-            f"samples={samples} with backbone.pooling.transform=center: the embedding of several rationales is the mean of "
+            f"samples={samples} with backbone.pooling.transform=center: the embedding of several "
+            "rationales is the mean of "
             "their unit vectors, from which no mean of whole embeddings can be removed; set samples=1"
         )
 
@@ -103,7 +106,8 @@ def read_center(folder: Path, transform: str) -> Center | None:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"the settings beside {path} say backbone.pooling.transform=center, but it cannot be read ({error}): fit it again: "
+            f"the settings beside {path} say backbone.pooling.transform=center, but it cannot be read "
+            f"({error}): fit it again: "
             f"{command}, or set transform to none in grace_config.json"
         ) from error
     means = {name: found.get(name) for name in ("rationale", "prompt_only")}

@@ -32,6 +32,7 @@ from grace_exp.encoder.pretrained import CACHE_FOLDER, default_cache_dir, load, 
 from grace_exp.encoder.progress_bar import progress_bar
 from grace_exp.encoder.vectors import cosine_matrix, cosine_pairs, finished
 from grace_exp.policy.grouped_attention import attention_name
+from grace_exp.policy.load_backbone import Backbone
 from grace_exp.policy.model_checks import check_attention, check_positions
 from grace_exp.policy.packing import Region
 from grace_exp.policy.policy import Policy
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from grace_exp.encoder.explanation import Explanation
-    from grace_exp.policy.grouped_attention import attention_name
-from grace_exp.policy.load_backbone import Backbone
 
 _log = logging.getLogger(__name__)
 

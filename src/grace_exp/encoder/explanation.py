@@ -155,7 +155,8 @@ def explain_pair(
     """
     if encoder.center is not None:
         raise ConfigError(
-            "backbone.pooling.transform=center: a cosine of centred embeddings is no sum over the words of both texts; load the "
+            "backbone.pooling.transform=center: a cosine of centred embeddings is no sum over the "
+            "words of both texts; load the "
             "model with pooling=PoolingConfig() to explain it uncentred (job=explain: with job.resume)"
         )
     method = encoder.policy.pooling.method

@@ -26,14 +26,19 @@ def use_grouped_attention(model: "PreTrainedModel") -> None:
     Args:
         model: The language model below any adapters' wrapper.
     """
+    if model.config._attn_implementation != "sdpa":
+        return
+    register_grouped_attention()
+    model.set_attn_implementation(NAME)
+
+
+def register_grouped_attention() -> None:
+    """Make the implementation known to transformers, in this process."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if model.config._attn_implementation != "sdpa":
-        return
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
 
 
 def attention_name(model: "PreTrainedModel") -> str:

@@ -13,7 +13,7 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
 from grace_exp.policy.compiled_layers import compile_layers
-from grace_exp.policy.grouped_attention import use_grouped_attention
+from grace_exp.policy.grouped_attention import register_grouped_attention, use_grouped_attention
 from grace_exp.policy.layer_states import module_of_layer, states_in
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.one_pass import OnePass
@@ -110,6 +110,11 @@ class Policy(LightningModule):
             raise ConfigError(
                 f"backbone.pooling.layer = {pooling.layer}: the model has {layers} layers, so {-layers - 1} to {layers}"
             )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Another process that is sent a policy has to know its attention, too."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        register_grouped_attention()
 
     @property
     def causal_lm(self) -> "PreTrainedModel":
