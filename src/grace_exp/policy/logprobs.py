@@ -10,76 +10,78 @@ from torch.utils.checkpoint import checkpoint
 from grace_exp.policy.output_head import Float32Head, OneDnnHead
 
 
-def token_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module, *, chunk: int) -> Tensor:
-    """Log-probs of `targets` [tokens] given the hidden states before them [tokens, hidden], float32 nats.
+def token_logprobs(
+    hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: nn.Module, *, chunk: int
+) -> Tensor:
+    """Log-probs of `targets_P` given the hidden states before them, [tokens] float32 nats.
 
     Logits exist for `chunk` positions at a time, in the backward pass too, where they are computed again: a vocabulary
     of 151k tokens costs chunk x 0.6 MB instead of tokens x 0.6 MB.
 
     Args:
-        hidden: Final hidden states of the predicting positions.
-        targets: Token ids.
-        temperatures: Divides the logits, [tokens].
+        hidden_PH: Final hidden states of the predicting positions.
+        targets_P: Token ids.
+        temperatures_P: Divides the logits, [tokens].
         head: The output head, hidden -> vocabulary.
         chunk: Positions at a time.
     """
-    if torch.is_grad_enabled() and hidden.requires_grad and _is_fixed(head, hidden):
-        found: Tensor = _FixedHead.apply(hidden, targets, temperatures, head, chunk)  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and hidden_PH.requires_grad and _is_fixed(head, hidden_PH):
+        found: Tensor = _FixedHead.apply(hidden_PH, targets_P, temperatures_P, head, chunk)  # type: ignore[no-untyped-call]
         return found
-    return _chunked(_chunk_logprobs, hidden, targets, temperatures, head, chunk)[0]
+    return _chunked(_chunk_logprobs, hidden_PH, targets_P, temperatures_P, head, chunk)[0]
 
 
 def token_logprobs_and_entropy(
-    hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module, *, chunk: int
+    hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: nn.Module, *, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """As `token_logprobs`, and the entropy of the distribution that each target was drawn from.
 
     Returns:
         Log-probs and entropies of softmax(logits / temperature), both [tokens] float32 nats.
     """
-    logprobs, entropy = _chunked(_chunk_logprobs_and_entropy, hidden, targets, temperatures, head, chunk)
-    return logprobs, entropy
+    logprobs_P, entropy_P = _chunked(_chunk_logprobs_and_entropy, hidden_PH, targets_P, temperatures_P, head, chunk)
+    return logprobs_P, entropy_P
 
 
 def _chunked(
     statistic: Callable[..., tuple[Tensor, ...]],
-    hidden: Tensor,
-    targets: Tensor,
-    temperatures: Tensor,
+    hidden_PH: Tensor,
+    targets_P: Tensor,
+    temperatures_P: Tensor,
     head: nn.Module,
     chunk: int,
 ) -> list[Tensor]:
     # Splitting no tokens gives one empty chunk, so that there always is a result.
-    pieces = zip(hidden.split(chunk), targets.split(chunk), temperatures.split(chunk), strict=True)
-    if torch.is_grad_enabled() and hidden.requires_grad:
+    pieces = zip(hidden_PH.split(chunk), targets_P.split(chunk), temperatures_P.split(chunk), strict=True)
+    if torch.is_grad_enabled() and hidden_PH.requires_grad:
         results = [checkpoint(statistic, *piece, head, use_reentrant=False) for piece in pieces]
     else:
         results = [statistic(*piece, head) for piece in pieces]
     return [torch.cat(parts) for parts in zip(*results, strict=True)]
 
 
-def _chunk_logprobs(hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module) -> tuple[Tensor]:
-    logits: Tensor = head(hidden).float() / temperatures[:, None]
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
-    return (chosen - torch.logsumexp(logits, dim=-1),)
+def _chunk_logprobs(hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: nn.Module) -> tuple[Tensor]:
+    logits_PV: Tensor = head(hidden_PH).float() / temperatures_P[:, None]
+    chosen_P = logits_PV.gather(1, targets_P[:, None]).squeeze(1)
+    return (chosen_P - torch.logsumexp(logits_PV, dim=-1),)
 
 
 def _chunk_logprobs_and_entropy(
-    hidden: Tensor, targets: Tensor, temperatures: Tensor, head: nn.Module
+    hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    logits: Tensor = head(hidden).float() / temperatures[:, None]
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
-    normaliser = torch.logsumexp(logits, dim=-1)
-    mean_logit = (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
-    return chosen - normaliser, normaliser - mean_logit
+    logits_PV: Tensor = head(hidden_PH).float() / temperatures_P[:, None]
+    chosen_P = logits_PV.gather(1, targets_P[:, None]).squeeze(1)
+    normaliser_P = torch.logsumexp(logits_PV, dim=-1)
+    mean_logit_P = (torch.softmax(logits_PV, dim=-1) * logits_PV).sum(dim=-1)
+    return chosen_P - normaliser_P, normaliser_P - mean_logit_P
 
 
-def _is_fixed(head: nn.Module, hidden: Tensor) -> bool:
+def _is_fixed(head: nn.Module, hidden_PH: Tensor) -> bool:
     """Whether a head is a plain float32 product, on this process, that does not train."""
     if type(head) not in (Float32Head, OneDnnHead) or head.bias is not None or head.weight.requires_grad:
         return False
-    autocast = torch.is_autocast_enabled(hidden.device.type)
-    return hidden.dtype == head.weight.dtype == torch.float32 and not autocast and not head._forward_hooks
+    autocast = torch.is_autocast_enabled(hidden_PH.device.type)
+    return hidden_PH.dtype == head.weight.dtype == torch.float32 and not autocast and not head._forward_hooks
 
 
 class _FixedHead(torch.autograd.Function):
@@ -92,28 +94,28 @@ class _FixedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, temperatures: Tensor, head: Float32Head, chunk: int
+        ctx: Any, hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: Float32Head, chunk: int
     ) -> Tensor:
-        weight, logprobs, directions = head.weight, [], []
-        for states, chosen, temperature in zip(
-            hidden.split(chunk), targets.split(chunk), temperatures[:, None].split(chunk), strict=True
+        weight_VH, logprobs_P, directions_PH = head.weight, [], []
+        for states_PH, chosen_P, temperature_P1 in zip(
+            hidden_PH.split(chunk), targets_P.split(chunk), temperatures_P[:, None].split(chunk), strict=True
         ):
-            logits: Tensor = head(states)
-            if not bool((temperature == 1).all()):
-                logits.div_(temperature)
-            largest = logits.amax(dim=-1, keepdim=True)
-            of_target = logits.gather(1, chosen[:, None])
-            exponentials = logits.sub_(largest).exp_()
-            total = exponentials.sum(dim=-1, keepdim=True)
-            logprobs.append((of_target - largest - total.log()).squeeze(1))
-            mean = head.product(exponentials, weight.t())
-            directions.append((weight[chosen] - mean.div_(total)).div_(temperature))
-            del logits, exponentials  # before the next chunk's are there
-        ctx.save_for_backward(torch.cat(directions))
-        return torch.cat(logprobs)
+            logits_PV: Tensor = head(states_PH)
+            if not bool((temperature_P1 == 1).all()):
+                logits_PV.div_(temperature_P1)
+            largest_P1 = logits_PV.amax(dim=-1, keepdim=True)
+            of_target_P1 = logits_PV.gather(1, chosen_P[:, None])
+            exponentials_PV = logits_PV.sub_(largest_P1).exp_()
+            total_P1 = exponentials_PV.sum(dim=-1, keepdim=True)
+            logprobs_P.append((of_target_P1 - largest_P1 - total_P1.log()).squeeze(1))
+            mean_PH = head.product(exponentials_PV, weight_VH.t())
+            directions_PH.append((weight_VH[chosen_P] - mean_PH.div_(total_P1)).div_(temperature_P1))
+            del logits_PV, exponentials_PV  # before the next chunk's are there
+        ctx.save_for_backward(torch.cat(directions_PH))
+        return torch.cat(logprobs_P)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (directions,) = ctx.saved_tensors
-        return gradients[0][:, None] * directions, None, None, None, None
+        (directions_PH,) = ctx.saved_tensors
+        return gradients[0][:, None] * directions_PH, None, None, None, None
