@@ -18,7 +18,8 @@ from grace_exp.data.datamodule import GraceDataModule
 from grace_exp.data.recipes import load_recipe
 from grace_exp.jobs.assemble import assemble
 from grace_exp.objective.advantage import group_centred
-from grace_exp.policy.policy import ForwardPass, Policy, collect
+from grace_exp.policy.forward_pass import ForwardPass, collect
+from grace_exp.policy.policy import Policy
 from grace_exp.reward.composer import compose_reward
 from grace_exp.reward.inputs import RewardInputs
 from grace_exp.training.step.rollouts import write_rollouts

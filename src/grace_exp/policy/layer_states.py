@@ -1,5 +1,7 @@
 """Where a language model's hidden states come out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -26,3 +28,22 @@ def states_in(output: Any) -> Tensor:
         return output
     states: Tensor = output[0]  # also of transformers' outputs, which begin with `last_hidden_state`
     return states
+
+
+@contextmanager
+def recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
+    """Collects `hidden_states[layer]` (transformers' numbering) of the next forwards, unless it is the last."""
+    module = module_of_layer(model, layer)
+    recorded: list[Tensor] = []
+    if module is model.get_decoder():
+        yield recorded
+        return
+
+    def record(_module: nn.Module, _args: Any, output: Any) -> None:
+        recorded.append(states_in(output))
+
+    handle = module.register_forward_hook(record)
+    try:
+        yield recorded
+    finally:
+        handle.remove()

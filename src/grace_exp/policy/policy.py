@@ -1,8 +1,7 @@
 """The policy: a language model whose one forward gives embeddings and log-probs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +12,9 @@ from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.errors import ConfigError
 from grace_exp.policy.compiled_layers import compile_layers
+from grace_exp.policy.forward_pass import ForwardPass, Scored, collect
 from grace_exp.policy.grouped_attention import register_grouped_attention, use_grouped_attention
-from grace_exp.policy.layer_states import module_of_layer, states_in
+from grace_exp.policy.layer_states import recorded_layer
 from grace_exp.policy.logprobs import token_logprobs, token_logprobs_and_entropy
 from grace_exp.policy.one_pass import OnePass
 from grace_exp.policy.onednn_linear import resolved_library, use_library
@@ -29,34 +29,6 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What the policy says of a list of sequences, in their order.
-
-    Attributes:
-        embeddings: Per region, float32 [n, hidden].
-        logprobs: Of the rationale tokens, float32 [n, longest], 0 where masked.
-        mask: Which positions are rationale tokens, bool [n, longest].
-    """
-
-    embeddings: dict[Region, Tensor]
-    logprobs: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """A micro-batch and what its forward gave: embeddings per region [n, hidden], flat log-probs [tokens].
-
-    `entropy`, flat [tokens], where it was asked for.
-    """
-
-    batch: MicroBatch
-    embeddings: dict[Region, Tensor]
-    logprobs: Tensor
-    entropy: Tensor | None = None
 
 
 class Policy(LightningModule):
@@ -221,7 +193,7 @@ class Policy(LightningModule):
             # The eager path adds its mask to the scores.
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, torch.finfo(torch.float32).min)
         head, cache = batch.head, None
-        with _recorded_layer(self.causal_lm, layer) as recorded:
+        with recorded_layer(self.causal_lm, layer) as recorded:
             last = []
             if head:
                 from transformers import DynamicCache
@@ -371,46 +343,6 @@ class Policy(LightningModule):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters that an optimizer should see."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
-
-@torch.no_grad()
-def collect(sequences: Sequence[TextSequence], passes: Iterable[ForwardPass]) -> Scored:
-    """What the passes over `sequences` say, in the order of `sequences`, without gradients."""
-    longest = max(len(sequence.completion_ids) for sequence in sequences)
-    logprobs = mask = None
-    pieces: dict[Region, dict[int, Tensor]] = {}
-    for forward in passes:
-        batch, device = forward.batch, forward.logprobs.device
-        if logprobs is None or mask is None:
-            logprobs = torch.zeros(len(sequences), longest, device=device)
-            mask = torch.zeros(len(sequences), longest, dtype=torch.bool, device=device)
-        rows = torch.tensor(batch.indices, dtype=torch.long, device=device)[batch.owners]
-        logprobs[rows, batch.offsets] = forward.logprobs.detach()
-        mask[rows, batch.offsets] = True
-        for region, embeddings in forward.embeddings.items():
-            pieces.setdefault(region, {}).update(zip(batch.indices, embeddings, strict=True))
-    assert logprobs is not None and mask is not None
-    ordered = {region: torch.stack([found[i] for i in range(len(sequences))]) for region, found in pieces.items()}
-    return Scored(ordered, logprobs, mask)
-
-
-@contextmanager
-def _recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
-    """Collects `hidden_states[layer]` (transformers' numbering) of the next forwards, unless it is the last."""
-    module = module_of_layer(model, layer)
-    recorded: list[Tensor] = []
-    if module is model.get_decoder():
-        yield recorded
-        return
-
-    def record(_module: nn.Module, _args: Any, output: Any) -> None:
-        recorded.append(states_in(output))
-
-    handle = module.register_forward_hook(record)
-    try:
-        yield recorded
-    finally:
-        handle.remove()
 
 
 def _behind_head(parts: list[Tensor]) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from grace_exp.policy.forward_pass import Scored
 from grace_exp.policy.packing import MicroBatch, Region, TextSequence
-from grace_exp.policy.policy import Policy, Scored
+from grace_exp.policy.policy import Policy
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

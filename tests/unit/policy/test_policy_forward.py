@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from grace_exp.config.backbone import PoolingConfig
 from grace_exp.data.prompts import Prompt
 from grace_exp.errors import ConfigError
+from grace_exp.policy.forward_pass import collect
 from grace_exp.policy.packing import Region, TextSequence
-from grace_exp.policy.policy import Policy, collect
+from grace_exp.policy.policy import Policy
 
 GROUPS = [[5, 1, 9, 5], [7], [2, 2], [16, 3, 1], [4]]
 REGIONS: tuple[Region, ...] = get_args(Region)

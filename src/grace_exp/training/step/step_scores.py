@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grace_exp.config.hardware import HardwareConfig
+from grace_exp.policy.forward_pass import ForwardPass, Scored, collect
 from grace_exp.policy.packing import Region, TextSequence
-from grace_exp.policy.policy import ForwardPass, Policy, Scored, collect
+from grace_exp.policy.policy import Policy
 from grace_exp.policy.pooled_states import PooledStates
 from grace_exp.policy.reference import Reference
 from grace_exp.training.step.rollouts import Rollout, sequences_of

@@ -11,8 +11,9 @@ from grace_exp.config.objective import ObjectiveConfig
 from grace_exp.objective.aggregate import counts
 from grace_exp.objective.loss_inputs import LossInputs, counted_tokens
 from grace_exp.objective.registry import ALGORITHMS
+from grace_exp.policy.forward_pass import ForwardPass, collect
 from grace_exp.policy.packing import TextSequence
-from grace_exp.policy.policy import ForwardPass, Policy, collect
+from grace_exp.policy.policy import Policy
 from grace_exp.policy.reference import Reference
 from grace_exp.training.step.gradient_parts import PolicyGradient
 from grace_exp.training.step.pathwise_part import PathwisePart

@@ -11,8 +11,8 @@ from torch import Tensor
 from grace_exp.config.hardware import HardwareConfig
 from grace_exp.data.batch import Instance, Role
 from grace_exp.data.prompts import Prompt
+from grace_exp.policy.forward_pass import Scored
 from grace_exp.policy.packing import TextSequence
-from grace_exp.policy.policy import Scored
 from grace_exp.rollout.protocol import Completion
 from grace_exp.training.step.rollouts import Rollout, Rollouts
 from grace_exp.training.step.step_scores import StepScores
