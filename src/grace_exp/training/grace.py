@@ -23,7 +23,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import TextBatch
 from grace_exp.data.prompts import PromptBuilder
 from grace_exp.objective.aggregate import denominator
-from grace_exp.objective.registry import needs_greedy_baseline, needs_reference_kl
+from grace_exp.objective.registry import needs_reference_kl
 from grace_exp.policy.average import MovingAverage
 from grace_exp.policy.freezing import freeze_beyond_pooling
 from grace_exp.policy.policy import Policy
@@ -34,19 +34,18 @@ from grace_exp.tracking.summary import write_json_atomic
 from grace_exp.training.module import Backward, StepModule
 from grace_exp.training.step.dynamic_sampling import Resampler
 from grace_exp.training.step.gradient_parts import policy_gradient
-from grace_exp.training.step.mismatch import engine_logprobs, mismatch_metrics
+from grace_exp.training.step.mismatch import step_mismatch
 from grace_exp.training.step.nonfinite import report_nonfinite, rollout_evidence
 from grace_exp.training.step.rewards import StepRewards
-from grace_exp.training.step.rollouts import Rollouts, sample_rows, step_requests, write_rollouts
+from grace_exp.training.step.rollouts import Rollouts, sample_rows
 from grace_exp.training.step.step_inputs import StepInputs
 from grace_exp.training.step.step_pathwise import StepPathwise, embedding_gradients
 from grace_exp.training.step.step_scores import StepScores
+from grace_exp.training.step.step_writer import StepWriter
 from grace_exp.training.step.stored_instances import StoredInstances
-from grace_exp.training.step.tail import Tail
 from grace_exp.training.step.trained_role import TrainedRole, role_metrics, trained_batch
 from grace_exp.training.step.update import MiniBatch, accumulate_gradients
-from grace_exp.training.step.variety import most_common_share, rationale_key
-from grace_exp.training.step.written_ahead import WrittenAhead
+from grace_exp.training.step.variety import variety_metrics
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -89,8 +88,7 @@ class GraceModule(StepModule):
         if config.objective.policy_gradient_weight == 0:
             freeze_beyond_pooling(policy)
         self.stored = StoredInstances(config) if config.objective.replay is not None else None
-        self.tail = Tail(config.rollout)
-        self.ahead = WrittenAhead(engine) if config.rollout.overlap == "one_step" else None
+        self.writer = StepWriter(self, embeds_by_policy=encoder is None)
 
     # ---- the step -------------------------------------------------------------------------------------------------
 
@@ -105,10 +103,12 @@ class GraceModule(StepModule):
                 raise
             return self._skip(batch, error)
         with self.timer("reward"):
-            metrics |= role_metrics(trained_roles) | self._mismatch(rollouts, scores)
+            metrics |= role_metrics(trained_roles) | step_mismatch(
+                rollouts, scores, self.config.objective.importance, self
+            )
             metrics["rollout/tokens"] = float(sum(trained.inputs.lengths_GK.sum().item() for trained in trained_roles))
             metrics["rollout/prompts_cut"] = self._total(rollouts.prompts_cut())
-            metrics |= self._written(rollouts, scores)
+            metrics |= variety_metrics(rollouts, scores, self)
         if self.stored is not None:
             self.stored.add(rollouts, scores)
         pathwise = None
@@ -134,8 +134,8 @@ class GraceModule(StepModule):
             embedding_gradients=embedding_gradients(objective),
         )
         rewards = StepRewards(config, scores, self, inputs)
-        rollouts, metrics = self._fresh(batch)
-        if objective.dynamic_sampling is None and self.ahead is None:
+        rollouts, metrics = self.writer.fresh(batch)
+        if objective.dynamic_sampling is None and not self.writer.writes_ahead:
             self.engine.sleep()  # scoring and updates have its memory
         if self.stored is not None:
             rollouts = self.stored.joined(rollouts, self, batch.step)
@@ -155,7 +155,7 @@ class GraceModule(StepModule):
                 for instance_rollouts in rollouts.instances
                 if (index := instance_rollouts.instance.index) in others
             ]
-            new = self._write(TextBatch(batch.step, partners))
+            new = self.writer.write(TextBatch(batch.step, partners))
             rollouts = resampler.made(rollouts, new)
             trained_roles = self._judge(rewards, rollouts, new)
         self.engine.sleep()
@@ -170,94 +170,15 @@ class GraceModule(StepModule):
         figures: dict[str, float] = self.trainer.datamodule.missed(missed)  # type: ignore[attr-defined]
         return figures
 
-    def _fresh(self, batch: TextBatch) -> tuple[Rollouts, dict[str, float]]:
-        """The step's own rationales; where so configured the next step's are begun, with the weights of now."""
-        ahead = self.ahead
-        rollouts = ahead.take(batch) if ahead is not None else None
-        if ahead is not None and rollouts is not None:
-            self.timer.add("rollout", ahead.seconds)
-        staleness = float(rollouts is not None)
-        rollouts = rollouts or self._write(batch)
-        metrics = self.tail.observe(rollouts, self.sum, self.device)
-        if ahead is not None:
-            metrics["rollout/staleness"] = staleness
-            if batch.step + 1 < self.config.job.steps:
-                following = self.trainer.datamodule.batch(batch.step + 1)  # type: ignore[attr-defined]
-                ahead.start(
-                    step_requests(
-                        following, self.prompts, self.config.rollout, self.config.seed, **self._written_as_well()
-                    )
-                )
-        return rollouts, metrics
-
-    def _write(self, batch: TextBatch) -> Rollouts:
-        with self.timer("rollout"):
-            return write_rollouts(
-                batch,
-                self.engine,
-                self.prompts,
-                self.config.rollout,
-                self.config.seed,
-                **self._written_as_well(),
-            )
-
-    def _written_as_well(self) -> dict[str, Any]:
-        return {
-            "greedy": needs_greedy_baseline(self.config.objective),
-            "max_tokens": self.tail.budget,
-            "pooling": self.policy.one_pass.pooling if self._in_one_pass() else None,
-        }
-
-    def _in_one_pass(self) -> bool:
-        """Whether rationales that are not trained get their embeddings as they are written.
-
-        The policy then writes with the weights that it embeds with, and no gradient goes through these embeddings.
-        """
-        kept = self.config.hardware.keeps_forward and embedding_gradients(self.config.objective) == "all"
-        own = self.encoder is None and self.ahead is None
-        return own and not kept and self.policy.one_pass.wanted(self.engine)
-
     def settle(self) -> None:
-        """Wait for what is written ahead, on all processes: they may share the engine that gets new weights."""
-        if self.ahead is not None:
-            with self.timer("wait"):
-                self.ahead.settle()
-                self.trainer.strategy.barrier("rationales written ahead")
+        """Wait for what is written ahead."""
+        self.writer.settle()
 
     def _judge(self, rewards: StepRewards, rollouts: Rollouts, new: Rollouts) -> list[TrainedRole]:
         with self.timer("score"):
             rewards.add(rollouts, new)
         with self.timer("reward"):
             return rewards.trained_roles(rollouts)
-
-    def _written(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
-        """How varied what was written is: `rollout/entropy`, and with several instances `rollout/most_common_share`."""
-        group = rollouts.group
-        nll, count = -scores.logprobs(group).sum(), sum(len(rollout.completion.token_ids) for rollout in group)
-        total, tokens = self.sum(torch.stack([nll.double(), nll.new_tensor(count).double()])).tolist()
-        metrics = {"rollout/entropy": total / max(tokens, 1.0)}
-        keys = torch.tensor([rationale_key(rollout.completion.token_ids) for rollout in group], device=self.device)
-        by_instance = self.gather(keys.view(len(rollouts.instances), -1))
-        if len(by_instance) > 1:
-            metrics["rollout/most_common_share"] = most_common_share(by_instance)
-        return metrics
-
-    def _mismatch(self, rollouts: Rollouts, scores: StepScores) -> dict[str, float]:
-        """How far the engine is from the policy, of what it wrote in this step."""
-        group = rollouts.only(
-            [instance_rollouts for instance_rollouts in rollouts.instances if not instance_rollouts.stored]
-        ).group
-        trainer = scores.logprobs(group)
-        lengths = torch.tensor([len(rollout.completion.token_ids) for rollout in group], device=trainer.device)
-        mask = torch.arange(trainer.shape[1], device=trainer.device) < lengths[:, None]
-        engine = engine_logprobs([rollout.completion for rollout in group], trainer)
-
-        def reduce(value: Tensor, how: str) -> Tensor:
-            reduced = self.trainer.strategy.reduce(value, reduce_op=how)
-            assert isinstance(reduced, Tensor)
-            return reduced
-
-        return mismatch_metrics(engine, trainer, mask, self.config.objective.importance, reduce)
 
     def _skip(self, batch: TextBatch, error: EmbeddingError) -> dict[str, float]:
         """Leave out the updates of a step that has no reward, and keep what it was made from."""
@@ -391,15 +312,13 @@ class GraceModule(StepModule):
     def on_train_start(self) -> None:
         """As every method's; an engine that is to write beside the first step has its weights before."""
         super().on_train_start()
-        if self.ahead is not None and self.ahead.step is not None:
+        if self.writer.holds_rationales:
             self.engine.sync(self.policy.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also the moving average, the stored instances, the token budget, and what is written ahead."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["grace"]["token_budget"] = self.tail.budget
-        if self.ahead is not None:
-            checkpoint["grace"]["written_ahead"] = self.ahead.state_dict()
+        checkpoint["grace"] |= self.writer.state_dict()
         if isinstance(self.encoder, MovingAverage):
             checkpoint["grace"]["encoder"] = self.encoder.state_dict()
         if self.stored is not None:
@@ -408,9 +327,7 @@ class GraceModule(StepModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also the moving average, the stored instances, the token budget, and what is written ahead."""
         super().on_load_checkpoint(checkpoint)
-        self.tail.budget = checkpoint["grace"].get("token_budget", self.tail.budget)
-        if self.ahead is not None:
-            self.ahead.load_state_dict(checkpoint["grace"].get("written_ahead"))
+        self.writer.load_state_dict(checkpoint["grace"])
         if isinstance(self.encoder, MovingAverage):
             self.encoder.load_state_dict(checkpoint["grace"]["encoder"])
         if self.stored is not None:

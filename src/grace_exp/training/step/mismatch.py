@@ -9,6 +9,9 @@ from grace_exp.config.objective import ImportanceConfig
 from grace_exp.objective.importance import importance_weights, row_sums
 from grace_exp.objective.kl import MAX_LOG_RATIO
 from grace_exp.rollout.protocol import Completion
+from grace_exp.training.module import StepModule
+from grace_exp.training.step.rollouts import Rollouts
+from grace_exp.training.step.step_scores import StepScores
 
 Reduce = Callable[[Tensor, str], Tensor]
 """Over processes, elementwise: `sum` or `max`."""
@@ -20,6 +23,32 @@ def engine_logprobs(completions: Sequence[Completion], like: Tensor) -> Tensor:
     for row, completion in zip(rows, completions, strict=True):
         row[: len(completion.logprobs)] = torch.tensor(completion.logprobs)
     return rows.to(like.device, like.dtype)
+
+
+def step_mismatch(
+    rollouts: Rollouts, scores: StepScores, config: ImportanceConfig, module: StepModule
+) -> dict[str, float]:
+    """`mismatch_metrics` of what the engine wrote in this step; stored rationales are left out.
+
+    Args:
+        rollouts: Of this process.
+        scores: Of the step.
+        config: The correction in use.
+        module: Reduces over processes.
+    """
+    fresh = [instance_rollouts for instance_rollouts in rollouts.instances if not instance_rollouts.stored]
+    group = rollouts.only(fresh).group
+    trainer = scores.logprobs(group)
+    lengths = torch.tensor([len(rollout.completion.token_ids) for rollout in group], device=trainer.device)
+    mask = torch.arange(trainer.shape[1], device=trainer.device) < lengths[:, None]
+    engine = engine_logprobs([rollout.completion for rollout in group], trainer)
+
+    def reduce(value: Tensor, how: str) -> Tensor:
+        reduced = module.trainer.strategy.reduce(value, reduce_op=how)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    return mismatch_metrics(engine, trainer, mask, config, reduce)
 
 
 def mismatch_metrics(

@@ -1,10 +1,34 @@
-"""Does the policy write the same to many texts?"""
+"""How varied is what the policy writes: is a token certain, and does one rationale serve many texts?"""
 
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+
+from grace_exp.training.module import StepModule
+from grace_exp.training.step.rollouts import Rollouts
+from grace_exp.training.step.step_scores import StepScores
+
+
+def variety_metrics(rollouts: Rollouts, scores: StepScores, module: StepModule) -> dict[str, float]:
+    """`rollout/entropy` in nats a token, and with several instances `rollout/most_common_share`.
+
+    Args:
+        rollouts: Of this process.
+        scores: Of the step.
+        module: Sums and gathers over processes.
+    """
+    group = rollouts.group
+    nll, count = -scores.logprobs(group).sum(), sum(len(rollout.completion.token_ids) for rollout in group)
+    total, tokens = module.sum(torch.stack([nll.double(), nll.new_tensor(count).double()])).tolist()
+    metrics = {"rollout/entropy": total / max(tokens, 1.0)}
+    keys = torch.tensor([rationale_key(rollout.completion.token_ids) for rollout in group], device=module.device)
+    by_instance = module.gather(keys.view(len(rollouts.instances), -1))
+    if len(by_instance) > 1:
+        metrics["rollout/most_common_share"] = most_common_share(by_instance)
+    return metrics
 
 
 def rationale_key(token_ids: Sequence[int]) -> int:
