@@ -15,7 +15,8 @@ import pytest
 from grace_exp.config.compose import compose_config
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.shards import Shards
-from grace_exp.errors import ConfigError
+from grace_exp.errors import ConfigError, DataError
+from grace_exp.jobs import embed as embed_job
 from grace_exp.jobs import run as run_job
 
 COMMON = ["+experiment=demo_tiny", "hardware=cpu", "hardware.threads=1", "job=embed", "callbacks.progress=none"]
@@ -107,6 +108,46 @@ def test_other_vectors_never_pass_for_these(tmp_path: Path, texts: list[str], en
     assert len(encoded) == 5
     embed(tmp_path, "one")
     pd.testing.assert_frame_equal(table(tmp_path / "many"), table(tmp_path / "one"), check_exact=True)
+
+
+def test_of_a_corpus_that_became_shorter_no_old_file_stays(tmp_path: Path, texts: list[str]) -> None:
+    for number in (0, 1):
+        embed(tmp_path, "many", f"job.worker={number}/2")
+    (tmp_path / "many" / "v-model.parquet").write_text("somebody's own")
+    (tmp_path / "texts.txt").write_text("\n".join(texts[2:7]))
+    embed(tmp_path, "many", "job.worker=1/2")
+    assert len(list((tmp_path / "many").glob("v-0*.parquet"))) == 5  # not before all that is new is there
+    embed(tmp_path, "many", "job.worker=0/2")
+    (tmp_path / "many" / "v-model.parquet").unlink()
+    assert list(table(tmp_path / "many").text) == texts[2:7]
+    assert len(list((tmp_path / "many").glob("*.rationales.jsonl"))) == 3
+
+
+def test_who_finds_nothing_left_to_do_says_that_all_is_there(tmp_path: Path, texts: list[str]) -> None:
+    for number in (0, 1):
+        embed(tmp_path, "many", f"job.worker={number}/2")
+    whole = tmp_path / "many" / "v.manifest.json"
+    expected = whole.read_text()
+    whole.unlink()  # as if both had been killed behind their last file
+    embed(tmp_path, "many")
+    assert whole.read_text() == expected
+
+
+def test_a_corpus_edited_while_it_is_embedded_is_refused_and_done_again(
+    tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = embed_job.build_encoder
+
+    def slowly(*args: Any) -> GraceEncoder:
+        (tmp_path / "texts.txt").write_text("\n".join([*texts[:8], "another"]))
+        return build(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"job\.input=.*texts\.txt has changed since"):
+        patch.setattr(embed_job, "build_encoder", slowly)
+        embed(tmp_path, "many")
+    assert not list((tmp_path / "many").glob("*.manifest*"))
+    embed(tmp_path, "many")
+    assert list(table(tmp_path / "many").text) == [*texts[:8], "another"]
 
 
 def test_processes_of_which_one_is_killed(tmp_path: Path, texts: list[str]) -> None:

@@ -13,6 +13,10 @@ from grace_exp.data.sources import source_rows
 from grace_exp.errors import DataError
 
 
+class InputChanged(DataError):
+    """Files are not what they were when they were checked."""
+
+
 @dataclass(frozen=True, slots=True)
 class CorpusRow:
     """One text.
@@ -24,6 +28,10 @@ class CorpusRow:
 
     id: int | str
     text: str
+
+    def line(self) -> bytes:
+        """What digests are taken of."""
+        return json.dumps([self.id, self.text]).encode() + b"\n"
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,29 @@ class CorpusRows:
                     raise DataError(f"job.id_column={self.id}: the id {found.id!r} occurs twice in {self.path}")
                 ids.add(found.id)
             good += 1
-            digest.update(json.dumps([found.id, found.text]).encode() + b"\n")
+            digest.update(found.line())
         if not good:
             raise DataError(f"job.input={self.path}: all {bad} rows are bad; they are listed in {rejects}")
         return good, bad, digest.hexdigest()
+
+    def as_checked(self, digest: str) -> Iterator[CorpusRow]:
+        """The good rows again.
+
+        Args:
+            digest: That of `check`.
+
+        Raises:
+            InputChanged: At the end: the rows were not those that `check` had read.
+        """
+        found, changed = hashlib.sha256(), f"job.input={self.path} has changed since it was checked"
+        try:
+            for row in self:
+                found.update(row.line())
+                yield row
+        except DataError as error:
+            raise InputChanged(f"{changed}: {error}") from error
+        if found.hexdigest() != digest:
+            raise InputChanged(f"{changed}: start the same command again")
 
     def _checked(self) -> Iterator[CorpusRow | str]:
         """Good rows, and bad ones as lines of a rejects file."""

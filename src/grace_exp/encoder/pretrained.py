@@ -94,7 +94,7 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
 
     Raises:
         MissingResourceError: There is no such folder, or nothing in it that can be loaded.
-        ConfigError: `grace_config.json` is damaged.
+        ConfigError: `grace_config.json` is damaged, or both are adapters.
     """
     folder = Path(path_or_name).expanduser()
     if folder.is_dir():
@@ -105,16 +105,21 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
             "transformers model folder, a choice of backbone= such as smollm2, or a hub name"
         )
     else:
-        found = Pretrained(_known_backbone(path_or_name, revision), _paper_prompt())
+        found = _by_name(path_or_name, revision)
     if adapter is None:
         return found
+    if found.adapter is not None:
+        raise ConfigError(
+            f"{path_or_name!r} is an adapter itself, and adapter={adapter!r} is another: name the model below them, or "
+            "an export/merged, as the model"
+        )
     where = Path(adapter).expanduser()
     if not (where / "adapter_config.json").is_file():
         raise MissingResourceError(f"adapter={adapter!r} is no folder with an adapter_config.json")
     settings = _read_settings(where)
     rule = read_rule(where)
     if settings is None:
-        return replace(found, adapter=where, rule=rule)
+        return replace(found, adapter=where, rule=rule, center=None)  # the model's own mean is that of other embeddings
     return replace(_with(found, settings, where), adapter=where, rule=rule)
 
 
@@ -220,8 +225,31 @@ def _read_settings(folder: Path) -> _Settings | None:
         raise ConfigError(f"{path}: {where}: {first['msg']}; export the run again") from error
 
 
-def _known_backbone(name: str, revision: str | None) -> BackboneConfig:
-    """The choice of `backbone=` with that name, or with that hub name; otherwise the hub name with the defaults.
+def _by_name(name: str, revision: str | None) -> Pretrained:
+    """A choice of `backbone=`, an export in a hub's repository, or any other model of a hub."""
+    known = _known_backbone(name, revision)
+    if known is not None:
+        return Pretrained(known, _paper_prompt())
+    uploaded = _uploaded(name, revision)
+    if uploaded is not None:
+        return _folder(uploaded)
+    return Pretrained(BackboneConfig(name=name.rpartition("/")[2], path=name, revision=revision), _paper_prompt())
+
+
+def _uploaded(name: str, revision: str | None) -> Path | None:
+    """The files of a hub's repository that holds an export; None where it holds something else, or is not there."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        hf_hub_download(name, SETTINGS_FILE, revision=revision)
+    except (HfHubHTTPError, OSError, ValueError):  # what is wrong with the name, loading the model says
+        return None
+    return Path(snapshot_download(name, revision=revision))
+
+
+def _known_backbone(name: str, revision: str | None) -> BackboneConfig | None:
+    """The choice of `backbone=` with that name, or with that hub name; None: there is none.
 
     By hub name too: Llama's template prints today's date unless the choice's variables are given.
     """
@@ -233,7 +261,7 @@ def _known_backbone(name: str, revision: str | None) -> BackboneConfig:
             settings = OmegaConf.to_container(compose_settings(f"backbone/{choice}", []).backbone, resolve=True)
             found = _checked(BackboneConfig, settings)
             return replace(found, revision=revision or found.revision)
-    return BackboneConfig(name=name.rpartition("/")[2], path=name, revision=revision)
+    return None
 
 
 def _paper_prompt() -> PromptConfig:

@@ -117,13 +117,24 @@ class Shards:
     def finish(self, shards: int) -> int:
         """Write the manifest of the whole output, if all its shards are there now; how many are missing.
 
-        Two workers that end at one time both write it, and the same.
+        Then files of higher numbers go, which a longer input or smaller shards had left: a reader of all files would
+        take them for part of this output. Two workers that end at one time both do this, and the same.
         """
         self.done = self._found()
         missing = shards - len(self.done.keys() & set(range(shards)))
         if not missing:
             self._write_whole(shards)
+            for path in self._output.parent.glob(f"{glob.escape(self._output.stem)}-*{self._output.suffix}"):
+                number = path.stem.removeprefix(f"{self._output.stem}-")
+                if len(number) >= 5 and number.isdecimal() and int(number) >= shards:  # as `path` names them
+                    path.unlink(missing_ok=True)
+                    path.with_suffix(".rationales.jsonl").unlink(missing_ok=True)
         return missing
+
+    def forget(self) -> None:
+        """Let the shards of this worker be written anew by whoever comes next."""
+        if self._sharded:
+            self._manifest.unlink(missing_ok=True)
 
     def _write_whole(self, shards: int) -> None:
         rows = [self.done[number] for number in range(shards)]

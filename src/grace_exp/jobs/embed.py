@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
-from grace_exp.data.corpus_rows import CorpusRow, CorpusRows
+from grace_exp.data.corpus_rows import CorpusRow, CorpusRows, InputChanged
 from grace_exp.data.lines import QUOTED_TOO, RENAME
 from grace_exp.encoder.center import pooling_of
 from grace_exp.encoder.encoder import GraceEncoder
@@ -37,7 +37,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
         `embed/texts`, `embed/rejected` and `embed/seconds`.
 
     Raises:
-        DataError: The input is not there, a row of it holds no text, or an id occurs twice.
+        DataError: The input is not there, a row of it holds no text, an id occurs twice, or it changes meanwhile.
         MissingResourceError: The model is not there.
     """
     job = config.job
@@ -57,7 +57,11 @@ def embed(config: GraceConfig) -> dict[str, float]:
             share=job.share,
         )
         start = time.monotonic()
-        embedded = _embed_shards(config, encoder, rows, good, shards)
+        try:
+            embedded = _embed_shards(config, encoder, rows.as_checked(digest), good, shards)
+        except InputChanged:
+            shards.forget()  # some may be of other texts than the manifest says
+            raise
         seconds = time.monotonic() - start
         encoder.engine.sleep()
         last = shards.path(max(shards.done, default=0))
@@ -65,9 +69,10 @@ def embed(config: GraceConfig) -> dict[str, float]:
         console.print(
             f"Rationales: {last.with_suffix('.rationales.jsonl')}", highlight=False, soft_wrap=True, markup=False
         )
-        if job.worker is not None and job.shard_rows is not None and is_first_process():
+        if job.shard_rows is not None and is_first_process():
             count = math.ceil(good / job.shard_rows)
             missing = shards.finish(count)
+        if job.worker is not None and job.shard_rows is not None and is_first_process():
             there = f"{missing} of {count} files are not there yet" if missing else f"all {count} files are there"
             console.print(f"worker {job.worker}: {there}", highlight=False)
         console.print(f"{embedded / seconds:.1f} texts/s", highlight=False)
@@ -129,7 +134,9 @@ def _in_words_of_the_job(message: str) -> str:
     return message
 
 
-def _embed_shards(config: GraceConfig, encoder: GraceEncoder, rows: CorpusRows, good: int, shards: Shards) -> int:
+def _embed_shards(
+    config: GraceConfig, encoder: GraceEncoder, rows: Iterable[CorpusRow], good: int, shards: Shards
+) -> int:
     """Encode and write shard by shard; every process takes part in each, the first one writes.
 
     Returns:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import torch
 
+from grace_exp.config.advice import override
 from grace_exp.config.root import GraceConfig
 from grace_exp.encoder.adaptive_rule import AdaptiveRule, read_rule, required_rule
 from grace_exp.encoder.cache import GIB, RationaleCache
 from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.encoder.pretrained import CACHE_FOLDER, exports_in, resolve
-from grace_exp.errors import MissingResourceError
+from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.jobs.assemble import Assembled, assemble, build_engine
+from grace_exp.jobs.run_end import exports_after
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import RolloutEngine
-from grace_exp.training.checkpoints import newest_checkpoint
 from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint, run_folder
 
 
@@ -82,7 +83,8 @@ def rule_folders(config: GraceConfig) -> list[Path]:
         found = exports_in(named) if named.is_dir() else []
     if not found:
         raise MissingResourceError(
-            f"{named} is neither a model folder nor a run with an export, so there is no place for what is fitted: "
+            (_not_of_these_weights(job.resume) if job.resume is not None else "")
+            or f"{named} is neither a model folder nor a run with an export, so there is no place for what is fitted: "
             "name one as job.model; GraceEncoder.save_pretrained makes a folder of a model of a hub"
         )
     return found
@@ -94,6 +96,10 @@ def _check_rule(config: GraceConfig) -> None:
     if job.encode.mode != "adaptive":
         return
     rule = _rule_of_resumed(config) if job.model is None else resolve(job.model).rule
+    if rule is None and job.resume is not None and job.model is None and not exports_of(job.resume):
+        reason = _not_of_these_weights(job.resume)
+        if reason:
+            raise ConfigError(f"mode=adaptive: {reason}")
     required_rule(rule, str(job.model or job.resume or config.backbone.name))
 
 
@@ -106,13 +112,20 @@ def _rule_of_resumed(config: GraceConfig) -> AdaptiveRule | None:
 
 
 def exports_of(resume: str) -> list[Path]:
-    """The exports of the weights that `job.resume` names: those of its run, unless it is an earlier checkpoint."""
-    checkpoint = find_checkpoint(resume)
-    folder = checkpoint.resolve().parent.parent
-    newest = newest_checkpoint(folder) if folder.is_dir() else None
-    if newest is None or newest.resolve() != checkpoint.resolve():
-        return []
-    return exports_in(folder)
+    """The exports of the weights that `job.resume` names; not those of other steps that are in its run's folder."""
+    steps = find_checkpoint(resume).stem.removeprefix("step-")
+    return exports_after(run_folder(resume), int(steps)) if steps.isdecimal() else []
+
+
+def _not_of_these_weights(resume: str) -> str:
+    """Why a run with exports has none of a checkpoint; empty where it has no exports."""
+    folder, checkpoint = run_folder(resume), find_checkpoint(resume)
+    if not exports_in(folder):
+        return ""
+    return (
+        f"the exports in {folder} are not known to be of {checkpoint.name}: end the run (its command with "
+        f"{override('job.resume', folder)}), or use the exports themselves: {override('job.model', folder)}"
+    )
 
 
 def _budget(config: GraceConfig) -> int | None:

@@ -8,11 +8,13 @@ from typing import Any
 
 from grace_exp.config.callbacks import Export
 from grace_exp.config.root import GraceConfig
+from grace_exp.encoder.pretrained import exports_in
 from grace_exp.evaluation.scores import ItemScores
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.tracking.result import RESULT_FILE, write_result
 from grace_exp.tracking.summary import write_json_atomic
 from grace_exp.training.callbacks.heldout_evaluation import HeldoutEvaluation, result_path, results_are_whole
+from grace_exp.training.export import FOLDER as EXPORTS
 from grace_exp.training.export import export, export_folder
 from grace_exp.training.module import StepModule
 from grace_exp.training.run_summary import SUMMARY_FILE, final_figures, write_summary
@@ -72,7 +74,7 @@ def stages(config: GraceConfig) -> list[Stage]:
         found.append(Stage("minilm", _minilm_path(run_dir), _evaluate_minilm))
     found.append(Stage("summary", run_dir / SUMMARY_FILE, _summarise))
     for kind in sorted(config.callbacks.export):  # the adapter first: merging dissolves it
-        found.append(Stage(f"export/{kind}", export_folder(config, kind), _exporting(kind)))
+        found.append(Stage(f"{EXPORTS}/{kind}", export_folder(config, kind), _exporting(kind)))
     found.append(Stage("result", run_dir / RESULT_FILE, _write_result))  # the last: it says that all is done
     return found
 
@@ -99,6 +101,18 @@ def reopen(run_dir: Path) -> None:
     """Before more steps: what the end left is no longer this run's. Exports stay until new ones take their place."""
     for path in (run_dir / END_FILE, run_dir / RESULT_FILE, run_dir / SUMMARY_FILE, result_path(run_dir, "after")):
         path.unlink(missing_ok=True)
+
+
+def exports_after(run_dir: Path, steps: int) -> list[Path]:
+    """The exports in a run folder that were made of the weights after so many steps.
+
+    A run that goes on keeps the exports of its earlier end until it ends again: they are of other weights.
+    """
+    path = run_dir / END_FILE
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"of": {}, "done": []}
+    if record["of"].get("steps") != steps:
+        return []
+    return [folder for folder in exports_in(run_dir) if f"{EXPORTS}/{folder.name}" in record["done"]]
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from grace_exp import GraceEncoder
 from grace_exp.config.backbone import PoolingConfig
 from grace_exp.config.prompt import PromptConfig
 from grace_exp.config.root import GraceConfig
+from grace_exp.encoder.center import Center, write_center
 from grace_exp.encoder.pretrained import resolve
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.policy.load_backbone import Backbone
@@ -110,6 +112,39 @@ def test_an_adapter_finds_its_base_or_is_given_one(folder: Path, adapter: Path) 
     np.testing.assert_allclose(vectors, given.encode(texts), atol=1e-5)
     assert np.abs(vectors - np.asarray(load(folder, prompt=alone.prompt).encode(texts))).max() > 0.1
     assert not any("lora" in name for name, _ in alone.policy.named_modules())
+
+
+def test_an_export_on_a_hub_gets_the_settings_it_was_trained_with(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "grace_config.json").write_text(json.dumps(SETTINGS))
+    repository = tmp_path / "hub" / "models--me--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / ("a" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    encoder = load("me/model")
+    assert (encoder.prompt.system, encoder.max_tokens, encoder.name) == ("Say it.", 5, "me/model")
+    assert encoder.policy.pooling == PoolingConfig(region="rationale", method="last", layer=-2)
+
+
+def test_a_mean_is_that_of_the_model_it_was_fitted_for(folder: Path, adapter: Path) -> None:
+    (folder / "grace_config.json").write_text(json.dumps(SETTINGS))
+    write_center(folder, Center(np.ones(64, np.float32), np.ones(64, np.float32)), "grace_config.json")
+    assert load(folder).center is not None
+    (adapter / "grace_config.json").unlink()
+    adapted = load(folder, adapter=adapter)
+    assert (adapted.center, adapted.prompt.system) == (None, "Say it.")
+    with pytest.raises(ConfigError, match=r"is an adapter itself, and adapter='.*' is another"):
+        _name_a_base(adapter, folder)
+        resolve(str(adapter), adapter=str(adapter))
+
+
+def _name_a_base(adapter: Path, base: Path) -> None:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}))
 
 
 def test_choices_of_the_configuration_are_names(tmp_path: Path) -> None:
