@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 TRL = "1.16.0"
 GRACE = {
     "GRACE": [],
+    "GRACE, micro-batches of 512 tokens": ["hardware.train_tokens=512"],
     "GRACE, PyTorch's own matrix products": ["hardware.linear=torch"],
     "GRACE, no forward kept, micro-batches of 512 tokens": ["hardware.keep_forward=false", "hardware.train_tokens=512"],
 }

@@ -53,10 +53,24 @@ class MergedCopy:
                 self.model.get_parameter(name).copy_(value)
             return
         for name, layer in self._adapted():
-            target = self.model.get_parameter(f"{name}.weight")
-            target.copy_(layer.base_layer.weight)
+            target, base_weight = self.model.get_parameter(f"{name}.weight"), layer.base_layer.weight
+            if target.shape == base_weight.shape:
+                target.copy_(base_weight)
+            else:  # after `release`
+                target.data = base_weight.detach().clone()
             for adapter in layer.active_adapters:
                 target.add_(layer.get_delta_weight(adapter).to(target.dtype))
+
+    @property
+    def releases(self) -> bool:
+        """Whether one process alone can give its memory back: a copy that stands apart is refreshed by all together."""
+        return not self._apart
+
+    def release(self) -> None:
+        """Give back the memory of the merged weights until the next `refresh`."""
+        for name, _ in self._adapted():
+            target = self.model.get_parameter(f"{name}.weight")
+            target.data = target.new_empty(0)
 
     def _adapted(self) -> list[tuple[str, Any]]:
         """Name and peft layer of every module with adapters."""

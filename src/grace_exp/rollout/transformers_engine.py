@@ -70,7 +70,10 @@ class TransformersEngine:
         return self._merged.model
 
     def sleep(self) -> None:
-        """Nothing to give: the weights are the policy's, or are needed at once after the update."""
+        """Give back the merged copy's memory; it is merged again when the engine writes next."""
+        if self._merged is not None and self._merged.releases:
+            self._merged.release()
+            self._fresh = False
 
     def close(self) -> None:
         """Nothing to give back."""

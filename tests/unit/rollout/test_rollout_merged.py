@@ -109,6 +109,25 @@ def test_an_update_reaches_the_rationales_at_the_next_sync(
             np.testing.assert_allclose(completion.logprobs, expected.numpy(), atol=1e-4, rtol=0)
 
 
+def test_an_engine_that_slept_gave_back_its_merged_weights_and_writes_the_same(
+    adapted: PeftModel, engine: Any, prompts: list[tuple[int, ...]]
+) -> None:
+    update(adapted, 0)
+    writer = engine(adapted)
+    writer.sleep()  # before it has written anything: nothing to give
+    before = writer.generate(requests(prompts))
+    merged = writer._merged.model
+    adapted_weights = [weight for name, weight in merged.named_parameters() if name.endswith("_proj.weight")]
+    writer.sleep()
+    assert sum(weight.numel() for weight in adapted_weights) == 0
+    assert writer.generate(requests(prompts)) == before
+    assert sum(weight.numel() for weight in adapted_weights) > 0
+    writer.sleep()
+    update(adapted, 1)
+    writer.sync(adapted)
+    assert writer.generate(requests(prompts)) != before
+
+
 def test_writing_leaves_the_adapted_model_trainable_and_in_its_mode(
     adapted: PeftModel, engine: Any, prompts: list[tuple[int, ...]]
 ) -> None:
