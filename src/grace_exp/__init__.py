@@ -9,7 +9,7 @@ __all__ = ["GraceEncoder"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the encoder at first use: the command line must not wait for torch."""
+    """Import the encoder at its first use, so that the command line does not wait for torch."""
     if name == "GraceEncoder":
         from grace_exp.encoder.encoder import GraceEncoder
 

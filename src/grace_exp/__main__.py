@@ -30,11 +30,11 @@ from grace_exp.tracking.run_folder import claimed
 
 _EXIT_CODE = 2
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-_INTERRUPTED = 130  # as shells have it for SIGINT
+_INTERRUPTED = 130  # the exit code that shells use for SIGINT
 
 
 def run_job(settings: DictConfig) -> float | None:
-    """Hydra's task: run the job, or, for a sweep, have it run by a process of its own."""
+    """Run the job; Hydra calls this. A job of a sweep runs in its own process."""
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         imports_are_done()
         from grace_exp.sweeps.sweep_job import run_sweep_job
@@ -55,7 +55,7 @@ def run_job(settings: DictConfig) -> float | None:
             raise
         sys.stderr.write(
             f"grace-exp: {error.strerror}: {error.filename2 or error.filename or settings.run_dir}. Make room there, "
-            f"or give the right to it; a run of training goes on with the same command and "
+            f"or make it writable; a training run continues with the same command and "
             f"{override('job.resume', settings.job.resume or settings.run_dir)}\n"
         )
         sys.exit(_EXIT_CODE)
@@ -82,7 +82,7 @@ def _run_to_result(config: GraceConfig, settings: DictConfig) -> None:
 
 
 def main() -> None:
-    """Entry point of `python -m grace_exp` and `grace-exp`; exits with 2 after an error that the user can mend."""
+    """Start `python -m grace_exp` and `grace-exp`; exit with 2 after an error that the user can mend."""
     start_quickly()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(run_job)()
@@ -98,7 +98,9 @@ def main() -> None:
             sys.exit(_EXIT_CODE)
         raise
     except KeyboardInterrupt:
-        sys.stderr.write("grace-exp: interrupted; a training run is ended by the same command and job.resume=FOLDER\n")
+        sys.stderr.write(
+            "grace-exp: interrupted; to finish a training run, repeat the command with job.resume=FOLDER\n"
+        )
         sys.exit(_INTERRUPTED)
     finally:
         imports_are_done()
@@ -108,7 +110,7 @@ def main() -> None:
 
 
 def _report_sweep() -> bool:
-    """After a sweep, also an interrupted one: its table. Returns whether a job failed."""
+    """Print the table of a sweep, also of an interrupted one, and return whether a job failed."""
     sweep = take_sweep()
     if sweep is None:
         return False

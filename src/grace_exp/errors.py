@@ -2,7 +2,7 @@
 
 
 class GraceError(Exception):
-    """Something the user can mend; the message says what and how."""
+    """A problem that the user can mend; the message says what is wrong and how to mend it."""
 
 
 class ConfigError(GraceError):
@@ -10,7 +10,7 @@ class ConfigError(GraceError):
 
 
 class DataError(GraceError):
-    """A row or file of data cannot be used; the message names file and line."""
+    """A row or file of data cannot be used; the message names the file and the line."""
 
 
 class MissingResourceError(GraceError):

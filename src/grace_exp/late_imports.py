@@ -1,8 +1,8 @@
-"""Modules that libraries import and a run does not use: their bodies run at the first use, in most runs never.
+"""Modules that libraries import but few runs use are loaded at their first use.
 
-Lightning needs two classes of torchmetrics, whose package imports 270 modules for them, scipy.signal and matplotlib
-among them; transformers imports scikit-learn and scipy.optimize for two functions that no run calls. For the command
-line only: a program that imports grace_exp imports as ever.
+Lightning needs two classes of torchmetrics. The package imports 270 modules for them, scipy.signal and matplotlib
+among them. transformers imports scikit-learn and scipy.optimize for two functions that no run calls. Only the command
+line loads these modules late; a program that imports grace_exp loads them as usual.
 """
 
 import gc
@@ -19,9 +19,9 @@ from typing import Any
 
 
 def start_quickly() -> None:
-    """Import late what no run uses, and collect no garbage while modules load: that scans all of them, again and again.
+    """Import rarely used modules late, and turn garbage collection off while modules load.
 
-    Garbage is collected again from `imports_are_done` on.
+    A collection would scan all loaded modules again and again. `imports_are_done` turns collection on again.
     """
     if not any(isinstance(finder, _LateFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _LateFinder())
@@ -29,18 +29,18 @@ def start_quickly() -> None:
 
 
 def imports_are_done() -> None:
-    """Collect garbage again after `start_quickly`, but never look at what is there by now."""
+    """Turn garbage collection on again after `start_quickly`; objects that exist by now are never scanned."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
 
 
 _PROBED = ("__path__", "__wrapped__")
-"""What the import system and `inspect` ask of any module; the listed ones have them from the start, or not at all."""
+"""Attributes that the import system and `inspect` look up on any module; looking them up does not run the body."""
 
 
 class _LateModule(ModuleType):
-    """A module that holds some names already; asked for another, it runs its body and has all."""
+    """A module that holds some names already; its body runs when another name is looked up."""
 
     def __getattr__(self, name: str) -> Any:
         loader = self.__spec__.loader if self.__spec__ else None
@@ -63,12 +63,12 @@ class _LateLoader(Loader):
         """As ever."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Run nothing yet."""
+        """Do not run the body yet."""
         module.__class__ = _LateModule
 
     def run_body(self, module: ModuleType) -> None:
         _run_package(module.__name__)
-        with self._lock:  # others wait; the body itself, which may ask the module for names, does not
+        with self._lock:  # other threads wait; the body may look up names of the module, and does not wait
             if self._runs or type(module) is not _LateModule or module.__spec__ is None:
                 return
             self._runs = True
@@ -94,7 +94,7 @@ class _LateFinder(MetaPathFinder):
 
 
 def _run_package(name: str) -> None:
-    """Run the body of the package that a module's body expects to have run, if that is late as well."""
+    """Run the body of a module's package first, if the module needs that and the package is late as well."""
     package, _, rest = name.partition(".")
     module = sys.modules.get(package) if rest and package in _FIRST else None
     if module is not None and module.__spec__ is not None and isinstance(module.__spec__.loader, _LateLoader):
@@ -102,12 +102,12 @@ def _run_package(name: str) -> None:
 
 
 def _attribute(name: str, *modules: str) -> Callable[[], Any]:
-    """The attribute of the last of some modules, which are imported in this order."""
+    """Return a function that imports the modules in this order and gets the attribute from the last one."""
     return lambda: getattr([importlib.import_module(module) for module in modules][-1], name)
 
 
 def _call_later(name: str, module: str) -> Callable[[], Any]:
-    """A function that stands for one of a late module, and calls it."""
+    """Return a function that imports the late module when it is called, and calls the module's function."""
 
     def call(*arguments: Any, **named: Any) -> Any:
         late = importlib.import_module(module)
@@ -134,7 +134,7 @@ _LATE: dict[str, dict[str, Callable[[], Any]]] = {
     "sklearn": {},
     "sklearn.metrics": {"roc_curve": _call_later("roc_curve", "sklearn.metrics")},
 }
-"""From a module to the names that others take from it while they are imported, and what stands for each."""
+"""The names that others take from a late module while they are imported, and how to get each; by module."""
 
 _FIRST = ("sklearn",)
-"""Packages whose modules need the package's own body to have run."""
+"""Packages whose body must run before the body of one of their modules."""

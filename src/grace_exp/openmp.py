@@ -1,8 +1,8 @@
-"""How the threads of a product wait for the next one. To be imported before torch, which starts them.
+"""Set how OpenMP threads wait between two matrix products. Import this before torch, which starts the threads.
 
-They spin for a fraction of a millisecond, unless the environment says otherwise. Threads that spin for long (the
-default) turn every short product into a wait for one that another program has pushed aside: on a busy 2-core machine
-steps took up to ten times as long. Ones that sleep at once have to be woken for every product.
+The threads spin for a fraction of a millisecond, unless the environment says otherwise. By default they spin for
+longer. On a busy machine each product then waits for a thread that another program has displaced: on 2 cores, steps
+took up to ten times as long. Threads that sleep at once would have to be woken for every product.
 """
 
 import os

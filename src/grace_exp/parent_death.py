@@ -1,4 +1,4 @@
-"""A process that ends with the one that started it, however that one ends."""
+"""End a process when the process that started it ends, for whatever reason."""
 
 import ctypes
 import os
@@ -10,16 +10,16 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent dies, even by SIGKILL; Linux only, else nothing."""
+    """Let the kernel send this process a signal when its parent dies, even by SIGKILL; on Linux only."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def end_with_launcher() -> None:
-    """End this process at once with the first process of its machine, where that one started it (Lightning does).
+    """End this process as soon as the first process of its machine ends, if that one started it (Lightning does).
 
-    A process that waits for others in a collective call of NCCL waits on when they are gone, and holds its GPU.
-    Processes that a cluster's launcher started (torchrun, srun) are that launcher's to end.
+    A process in a collective call of NCCL would wait for the others forever, and hold its GPU. A cluster's launcher
+    (torchrun, srun) ends the processes that it started.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
         end_with_parent(signal.SIGKILL)

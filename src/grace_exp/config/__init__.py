@@ -1,1 +1,1 @@
-"""Schemas of the settings, and the way from YAML to a checked configuration."""
+"""Schemas of the settings, and the code that turns YAML into a checked configuration."""

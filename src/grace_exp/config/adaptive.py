@@ -1,4 +1,4 @@
-"""How the rule of `mode=adaptive` is fitted."""
+"""Settings of the rule that `mode=adaptive` uses."""
 
 from typing import Annotated
 
@@ -10,12 +10,12 @@ from grace_exp.config.base import STRICT
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class AdaptiveConfig:
-    """The rule that says to which texts a rationale is written (docs/modes.md), fitted by job=fit_adaptive."""
+    """Settings of job=fit_adaptive. The rule chooses the texts that get a rationale (docs/modes.md)."""
 
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of the texts that get a rationale: those of which the rule expects most. null: those for which it expects a gain.
-    """
+    """Share of the texts that get a rationale: those with the largest expected gain. null: all with an expected
+    gain."""
     temperature: Annotated[float, Field(gt=0)] = 0.05
-    """Of the softmax over a text's cosines with all partners, in which a gain is measured."""
+    """Temperature of the softmax over a text's cosines with all partners; a gain is measured on it."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Of the cross-validation that chooses the rule's regularisation and says what it is worth."""
+    """Number of folds of the cross-validation that chooses the rule's regularisation and estimates its quality."""

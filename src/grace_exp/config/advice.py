@@ -1,4 +1,4 @@
-"""Advice that works as printed: settings and commands, quoted for the shell and for Hydra."""
+"""Quote settings and commands for the shell and for Hydra, so that printed advice works as it stands."""
 
 import re
 import shlex
@@ -8,14 +8,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 
-# What Hydra's grammar reads as text without quotes, and no shell touches. Words that it reads as something else (true,
-# null, 12) do not match: they begin with a digit, or are listed.
+# Hydra's grammar reads these characters as text without quotes, and no shell changes them. Words that Hydra reads as
+# something else (true, null, 12) do not match: they begin with a digit, or are listed.
 _PLAIN = re.compile(r"[A-Za-z_./-][A-Za-z0-9_./-]*")
 _NOT_TEXT = re.compile(r"[+-]?(null|true|false|nan|inf|infinity|[.0-9][0-9.e+_-]*)", re.IGNORECASE)
 
 
 def hydra_quoted(text: str) -> str:
-    """Text as Hydra's override grammar takes it, whatever is in it."""
+    """Return any text in the quoting of Hydra's override grammar."""
     if _PLAIN.fullmatch(text) and not _NOT_TEXT.fullmatch(text):
         return text
     # OmegaConf would read ${...} as an interpolation.
@@ -23,19 +23,19 @@ def hydra_quoted(text: str) -> str:
 
 
 def override(key: str, value: str | Path) -> str:
-    """`key=value` as one word of a shell command, which gives the setting exactly that text."""
+    """Return `key=value` as one word of a shell command; the setting gets exactly this text."""
     return shlex.quote(f"{key}={hydra_quoted(str(value))}")
 
 
 def this_command(*changes: str, sweep: bool = False) -> str | None:
-    """The command that started this process, as one that can be given again, with other settings.
+    """Return the command that started this process with other settings, ready to be run again.
 
     Args:
-        changes: Overrides as `override` gives them, or of plain values; those of the same key are left out.
-        sweep: Whether it becomes a sweep.
+        changes: Overrides from `override`, or of plain values. They replace the command's own of the same keys.
+        sweep: Whether the command becomes a sweep.
 
     Returns:
-        None where no command line started the run, but a call from Python.
+        None if the run was started from Python, without a command line.
     """
     if not HydraConfig.initialized():
         return None
@@ -54,5 +54,5 @@ def _python() -> str:
 
 
 def _without_interpolation(text: str) -> str:
-    """OmegaConf's escapes: a backslash before `${`, and those that stand directly before it doubled."""
+    """Escape `${` as OmegaConf asks: one backslash before it, and the backslashes directly before it doubled."""
     return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", text)

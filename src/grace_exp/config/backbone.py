@@ -1,4 +1,4 @@
-"""Which language model is trained, how much of it, and where its embedding is read."""
+"""Which language model is trained, how many of its weights, and where its embedding is read."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,14 +10,14 @@ from grace_exp.config.base import STRICT
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank adapters on the linear layers (peft); without them every weight is trained."""
+    """Low-rank adapters on the linear layers (peft); without adapters every weight is trained."""
 
     rank: Annotated[int, Field(ge=1)] = 16
-    """Of the two matrices of each adapter."""
+    """Rank of the two matrices of each adapter."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """On what goes into an adapter, in training."""
+    """Dropout on an adapter's input, in training."""
     target_modules: str | list[str] = "all-linear"
     """peft's name for "every linear layer but the output head", or a list of module names."""
 
@@ -31,10 +31,11 @@ class PoolingConfig:
     method: Literal["mean", "last", "max"] = "mean"
     """How the region's hidden states become one vector."""
     transform: Literal["none", "center"] = "none"
-    """Of an export: center removes the mean of a reference sample from every embedding (job=fit_center sets it there).
-    Training pools without it."""
+    """center: an exported model subtracts the mean embedding of a reference sample (job=fit_center sets this in the
+    export). Training always uses none."""
     layer: int = -1
-    """Of the model's hidden states: -1 the last one after the final norm, -2 the one before, 0 the input embeddings."""
+    """Which hidden states are pooled: -1 the last layer's after the final norm, -2 the layer before, 0 the input
+    embeddings."""
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -42,10 +43,10 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ShapeConfig:
-    """What a plan must know of a model, so that none has to be loaded: figures of its config.json."""
+    """Figures of a model's config.json, so that job=plan need not load the model."""
 
     path: str | None = None
-    """The model that this is the shape of; where `backbone.path` names another one, it is not used."""
+    """The model that these figures describe; they are ignored if `backbone.path` names another model."""
     layers: Count
     """Decoder layers."""
     hidden: Count
@@ -55,17 +56,17 @@ class ShapeConfig:
     heads: Count
     """Attention heads."""
     kv_heads: Count
-    """Heads of keys and values."""
+    """Number of key and value heads."""
     head_dim: Count
     """Width of a head."""
     vocabulary: Count
-    """Tokens of the embedding matrix."""
+    """Number of tokens in the embedding matrix."""
     tied: bool = True
-    """Whether the output head is the input embedding."""
+    """Whether the output head shares its weights with the input embedding."""
     qkv_bias: bool = False
     """Whether queries, keys and values have a bias."""
     qk_norm: bool = False
-    """Whether queries and keys are normed in every head."""
+    """Whether queries and keys are normalised in every head."""
 
 
 def _checkpointing_choice(value: object) -> object:
@@ -79,24 +80,27 @@ class BackboneConfig:
     name: Annotated[str, Field(min_length=1)]
     """Short name for tables and run folders."""
     source: Literal["hub", "embedded", "tiny"] = "hub"
-    """hub: hub name or local folder; embedded: SmolLM2-135M-Instruct from its PyPI package; tiny: made on the spot."""
+    """hub: hub name or local folder; embedded: SmolLM2-135M-Instruct from its PyPI package; tiny: a random model, built
+    at
+    the start."""
     path: str | None = None
     """Hub name or local folder (source `hub` only)."""
     revision: str | None = None
     """Hub commit, tag or branch."""
     lora: LoraConfig | None = None
-    """Adapters to train; null trains every weight."""
+    """LoRA adapters to train; null trains every weight."""
     pooling: PoolingConfig = Field(default_factory=PoolingConfig)
     attention: Literal["sdpa", "eager"] = "sdpa"
     """transformers' implementation."""
     gradient_checkpointing: Annotated[Literal["off", "full", "selective"], BeforeValidator(_checkpointing_choice)] = (
         "off"
     )
-    """What the backward pass computes again. full: every layer. selective: what is cheap; the results of matrix
-    products and of attention are kept. true and false mean full and off.
+    """What the backward pass computes again to save memory. full: every layer. selective: cheap operations only;
+    results
+    of matrix products and attention are kept. true means full, false means off.
     """
     shape: ShapeConfig | None = None
-    """For `job=plan`; null, or of another model than `path`: read from the model's config.json."""
+    """Figures for `job=plan`; null, or figures of another model than `path`: read from the model's config.json."""
     template_kwargs: dict[str, str | int | bool] = Field(default_factory=dict)
     """Passed to the chat template, e.g. a fixed `date_string` where the template would print today's date."""
 

@@ -1,4 +1,4 @@
-"""From `conf/` and overrides to a checked `GraceConfig`, and back to YAML."""
+"""Turn `conf/` and overrides into a checked `GraceConfig`, and a `GraceConfig` back into YAML."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ OmegaConf.register_new_resolver("file", lambda path: _text_of(str(path)), replac
 
 
 def conf_dir() -> Path:
-    """The folder of the YAML files: `grace_exp/conf` in an installed wheel, `conf` in a checkout.
+    """Return the folder of the YAML files: `grace_exp/conf` in an installed wheel, `conf` in a checkout.
 
     Raises:
         ConfigError: Neither exists.
@@ -41,15 +41,15 @@ def conf_dir() -> Path:
 def validate(settings: DictConfig) -> GraceConfig:
     """Resolves composed settings and checks them against the schemas.
 
-    Strict as JSON: a whole number is accepted where a number is wanted, and nothing else is converted ("8" and 8.0 are
-    no whole numbers).
+    The check is as strict as JSON: a whole number is accepted for a number, and nothing else is converted ("8" and 8.0
+    are not whole numbers).
 
     Args:
         settings: The settings without Hydra's own node.
 
     Raises:
-        ConfigError: Every problem in one message, a line each: dotted key, value found, what is allowed. Contradictions
-            between groups are looked for once every setting is right by itself.
+        ConfigError: One message with a line for every problem: dotted key, value, what is allowed. Contradictions
+            between groups are reported once every setting is valid by itself.
     """
     try:
         as_json = json.dumps(OmegaConf.to_container(settings, resolve=True))
@@ -66,11 +66,11 @@ def validate(settings: DictConfig) -> GraceConfig:
 
 
 def compose_config(overrides: list[str], run_dir: Path) -> GraceConfig:
-    """Composes and checks a run's settings beside Hydra's command line: for tests, scripts, and the report of a run.
+    """Composes and checks a run's settings without Hydra's command line: for tests, scripts, and a run's report.
 
     Args:
         overrides: As on the command line, e.g. `["+experiment=demo", "seed=1"]`.
-        run_dir: Takes the place of the run folder that Hydra would make.
+        run_dir: Replaces the run folder that Hydra would create.
 
     Raises:
         ConfigError: As `validate`.
@@ -82,10 +82,10 @@ def compose_config(overrides: list[str], run_dir: Path) -> GraceConfig:
 
 
 def compose_settings(name: str, overrides: list[str]) -> DictConfig:
-    """Composes a file of `conf/`, also inside a job that Hydra's command line has started.
+    """Composes a file of `conf/`; this also works inside a job that Hydra's command line has started.
 
     Raises:
-        hydra.errors.HydraException: There is no such file, or an override names what does not exist.
+        hydra.errors.HydraException: There is no such file, or an override names something unknown.
     """
     command_line = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -97,13 +97,13 @@ def compose_settings(name: str, overrides: list[str]) -> DictConfig:
 
 
 def to_dict(config: GraceConfig) -> dict[str, Any]:
-    """The resolved settings as plain data: what the tracker is given; loaded again, it validates to an equal config."""
+    """Return the resolved settings as plain data for the tracker; they validate to an equal config."""
     plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return plain
 
 
 def _text_of(path: str) -> str:
-    """`${file:my_prompt.txt}` in a setting: the text of a file, relative to the working directory."""
+    """Return the text of a file: `${file:my_prompt.txt}` in a setting, relative to the working directory."""
     file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""Where the training texts come from."""
+"""The sources of the training texts."""
 
 from dataclasses import replace
 from glob import has_magic
@@ -21,15 +21,15 @@ FILE_FORMATS = {
     ".parquet": "parquet",
     ".txt": "text",
 }
-"""What `format: auto` takes a file for, by its ending."""
+"""The format that `format: auto` chooses for each file ending."""
 
 COMPRESSED = (".gz", ".zst")
-"""Endings behind that of the format."""
+"""Endings of compressed files, which follow the ending of the format."""
 Path_ = Annotated[str, Field(min_length=1)]
 
 
 def format_of(path: Path) -> str | None:
-    """The format that a file's ending names, an ending of compression aside; None where it names none."""
+    """Return the format that a file's ending names, ignoring an ending of compression; None if it names none."""
     plain = path.with_suffix("") if path.suffix in COMPRESSED else path
     return FILE_FORMATS.get(plain.suffix)
 
@@ -42,40 +42,44 @@ class SourceConfig:
     """A file, a folder or a glob (relative to the working directory), the URL of a file, a hub name, or
     `builtin:wordnet` / `builtin:stsb`; or a list of these. Files may be compressed (.gz, .zst)."""
     format: Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "builtin"] = "auto"
-    """`auto` goes by the ending (.jsonl .json .csv .tsv .parquet .txt); anything else is a hub name. A .json file may
-    hold one object a line or one array."""
+    """`auto` uses the ending (.jsonl .json .csv .tsv .parquet .txt); a path without a known ending is a hub name. A
+    .json
+    file may hold one object a line or one array."""
     quoting: Literal["auto", "quoted", "none"] = "auto"
-    """CSV and TSV. quoted: fields that hold a delimiter, quote or line break stand in double quotes, as spreadsheets
-    write them; none: a row is a line, and a quote is text; auto: quoted in .csv, none in .tsv."""
+    """Quoting of CSV and TSV files. quoted: fields with a delimiter, quote or line break stand in double quotes, as
+    spreadsheets write them; none: a line is a row, and a quote is text; auto: quoted for .csv, none for .tsv."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Digest of the one file that `path` names, here or behind a URL: another content is refused. null: any."""
+    """SHA-256 digest of the one file that `path` names, local or remote; a file with another digest is refused. null:
+    not
+    checked."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"
-    """Of a hub data set."""
+    """Split of a hub data set."""
     streaming: bool = False
-    """Read a hub data set over the network without keeping its files; with `limit` only its first rows are fetched."""
+    """Read a hub data set over the network without storing its files; with `limit`, only its first rows are fetched."""
     query: str = "query"
     """Column names; `negative` may hold one text or a list of them."""
     positive: str = "positive"
     """Column name."""
     negative: str | None = "negative"
-    """null: instances without a negative."""
+    """Column of the negative; null: instances have no negative."""
     text: str = "text"
-    """Column name for unsupervised data."""
+    """Column of the text, for unsupervised data."""
     mode: Literal["supervised", "unsupervised"] | None = None
-    """null: as `data.mode`; in a mixed recipe every source says its own."""
+    """Whether the source is supervised; null: as `data.mode`. With data.mode=mixed every source must set it."""
     negatives: Annotated[int, Field(ge=0)] | None = None
-    """Negatives used per instance of this source; null: as `data.negatives`."""
+    """Negatives per instance of this source; null: as `data.negatives`."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Share of the mixture, relative to the other sources' weights."""
+    """Weight of this source in the mixture, relative to the other sources' weights."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Take only the first rows."""
+    """Use only so many first rows; null: all."""
     reader: OwnFunction | None = None
-    """A function of the user's own that reads `path`, whatever that is: from it to rows, each a dict by column
-    (docs/extending.md); null: as `format` says."""
+    """A function that you write to read `path`. It returns rows, each a dict by column (docs/extending.md); null:
+    `format`
+    chooses the reader."""
     instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)
-    """Instructions of this source's texts by role, in training; null: as `prompt.instructions`."""
+    """Instructions by role for this source's texts, in training; null: as `prompt.instructions`."""
 
     @model_validator(mode="after")
     def _one_digest(self) -> Self:
@@ -85,13 +89,13 @@ class SourceConfig:
 
     @property
     def single(self) -> "tuple[SourceConfig, ...]":
-        """The source for each of its paths."""
+        """Return the source once for each of its paths."""
         paths = (self.path,) if isinstance(self.path, str) else self.path
         return tuple(replace(self, path=path) for path in paths)
 
     @property
     def kind(self) -> Literal["builtin", "url", "file", "hub", "own"]:
-        """Where the rows are, of a source with one path."""
+        """Where the rows of a source with one path are."""
         assert isinstance(self.path, str)
         if self.reader is not None:
             return "own"
@@ -108,50 +112,57 @@ class SourceConfig:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class DataConfig:
-    """A recipe: sources, how they mix, and what happens to bad rows."""
+    """A recipe: sources, how they are mixed, and what happens to bad rows."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Name of the choice."""
+    """Name of this choice of `data=`."""
     mode: Literal["supervised", "unsupervised", "mixed"]
     """supervised: (query, positive, negative) rows; unsupervised: one text a row; mixed: sources of both kinds."""
     sources: dict[str, SourceConfig]
-    """By name, so that one setting can be overridden: data.sources.e5.path=my.jsonl"""
+    """The sources by name, so that one setting can be overridden: data.sources.e5.path=my.jsonl"""
     on_bad_row: Literal["error", "reject"] = "error"
-    """error: stop at the first bad row, naming file and line; reject: go on; rejects.jsonl and a count tell."""
+    """error: stop at the first bad row, naming file and line; reject: skip bad rows, count them, and list them in
+    rejects.jsonl."""
     max_characters: Annotated[int, Field(ge=1)] | None = None
-    """A longer text makes its row a bad one; null: no limit here (the prompt truncates to its token limit)."""
+    """Longest text in characters; a row with a longer text is a bad row; null: no limit (the prompt is still cut to its
+    token limit)."""
     negatives: Annotated[int, Field(ge=0)] = 1
-    """Negatives used per supervised instance; rows with fewer are bad rows. A source may have a number of its own, 0
-    too: then the instances of a step differ in it."""
+    """Negatives per supervised instance; rows with fewer are bad rows. A source may set its own number, also 0; then
+    the
+    number differs between the instances of a step."""
 
     clean: Literal["none", "standard"] = "none"
-    """Preset of filters. none: only what cannot be used goes. standard: also instances whose texts are equal among
-    each other, duplicates, and positives that do not fit into the prompt."""
+    """Preset of filters. none: only unusable rows are left out. standard: also duplicates, instances with equal texts,
+    and positives that do not fit into the prompt."""
     filters: FiltersConfig = Field(default_factory=FiltersConfig)
-    """Single filters in place of the preset's."""
+    """Filters that override the preset's."""
     leaks: Literal["report", "drop", "refuse"] = "report"
-    """Training texts that are evaluation texts, too. report: job=prepare_data counts them; drop: their instances are
-    left out; refuse: the run stops."""
+    """What happens to training texts that overlap with evaluation texts. report: job=prepare_data counts them; drop:
+    their
+    instances are left out; refuse: the run stops."""
     leak_ngram: Annotated[int, Field(ge=4)] = 13
-    """Two texts overlap, too, where they share so many words in a row."""
+    """Two texts also overlap if they share so many words in a row."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] | None = None
-    """The share of a source's rows that may be bad (on_bad_row=reject); above it the run stops. null: any."""
+    """Largest share of a source's rows that may be bad (with on_bad_row=reject); above it the run stops. null: no
+    limit."""
     batch_by: Literal["mixed", "source"] = "mixed"
     """mixed: a batch has instances of all sources; source: each batch is from one source."""
     weights: Literal["given", "proportional", "temperature"] = "given"
-    """Of the sources. given: each source's own; proportional: its number of rows; temperature: the number of rows to
-    the power of 1 / weights_temperature."""
+    """How the sources are weighted. given: by each source's own weight; proportional: by its number of rows;
+    temperature:
+    by the number of rows to the power of 1 / weights_temperature."""
     weights_temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Above 1, small sources are drawn more often than by their size."""
+    """Above 1, small sources are drawn more often than in proportion to their size."""
     distinct_texts: bool = False
-    """No two instances of a batch have a text in common, as far as the data allow: they would be each other's false
-    negatives. Instances change places with later ones of the same source."""
+    """No two instances of a batch share a text, as far as the data allow; a shared text would be a false negative. An
+    instance that shares one is exchanged with a later instance of the same source."""
 
     curriculum: Literal["none", "difficulty"] = "none"
-    """difficulty: within a source, instances are drawn by how often their rationales failed to find them in their batch
-    (embed/in_batch_accuracy), those that were not drawn yet first of all. An experiment; the paper draws evenly."""
+    """difficulty: within a source, instances are drawn more often if their rationales failed to find them in their
+    batch
+    (embed/in_batch_accuracy); instances that were not drawn yet come first. Experimental; the paper draws uniformly."""
     curriculum_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Weight of an instance that is always found, relative to one that never is; 1: all are drawn alike."""
+    """Weight of an instance that is always found, relative to one that never is; 1: uniform."""
 
     @model_validator(mode="after")
     def _has_sources(self) -> Self:
@@ -181,23 +192,23 @@ class DataConfig:
 
     @property
     def instructions(self) -> dict[str, InstructionsConfig]:
-        """The instructions of the sources that have any, by name of the source."""
+        """Return the instructions of each source that has some, by name of the source."""
         instructions = {name: source.instructions for name, source in self.sources.items()}
         return {name: texts for name, texts in instructions.items() if any(vars(texts).values())}
 
     @property
     def effective_filters(self) -> FiltersConfig:
-        """The filters, with the preset's in place of null."""
+        """Return the filters, with the preset's values in place of null."""
         preset = {key: value for key, value in PRESETS[self.clean].items() if getattr(self.filters, key) is None}
         return replace(self.filters, **preset)  # type: ignore[arg-type]  # each preset has the field's type
 
     def of(self, name: str) -> "DataConfig":
-        """This recipe as one of its sources sees it: that source alone, `mode` and `negatives` its own."""
+        """Return the recipe with one source only, and that source's `mode` and `negatives`."""
         source = self.sources[name]
         mode = source.mode or self.mode
         negatives = self.negatives if source.negatives is None else source.negatives
         return replace(self, mode=mode, negatives=0 if mode == "unsupervised" else negatives, sources={name: source})
 
     def negative_counts(self) -> set[int]:
-        """The numbers of negatives that instances have; more than one where sources differ in it."""
+        """Return the numbers of negatives that instances have; several where sources differ."""
         return {self.of(name).negatives for name in self.sources}

@@ -1,14 +1,14 @@
-"""Defaults that follow from the engine, in `conf/` as `${importance_mode:...}` and `${encode_batch:...}`."""
+"""Defaults that depend on the engine; `conf/` names them `${importance_mode:...}` and `${encode_batch:...}`."""
 
 from omegaconf import OmegaConf
 
 
 def importance_mode(engine: str, dtype: str, precision: str, algorithm: str, overlap: str = "none") -> str:
-    """The default of `objective.importance.mode`.
+    """Return the default of `objective.importance.mode`.
 
-    An engine in bfloat16 has other probabilities than a trainer whose weights and residual stream are float32. The
-    transformers engine computes with the policy's own modules, and copg is right without weights. Rationales that are
-    written a step ahead come from other weights than the trainer's.
+    An engine in bfloat16 computes other probabilities than a trainer with float32 weights and residual stream. The
+    transformers engine computes with the policy's own modules, so its probabilities agree. copg needs no importance
+    weights. Rationales written a step ahead come from older weights than the trainer's.
 
     Args:
         engine: `rollout.engine`.
@@ -23,14 +23,16 @@ def importance_mode(engine: str, dtype: str, precision: str, algorithm: str, ove
 
 
 def encode_batch(engine: str) -> int:
-    """The default of `job.encode.batch_size`: vLLM is fast with many texts.
+    """Return the default of `job.encode.batch_size`: large for vLLM, which is fast with many texts.
 
-    Transformers pads to the longest of few; half of them on each of two cores are as many rows as a product needs.
+    The transformers engine pads all texts to the longest one, so its batch is smaller. Split over two CPU cores, it
+    still
+    has enough rows for an efficient matrix product.
     """
     return 64 if engine == "transformers" else 256
 
 
 def register_engine_defaults() -> None:
-    """Makes them known to OmegaConf."""
+    """Register these defaults with OmegaConf."""
     for resolver in (importance_mode, encode_batch):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

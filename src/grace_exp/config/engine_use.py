@@ -1,22 +1,22 @@
-"""Which engine does a job start?"""
+"""Which engine a job starts, and how many rationales it decodes at once."""
 
 from typing import Literal
 
 from grace_exp.config.root import GraceConfig
 
 _EVALUATED_AT_ONCE = 64
-"""Of a training run's held-out texts at least: a small batch should not make their evaluation slow."""
+"""Lower bound while held-out texts are evaluated in training: a small batch must not make the evaluation slow."""
 
 
 def engine_of(config: GraceConfig) -> Literal["transformers", "vllm", "vllm_server"]:
-    """The engine of `rollout=`, or, where a job writes no rationale, `transformers`, which takes nothing then."""
+    """Return the engine of `rollout=`, or `transformers`, which then takes no resources, if the job writes none."""
     return config.rollout.engine if _writes(config) else "transformers"
 
 
 def sequences_at_once(config: GraceConfig) -> int:
-    """Rationales that an engine decodes at one time: `rollout.vllm.max_sequences`, or as many as it is asked for.
+    """Return how many rationales the engine decodes at once: at most `rollout.vllm.max_sequences`.
 
-    A vLLM engine in process is asked by the `tensor_parallel` processes that share it, a server by all.
+    The `tensor_parallel` processes that share a vLLM engine send it requests together. All processes share one server.
     """
     vllm, most = config.rollout.vllm, _asked_by_a_process(config)
     if most is None:
@@ -26,7 +26,7 @@ def sequences_at_once(config: GraceConfig) -> int:
 
 
 def _asked_by_a_process(config: GraceConfig) -> int | None:
-    """Of one call, at most; None: as many as there are texts."""
+    """Return the most rationales that a process asks for in one call; None if that depends on the number of texts."""
     job, rollout = config.job, config.rollout
     encodes = job.name in ("embed", "distill", "fit_adaptive", "fit_center", "evaluate")
     if encodes and not (job.name == "evaluate" and config.evaluation.sets):
@@ -34,7 +34,7 @@ def _asked_by_a_process(config: GraceConfig) -> int | None:
     if job.name != "train" or config.method.prompt_only:
         return None
     negatives = max(config.data.negative_counts())
-    if config.method.is_infonce:  # one rationale of each text
+    if config.method.is_infonce:  # one rationale for each text
         texts = config.objective.mini_batch_size // config.processes * (2 + negatives)
     else:
         trained = 2 if rollout.policy_role == "both" else 1

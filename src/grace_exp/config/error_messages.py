@@ -1,4 +1,4 @@
-"""Validation errors in words: the key, the value found, what is allowed."""
+"""Turn validation errors into words: the key, the value, what is allowed."""
 
 import dataclasses
 import difflib
@@ -20,15 +20,15 @@ _LONGEST_VALUE = 80
 
 
 def explain(error: ValidationError, settings: dict[str, Any]) -> dict[str, str]:
-    """Words each problem of a failed validation.
+    """Describe each problem of a failed validation in words.
 
     Args:
-        error: What validating `settings` as a `GraceConfig` raised.
+        error: The error raised by validating `settings` as a `GraceConfig`.
         settings: The resolved settings.
 
     Returns:
-        From the dotted key (of the setting, or of the group whose settings contradict each other; "" for the whole) to
-        the line or lines about it. One key has one entry even where pydantic tried, and reports, several types.
+        The line or lines about each problem, by dotted key of the setting, or of the group whose settings contradict
+        each other ("" for the whole). A key has one entry even if pydantic tried and reports several types.
     """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
@@ -38,13 +38,13 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> dict[str, str]:
 
 
 def unknown_key(path: Sequence[str]) -> str | None:
-    """Says which keys there are where `path` names one that does not exist.
+    """Say which keys exist if `path` names one that does not.
 
     Args:
         path: The parts of a dotted key.
 
     Returns:
-        For the first part that the schemas do not know: the nearest key and all keys there; None where all are known.
+        The nearest key and all keys beside the first unknown part; None if all parts are known.
     """
     for depth in range(len(path)):
         keys = _keys(_type_at(path[:depth]))
@@ -57,7 +57,7 @@ def unknown_key(path: Sequence[str]) -> str | None:
 
 
 def unknown_choice(failure: MissingConfigException) -> str | None:
-    """Says which choice was probably meant where one of a group does not exist; None where Hydra names no choices."""
+    """Say which choice of a group was probably meant if there is no such choice; None if Hydra names no choices."""
     group, _, name = (failure.missing_cfg_file or "").rpartition("/")
     options = list(failure.options or ())
     if not group or not options:
@@ -68,7 +68,7 @@ def unknown_choice(failure: MissingConfigException) -> str | None:
 
 
 def allowed(hint: Any) -> str:
-    """Says in words what a setting of this type may be, e.g. "a number, more than 0, less than 1, or null"."""
+    """Say in words which values a setting of this type takes, e.g. "a number, more than 0, less than 1, or null"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return ", ".join([allowed(arguments[0]), *_limits(arguments[1:])])
@@ -99,7 +99,7 @@ def _limits(metadata: Sequence[Any]) -> list[str]:
 
 def _line(kind: str, message: str, path: Sequence[str | int], value: Any) -> str:
     key = ".".join(map(str, path))
-    if kind == "value_error":  # ours: a contradiction within a group or between groups
+    if kind == "value_error":  # raised by this project: a contradiction within a group or between groups
         problems = message.removeprefix("Value error, ").splitlines()
         return "\n".join(f"{key}: {problem}" if key else problem for problem in problems)
     if kind == "missing":

@@ -1,4 +1,4 @@
-"""Names for pairs of backbone and experiment: `llama32_3b_contrastive` is `contrastive` with `backbone=llama32_3b`."""
+"""Names of experiment and backbone in one: `llama32_3b_contrastive` is `contrastive` with `backbone=llama32_3b`."""
 
 from hydra.core.config_store import ConfigStore
 
@@ -8,7 +8,7 @@ BACKBONES = {
     "llama32_3b": "llama32_3b",
     "qwen3_4b": "qwen3_4b",
 }
-"""The paper's backbones: from the first part of an experiment's name to the choice of conf/backbone/."""
+"""The paper's backbones: the choice of conf/backbone/ by the first part of an experiment's name."""
 ROWS = (
     "sup",
     "unsup",
@@ -21,16 +21,16 @@ ROWS = (
     "rejection_sft",
     "simcse",
 )
-"""Experiments of conf/experiment/ that fit every backbone of the paper."""
+"""Experiments of conf/experiment/ that can be combined with every backbone of the paper."""
 
 
 def paired_experiments() -> dict[str, tuple[str, str]]:
-    """From the name of a pair to its row and backbone, e.g. `qwen_sup` to `sup` and `qwen25_1_5b`."""
+    """Return the experiment and backbone of each combined name, e.g. `sup` and `qwen25_1_5b` for `qwen_sup`."""
     return {f"{prefix}_{row}": (row, backbone) for prefix, backbone in BACKBONES.items() for row in ROWS}
 
 
 def register_experiments() -> None:
-    """Makes the names choices of Hydra's group `experiment`, beside the files of conf/experiment/."""
+    """Add the combined names to Hydra's group `experiment`, beside the files of conf/experiment/."""
     store = ConfigStore.instance()
     for name, (row, backbone) in paired_experiments().items():
         node = {"defaults": [row, {"override /backbone": backbone}, "_self_"], "name": name}

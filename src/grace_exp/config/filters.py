@@ -1,4 +1,4 @@
-"""Which usable instances a recipe leaves out."""
+"""Filters that leave out usable instances."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ Tokens = Annotated[int, Field(ge=1)]
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class TokenLimits:
-    """A number of tokens of a text by role, template and system prompt not counted; null: no limit."""
+    """The most tokens that a text of each role may have, without template and system prompt; null: no limit."""
 
     query: Tokens | None = None
     """For queries; null: no limit."""
@@ -29,20 +29,22 @@ class TokenLimits:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class FiltersConfig:
-    """Filters of instances; null: as the preset `data.clean` says. An instance goes for the first reason that fits."""
+    """Filters of instances; null: as the preset `data.clean` says. An instance counts for the first that matches."""
 
     same_texts: bool | None = None
-    """Leave out instances whose query equals the positive, or one of both a negative (compared as `normalized`)."""
+    """Leave out instances whose query equals the positive, or where a negative equals either (compared as
+    `normalized`)."""
     duplicates: Literal["keep", "exact", "normalized"] | None = None
-    """Leave out instances all of whose texts occurred together before. normalized: without regard to case, white space,
+    """Leave out instances if an earlier instance has all the same texts. normalized: ignoring case, white space,
     punctuation and Unicode form."""
     repeated_texts: Literal["keep", "exact", "normalized"] | None = None
-    """Leave out instances whose query or positive occurred before, in either role."""
+    """Leave out instances whose query or positive occurred earlier, in either role."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Leave out instances whose texts share this share of word trigrams with an earlier instance's (estimated Jaccard
-    similarity, MinHash; needs the package datasketch)."""
+    """Leave out instances whose share of word trigrams in common with an earlier instance reaches this value (estimated
+    Jaccard similarity, MinHash; needs the package datasketch)."""
     uncut: tuple[TextRole, ...] | None = None
-    """Roles whose text must fit into `prompt.max_tokens` uncut, with the backbone's own tokenizer and template."""
+    """Roles whose texts must fit into `prompt.max_tokens` without being cut, with the backbone's tokenizer and
+    template."""
     min_tokens: TokenLimits = Field(default_factory=TokenLimits)
     max_tokens: TokenLimits = Field(default_factory=TokenLimits)
     keep_pattern: str | None = None
@@ -50,11 +52,11 @@ class FiltersConfig:
     drop_pattern: str | None = None
     """A regular expression that no text of an instance may contain."""
     languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2}$")], ...] = ()
-    """Languages (ISO 639-1) that every text must be in; empty: any (needs the package py3langid)."""
+    """Languages (ISO 639-1) that every text must be in; empty: any language (needs the package py3langid)."""
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether texts have to be tokenised."""
+        """Whether texts must be tokenised."""
         return bool(self.uncut) or bool(self.min_tokens) or bool(self.max_tokens)
 
 
@@ -62,4 +64,4 @@ PRESETS: dict[str, dict[str, object]] = {
     "none": {"same_texts": False, "duplicates": "keep", "repeated_texts": "keep", "uncut": ()},
     "standard": {"same_texts": True, "duplicates": "normalized", "repeated_texts": "keep", "uncut": ("positive",)},
 }
-"""What `data.clean` stands for. The paper filters positives by length and nothing else."""
+"""The filters of each value of `data.clean`. The paper filters positives by length only."""

@@ -1,4 +1,4 @@
-"""All groups of settings together, before any rule between them."""
+"""All groups of settings together, before the rules between them are checked."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,15 +29,15 @@ class Groups:
     """The settings of a run. `GraceConfig` adds the rules of config/rules/."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$", max_length=128)]
-    """Of the run; part of its folder's name."""
+    """Name of the run; part of its folder's name."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Every random draw derives from it."""
+    """The seed from which every random draw derives."""
     run_dir: Folder
-    """Where everything the run writes goes."""
+    """The folder of everything that the run writes."""
     cache_dir: Folder
-    """Converted models and prepared data, shared by runs."""
+    """The folder of converted models and prepared data, which runs share."""
     optimized_metric: Annotated[str, Field(min_length=1)] | None = None
-    """The figure that a sweep marks the best of and Optuna optimises, by metric name; null: none."""
+    """The metric by which a sweep marks its best run and Optuna optimises; null: none."""
     job: JobConfig
     backbone: BackboneConfig
     data: DataConfig
@@ -54,10 +54,10 @@ class Groups:
 
     @property
     def encode_mode(self) -> Literal["rationale", "prompt_only", "query_only", "document_only"]:
-        """Who writes rationales in training, and so in what is measured and exported."""
+        """Which texts get rationales in training, and therefore in what is measured and exported."""
         return "prompt_only" if self.method.prompt_only else self.rollout.mode
 
     @property
     def processes(self) -> int:
-        """Training processes on all nodes together."""
+        """The number of training processes on all nodes."""
         return self.hardware.devices * self.hardware.nodes

@@ -1,4 +1,4 @@
-"""The command that installs an extra of this package: it is on no package index."""
+"""The command that installs an extra of this package, which is on no package index."""
 
 import shlex
 from importlib import metadata
@@ -8,14 +8,14 @@ _DISTRIBUTION = "grace-exp"
 
 
 def install_command(extra: str | None = None, *, constraints: str | None = None) -> str:
-    """A command for the shell that works as printed on this machine.
+    """Return a shell command that works as printed on this machine.
 
-    In a checkout it installs the checkout with its tested versions. Where a wheel is installed, it names the extra's
-    requirements.
+    In a checkout the command installs the checkout with its tested versions. Elsewhere a wheel is installed, and the
+    command names the extra's requirements.
 
     Args:
-        extra: An extra of `pyproject.toml`; None: the package alone.
-        constraints: `cpu.txt` or `cuda.txt` of `constraints/`; None: that of the installed PyTorch.
+        extra: An extra of `pyproject.toml`; None: the package without extras.
+        constraints: `cpu.txt` or `cuda.txt` of `constraints/`; None: the one that fits the installed PyTorch.
     """
     root = Path(__file__).resolve().parents[3]
     if not (root / "pyproject.toml").is_file():
@@ -26,7 +26,7 @@ def install_command(extra: str | None = None, *, constraints: str | None = None)
 
 
 def clone_command(extra: str | None = None) -> str:
-    """The same for another machine, to be run in a clone of the project."""
+    """Return the install command for another machine, to be run in a clone of the project."""
     return f"pip install -c constraints/cpu.txt -e {_quoted(f'.[{extra}]' if extra else '.')}"
 
 
@@ -47,7 +47,7 @@ def _constraints() -> str:
 
 
 def _requirements(extra: str | None) -> list[str]:
-    """What the installed wheel's metadata lists for the extra, without its marker."""
+    """Return the requirements that the installed wheel's metadata lists for the extra, without their markers."""
     listed = metadata.requires(_DISTRIBUTION) or []
     wanted = f'extra == "{extra}"' if extra else None
     pairs = [line.replace("'", '"').partition(";") for line in listed]

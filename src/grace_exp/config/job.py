@@ -1,4 +1,4 @@
-"""What the command does."""
+"""Which job the command runs, and its settings."""
 
 from typing import Annotated, Literal, Self
 
@@ -14,26 +14,28 @@ from grace_exp.config.student import DistillConfig
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class EncodeConfig:
-    """How texts become embeddings, where that is what a job does (`GraceEncoder.encode`)."""
+    """How a job embeds texts (`GraceEncoder.encode`)."""
 
     mode: Literal["rationale", "prompt_only", "query_only", "document_only", "adaptive"] | None = None
-    """Who writes rationales: every text, none, one side, or the texts that the rule of job=fit_adaptive chooses; null:
-    as the model was trained."""
+    """Which texts get a rationale: all, none, one side, or those that the rule of job=fit_adaptive chooses; null: as in
+    the model's training."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Rationale budget; null: the model's own (`job.model`), or rollout.max_tokens."""
+    """Token limit of a rationale; null: the model's own (`job.model`), or rollout.max_tokens."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy; above it, sampling is seeded by `seed`."""
     samples: Annotated[int, Field(ge=1)] = 1
-    """Rationales a text; the embedding is the mean of their unit vectors. More than one needs a temperature."""
+    """Rationales per text; the embedding is the mean of their unit vectors. More than one needs a temperature above
+    0."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Texts at a time, halved where memory runs out; an interruption loses one batch. conf/ sets 64, and
-    256 with vLLM."""
+    """Texts in one batch; halved if memory runs out. An interruption loses one batch. conf/ sets 64, and 256 with
+    vLLM."""
     normalize: bool = False
-    """Bring every embedding to length 1."""
+    """Scale every embedding to length 1."""
     truncate_dim: Annotated[int, Field(ge=1)] | None = None
-    """Keep only the first dimensions."""
+    """Keep only so many first dimensions; null: all."""
     cache_gib: Annotated[float, Field(ge=0)] = 20.0
-    """Size limit of the cache of rationales and embeddings under `cache_dir`, GiB; 0: no cache, and nothing resumes."""
+    """Size limit in GiB of the cache of rationales and embeddings under `cache_dir`; 0: no cache, and jobs cannot
+    resume."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -56,21 +58,21 @@ GpuCount = Annotated[int, Field(ge=1), AfterValidator(_whole_machines)]
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class PlanConfig:
-    """What `job=plan` assumes where nothing was measured: its hours are estimates, and say so."""
+    """What `job=plan` assumes where nothing was measured; hours that depend on it are marked as estimates."""
 
     mfu: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of the device's peak that scoring and updates reach, model FLOPs only."""
+    """Share of the device's peak that scoring and updates reach, counting the model's FLOPs only."""
     decode_efficiency: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the memory bandwidth that decoding reaches."""
     prompt_tokens: Annotated[int, Field(ge=1)] = 160
-    """Mean prompt, tokens; prompt.max_tokens where that is less."""
+    """Mean length of a prompt in tokens; prompt.max_tokens if that is less."""
     rationale_tokens: Annotated[int, Field(ge=1)] = 500
-    """Mean rationale, tokens; rollout.max_tokens where that is less."""
+    """Mean length of a rationale in tokens; rollout.max_tokens if that is less."""
     gpus: tuple[GpuCount, ...] = ()
-    """On how many GPUs to plan an epoch of `triplets` and the embedding of each `corpus` as well (docs/scale.md): 8 or
-    fewer, or a multiple of 8."""
+    """Numbers of GPUs for which an epoch of `triplets` and the embedding of each `corpus` are planned too
+    (docs/scale.md): 8 or fewer, or a multiple of 8."""
     triplets: Annotated[int, Field(ge=1)] = 1_500_000
-    """Instances of that epoch: those of the paper's data."""
+    """Number of instances of that epoch: by default those of the paper's data."""
     corpus: tuple[Annotated[int, Field(ge=1)], ...] = (10_000_000, 1_000_000_000)
     """Texts."""
     network: Annotated[float, Field(gt=0)] = 25.0
@@ -79,7 +81,7 @@ class PlanConfig:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class JobConfig:
-    """The job and its size."""
+    """The job and its sizes."""
 
     name: Literal[
         "train",
@@ -99,51 +101,54 @@ class JobConfig:
     ] = "train"
     """Which job runs; job=NAME on the command line chooses its file of conf/job/."""
     steps: Annotated[int, Field(ge=1)] = 1000
-    """GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
+    """Number of GRACE steps: rollouts, rewards, then batch_size / mini_batch_size optimizer updates."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Instances a step, over all processes."""
+    """Instances per step, over all processes."""
     resume: str | None = None
-    """A checkpoint file, or a run folder whose newest checkpoint is taken."""
+    """A checkpoint file, or a run folder, whose newest checkpoint is used."""
     small_experiment: str | None = None
-    """The experiment that shows the same without GPU or hub; named in the error when this one cannot run."""
+    """An experiment that shows the same without GPU or hub; the error names it when this experiment cannot run."""
     model: str | None = None
-    """embed: a run folder, exported or other model folder, or hub name, used with the prompt, pooling and budget it was
-    trained with (`GraceEncoder.from_pretrained`); null: the configured backbone, with the weights of `resume`. distill:
-    the teacher, which must be given."""
+    """embed: the model: a run folder, exported or other model folder, or hub name. It is used with the prompt, pooling
+    and
+    token limit of its training (`GraceEncoder.from_pretrained`). null: the configured backbone, with the weights of
+    `resume`. distill: the teacher, which must be given."""
     input: str | None = None
-    """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of them. mine_negatives:
-    pairs, with the columns query and positive; fit_adaptive: such pairs, held out from training.
-    fit_center: the reference sample, as for embed; null: texts of the configured training data."""
+    """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of such files.
+    mine_negatives:
+    pairs, with the columns query and positive. fit_adaptive: such pairs, held out from training. fit_center: the
+    reference
+    sample, in the formats of embed; null: texts of the configured training data."""
     center_texts: Annotated[int, Field(ge=2)] = 256
-    """fit_center: texts drawn of the reference sample, at most."""
+    """fit_center: the most texts drawn from the reference sample."""
     column: Annotated[str, Field(min_length=1)] = "text"
-    """embed, distill: where the texts are in `input`, unless it is plain text."""
+    """embed, distill: the column of the texts, unless `input` is plain text."""
     id_column: Annotated[str, Field(min_length=1)] | None = None
-    """embed: the column whose ids go with the texts; null: the row's number in the input, from 0."""
+    """embed: the column of the texts' ids; null: the row's number in the input, from 0."""
     shard_rows: Annotated[int, Field(ge=1)] | None = None
-    """embed: texts a file, numbered files, of which a restart keeps those that are whole; null: one file."""
+    """embed: texts per output file; a restart keeps the complete files; null: one file for all texts."""
     worker: Annotated[str, Field(pattern=r"^\d+/\d+$")] | None = None
-    """embed: i/n makes this command one of n, on as many machines, that share out the files of `shard_rows`: it takes
-    those whose number leaves i when divided by n, i from 0. null: all of them."""
+    """embed: i/n makes this command worker i of n. The workers, on as many machines, share the files of `shard_rows`:
+    worker i (from 0) writes every file whose number modulo n is i. null: one worker writes all files."""
     role: Literal["query", "document"] = "document"
-    """embed, distill: what the texts are: the instruction they get, and the side in one-sided modes."""
+    """embed, distill: the role of the texts: it chooses their instruction, and their side in one-sided modes."""
     output: Annotated[str, Field(pattern=r"\.(npy|parquet|jsonl)$")] | None = None
     """embed: .npy (float32 [texts, hidden]) or .parquet (id, text, rationales, embedding); ids, texts and rationales
-    also as JSONL beside. mine_negatives: .jsonl or .parquet."""
+    are also written as JSONL beside it. mine_negatives: .jsonl or .parquet."""
     mine: MiningConfig = Field(default_factory=MiningConfig)
     distill: DistillConfig = Field(default_factory=DistillConfig)
     adaptive: AdaptiveConfig = Field(default_factory=AdaptiveConfig)
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """serve: the address to listen on; 0.0.0.0 for all of this machine's."""
+    """serve: the address to listen on; 0.0.0.0 for all addresses of this machine."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """serve: 0 takes a free one, which is printed."""
+    """serve: the port; 0: any free port, which is printed."""
     serve: ServeConfig = Field(default_factory=ServeConfig)
     text_a: Annotated[str, Field(min_length=1)] | None = None
     """explain: the first text, in the role query."""
     text_b: Annotated[str, Field(min_length=1)] | None = None
     """explain: the second text, in the role document."""
     pairs: Annotated[str, Field(pattern=r"\.(jsonl|csv|tsv|parquet)$")] | None = None
-    """explain: a file of pairs, with the columns text_a and text_b, instead of these two texts."""
+    """explain: a file of pairs, with the columns text_a and text_b; it replaces these two texts."""
     run: Annotated[list[str], Field(min_length=1)] | str | None = None
     """report, dashboard: the folder of a run or a sweep, or a list of folders of runs."""
     publish: bool = False

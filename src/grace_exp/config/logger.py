@@ -1,4 +1,4 @@
-"""Where metrics go beside the run folder's CSV, which is always written."""
+"""Where metrics go in addition to the run folder's CSV, which is always written."""
 
 import os
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ _ENVIRONMENT_MODES: dict[str, WandbMode] = {
 
 
 def wandb_mode() -> WandbMode | None:
-    """What the environment variable WANDB_MODE asks for; None where it is not set, or set to nothing.
+    """Return the mode that the environment variable WANDB_MODE asks for; None if it is not set or empty.
 
     Raises:
         ConfigError: It has a value that wandb does not know.
@@ -40,21 +40,21 @@ class WandbConfig:
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline"] = "auto"
-    """auto: online with a login, offline without (`wandb sync` uploads it later)."""
+    """auto: online if logged in, otherwise offline (`wandb sync` uploads the run later)."""
     project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\\\#?%:\r\n]*$")] = "grace-exp"
     """Where the run is shown on W&B."""
     entity: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """User or team on W&B; null: the login's default."""
     group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Runs of one group are shown together."""
+    """W&B shows the runs of one group together."""
     job_type: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    """null: the job's name."""
+    """W&B's job type; null: the job's name."""
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(default_factory=list)
-    """W&B takes tags of 1 to 64 characters, and names of 128 at most."""
+    """Tags of 1 to 64 characters; W&B takes names of 128 characters at most."""
     notes: str | None = None
-    """What the run is for, in Markdown."""
+    """A description of the run, in Markdown."""
     upload_export: bool = True
-    """Send the exported models as artifacts; false where they are large and stay here."""
+    """Upload the exported models as artifacts; false: large models stay on this machine."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -62,13 +62,14 @@ class LoggerConfig:
     """Metrics and samples."""
 
     wandb: WandbConfig | None = None
-    """null: CSV and parquet only."""
+    """Weights & Biases; null: CSV and parquet files only."""
     samples_every_n_steps: Annotated[int, Field(ge=0)] = 10
-    """How often rollouts are written to the samples table; 0: never."""
+    """Steps between writes to the samples table; 0: never."""
     samples_per_step: Annotated[int, Field(ge=1)] = 16
-    """Rollouts a time, whole groups first."""
+    """Rollouts per write, whole groups first."""
     evolution_every_n_steps: Annotated[int, Field(ge=0)] = 50
-    """How often the same texts are written to again, for the evolution table; also before the first step and after the
-    last. 0: never. One time costs about evolution_texts / job.batch_size of a step's rollouts."""
+    """Steps between writes of new rationales for the same texts, for the evolution table; also before the first step
+    and
+    after the last one. 0: never. One time costs about evolution_texts / job.batch_size of a step's rollouts."""
     evolution_texts: Annotated[int, Field(ge=2)] = 4
-    """Instances of the evolution table, on each process."""
+    """Number of texts in the evolution table, on each process."""

@@ -1,4 +1,4 @@
-"""What `hardware=auto` finds on this machine; in `conf/` as `${machine:base}` and so on."""
+"""What `hardware=auto` finds on this machine; `conf/` names it `${machine:base}` and so on."""
 
 import functools
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from grace_exp.config.vllm_package import vllm_problem
 
 BF16_CAPABILITY = (8, 0)
-"""CUDA's compute capability from which on GPUs compute in bfloat16."""
+"""The lowest CUDA compute capability of GPUs that compute in bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Machine:
 
 @functools.cache
 def this_machine() -> Machine:
-    """What the first GPU is good for, or why the CPU is taken."""
+    """Return the choices for the first GPU, or for the CPU and the reason why it is used."""
     import torch
 
     if not torch.cuda.is_available():
@@ -45,7 +45,7 @@ def this_machine() -> Machine:
 
 
 def why_no_gpu() -> str:
-    """Why PyTorch sees no GPU, in words."""
+    """Say in words why PyTorch sees no GPU."""
     import torch
 
     if torch.version.cuda is None:
@@ -55,5 +55,5 @@ def why_no_gpu() -> str:
 
 
 def register_machine() -> None:
-    """Makes `${machine:...}` known to OmegaConf."""
+    """Register `${machine:...}` with OmegaConf."""
     OmegaConf.register_new_resolver("machine", lambda what: getattr(this_machine(), what), replace=True)

@@ -1,4 +1,4 @@
-"""What is trained: GRACE, or one of the methods it is compared with."""
+"""What is trained: GRACE, or a method it is compared with."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,26 +12,27 @@ _INFONCE = ("contrastive", "simcse", "contrastive_on_rationales")
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class MethodConfig:
-    """The training method; data, backbone, prompts and pooling are the same for all."""
+    """The training method; data, backbone, prompts and pooling do not depend on it."""
 
     name: Literal["grace", "contrastive", "simcse", "contrastive_on_rationales", "rejection_sft"] = "grace"
-    """grace: policy gradient on rationales (paper). contrastive: InfoNCE on prompt-only embeddings. simcse: the same
-    with dropout positives. contrastive_on_rationales: InfoNCE on texts with rationales that the untrained model writes.
-    rejection_sft: cross-entropy on the best-rewarded rationale of each group.
+    """grace: policy gradient on rationales (paper). contrastive: InfoNCE on prompt-only embeddings. simcse: the same,
+    with
+    dropout as the only difference between a text and its positive. contrastive_on_rationales: InfoNCE on texts with
+    rationales of the untrained model. rejection_sft: cross-entropy on the rationale with the best reward of each group.
     """
     temperature: Annotated[float, Field(gt=0)] | None = None
-    """Divides the cosines of InfoNCE; null for methods without it."""
+    """Divides the cosines of InfoNCE; null for methods without InfoNCE."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Attention dropout during training, which makes simcse's two views differ; null for other methods."""
+    """Attention dropout in training, which makes the two views of simcse differ; null for other methods."""
 
     @property
     def is_infonce(self) -> bool:
-        """Whether the loss is InfoNCE, on embeddings with gradient: there is no reward."""
+        """Whether the loss is InfoNCE on embeddings with gradient; such a method has no reward."""
         return self.name in _INFONCE
 
     @property
     def prompt_only(self) -> bool:
-        """Whether what is trained is the embedding of a text without a rationale."""
+        """Whether the trained embedding is that of a text without a rationale."""
         return self.name in ("contrastive", "simcse")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""From rewards to a loss."""
+"""How rewards become a loss."""
 
 from typing import Annotated, Literal, Self
 
@@ -13,16 +13,19 @@ from grace_exp.config.require import requirements
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class KlConfig:
-    """Penalty for leaving the reference model."""
+    """A penalty on the divergence from the reference model."""
 
     coefficient: Annotated[float, Field(ge=0)] = 0.0
-    """0: the reference model is not loaded and not run."""
+    """Weight of the penalty; 0: the reference model is neither loaded nor run."""
     estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of KL(policy || reference) from samples of the policy (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    """Estimator of KL(policy || reference) from samples of the policy (Schulman,
+    http://joschu.net/blog/kl-approx.html)."""
     placement: Literal["loss", "reward"] = "loss"
     """loss: added per token; reward: summed over the rationale and subtracted from its reward before the advantage."""
     anchor: Literal["reference", "behaviour"] = "reference"
-    """What the penalty holds to: the initial model, or (copg only, no model to load) the policy that wrote the text."""
+    """The model that the penalty compares with: the initial model, or (copg only, needs no second model) the policy
+    that
+    wrote the text."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -30,54 +33,56 @@ class ImportanceConfig:
     """Truncated importance sampling for an engine whose probabilities are not exactly the trainer's."""
 
     mode: Literal["none", "token", "sequence"] = "none"
-    """The surrogate is weighted by min(cap, trainer / engine probability), of each token or of the whole rationale.
-    conf/ sets token where the engine computes in lower precision than the trainer, or writes a step ahead
+    """What the surrogate is weighted by: min(cap, trainer / engine probability), of each token or of the whole
+    rationale.
+    conf/ sets token if the engine computes in lower precision than the trainer, or writes a step ahead
     (`importance_mode`)."""
     cap: Annotated[float, Field(ge=1)] = 2.0
     """Largest weight."""
     warn_below: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Warn once when `mismatch/ess_sequence`, the share of rationales that count, falls below it; 0: never. Of long
-    rationales it is small long before tokens differ much: their ratio is the product of all their tokens'."""
+    """Warn once when `mismatch/ess_sequence`, the effective share of the rationales, falls below this; 0: never. It is
+    small for long rationales even if single tokens differ little, because their ratio is the product over all
+    tokens."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class OverlongConfig:
-    """Soft punishment of rationales near the length limit (DAPO, arXiv 2503.14476, equation 13)."""
+    """A penalty that grows near the length limit of rationales (DAPO, arXiv 2503.14476, equation 13)."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """The last share of rollout.max_tokens over which the punishment grows from 0 to `penalty`."""
+    """The last share of rollout.max_tokens; over it the penalty grows from 0 to `penalty`."""
     penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Subtracted in full at rollout.max_tokens, in units of the reward."""
+    """The penalty at rollout.max_tokens, subtracted from the reward, in its units."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class DynamicSamplingConfig:
-    """Groups whose rewards are all equal train nothing: sample others in their place (DAPO, arXiv 2503.14476)."""
+    """Replace groups whose rewards are all equal, because they train nothing (DAPO, arXiv 2503.14476)."""
 
     max_rounds: Annotated[int, Field(ge=1)] = 3
-    """Extra rounds of sampling a step at most; what is missing then is trained without spread."""
+    """The most extra rounds of sampling in a step; groups without spread that remain after them stay in the batch."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ReplayConfig:
-    """Instances of earlier steps, trained on again with the rationales that were written then."""
+    """Train again on instances of earlier steps, with the rationales that were written then."""
 
     capacity: Annotated[int, Field(ge=1)] = 256
-    """Instances kept, over all processes; the oldest go first."""
+    """The most instances kept, over all processes; the oldest are dropped first."""
     share: Annotated[float, Field(gt=0, le=4)] = 0.5
-    """Stored instances added to a step per fresh one; fewer while the store is small."""
+    """Stored instances per new instance of a step; fewer while the store is small."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class CustomObjectiveConfig:
-    """Functions of the user's own for algorithm=custom (docs/extending.md)."""
+    """Functions that you write for algorithm=custom (docs/extending.md)."""
 
     path: ModulePath
     """A Python file (my_objective.py, relative to the working directory) or an import path (my_package.objective)."""
     advantages: Name | None = None
-    """From `AdvantageInputs` and `ObjectiveConfig` to advantages [groups, K]; null: GRPO's."""
+    """A function from `AdvantageInputs` and `ObjectiveConfig` to advantages [groups, K]; null: GRPO's."""
     loss: Name | None = None
-    """From `LossInputs` and `ObjectiveConfig` to the summed loss and a dict of metrics; null: GRPO's."""
+    """A function from `LossInputs` and `ObjectiveConfig` to the summed loss and a dict of metrics; null: GRPO's."""
 
     @model_validator(mode="after")
     def _names_a_function(self) -> Self:
@@ -88,48 +93,50 @@ class CustomObjectiveConfig:
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Policy gradient with a baseline; beside it, the reward's gradient through the embeddings."""
+    """The policy gradient with its baseline, and the reward's gradient through the embeddings."""
 
     name: Annotated[str, Field(min_length=1)] = "grpo"
-    """Name of the choice."""
+    """Name of this choice of `objective=`."""
     algorithm: Literal[
         "grpo", "dr_grpo", "dapo", "gspo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "remax", "copg", "custom"
     ] = "grpo"
-    """Baseline and loss; `custom`: functions of your own, which the setting `custom` names. Formulas and sources of the
-    others in docs/objectives.md and grace_exp/objective/<algorithm>.py."""
+    """Baseline and loss. `custom`: functions that you write and name in `objective.custom`. Formulas and sources of the
+    others are in docs/objectives.md and grace_exp/objective/<algorithm>.py."""
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Lower clip of the probability ratio: see clip_high."""
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     """The probability ratio is clipped to [1 - clip_low, 1 + clip_high]; rloo, remax and copg have no ratio."""
     advantage_scale: Literal["none", "group_std", "batch_std"] = "none"
-    """Rewards less their baseline are divided by: nothing (paper), their root mean square in the group or the batch.
-    Not by copg, whose beta needs the reward's unit."""
+    """What the reward minus its baseline is divided by: nothing (paper), or its root mean square in the group or the
+    batch. copg does not use it, because its beta has the reward's unit."""
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = "token_mean"
-    """How token losses become one: mean over tokens (paper); mean over rationales of their means; sum divided by
-    rationales x `length_normalizer`. Always over the whole mini-batch: all its micro-batches and processes."""
+    """How token losses become one number. token_mean: the mean over tokens (paper); sequence_mean: the mean over
+    rationales of their means; constant: the sum divided by rationales x `length_normalizer`. Each is computed over the
+    whole mini-batch: all its micro-batches and processes."""
     length_normalizer: Annotated[int, Field(ge=1)] | None = None
-    """Tokens, for aggregation=constant; null: rollout.max_tokens."""
+    """Number of tokens, for aggregation=constant; null: rollout.max_tokens."""
     mini_batch_size: Annotated[int, Field(ge=1)] = 16
     """Instances per optimizer update, over all processes."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Bonus per token for the entropy of the policy's distribution; 0: the entropy is not computed."""
     policy_gradient_weight: Annotated[float, Field(ge=0)] = 1.0
-    """Of the policy loss, its KL penalty and entropy bonus included; 0: the pathwise gradient alone."""
+    """Weight of the policy loss, with its KL penalty and entropy bonus; 0: the pathwise gradient alone."""
     team_credit: Annotated[float, Field(ge=0)] = 0.0
-    """Weight, in the reward that advantages are made of, of what a rationale does to the other texts' rewards (to first
-    order: docs/exact_gradient.md). It gives terms like the paper's hard_negative an advantage. 0: as published."""
+    """Weight of a rationale's effect on the other texts' rewards (to first order: docs/exact_gradient.md), which is
+    added to
+    its reward before the advantage. It gives terms like the paper's hard_negative an advantage. 0: as published."""
     pathwise: PathwiseConfig = Field(default_factory=PathwiseConfig)
     kl: KlConfig = Field(default_factory=KlConfig)
     importance: ImportanceConfig = Field(default_factory=ImportanceConfig)
     overlong: OverlongConfig | None = None
-    """null: length is not punished here."""
+    """A penalty on long rationales; null: none."""
     dynamic_sampling: DynamicSamplingConfig | None = None
-    """null: groups without spread stay in the batch."""
+    """Sampling of new groups; null: groups without spread stay in the batch."""
     replay: ReplayConfig | None = None
-    """null: every group is trained on in the step that wrote it; copg only."""
+    """Replay of stored groups, for copg only; null: every group is trained on only in the step that wrote it."""
 
     custom: CustomObjectiveConfig | None = None
-    """For algorithm=custom: e.g. {path: my_objective.py, advantages: my_advantages}."""
+    """Functions for algorithm=custom, e.g. {path: my_objective.py, advantages: my_advantages}."""
 
     @model_validator(mode="after")
     def _settings_fit_the_algorithm(self) -> Self:

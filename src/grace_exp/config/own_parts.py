@@ -1,6 +1,6 @@
-"""Parts of the user's own: a function named by a file or an import path, and how it is found.
+"""Functions that the user writes and names by a file or an import path, and how they are found.
 
-docs/extending.md says which parts there are and what each function takes and gives.
+docs/extending.md says which functions a run can take, with their arguments and results.
 """
 
 import functools
@@ -25,23 +25,23 @@ ModulePath = Annotated[str, Field(min_length=1)]
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class OwnFunction:
-    """A function of the user's own."""
+    """A function that the user writes."""
 
     path: ModulePath
     """A Python file (my_parts.py, relative to the working directory) or an import path (my_package.parts)."""
     name: Name
-    """Of the function in it."""
+    """Name of the function."""
 
 
 @plain_dataclass(frozen=True)
 class OwnPart:
-    """A function of the user's own that a run uses.
+    """A user's function that a run calls.
 
     Attributes:
-        key: Of the setting that names it, e.g. `reward.terms.custom`.
+        key: The setting that names the function, e.g. `reward.terms.custom`.
         path: As in `OwnFunction`.
         name: As in `OwnFunction`.
-        arguments: What it is called with, by name, e.g. `("inputs",)`.
+        arguments: The names of the arguments it is called with, e.g. `("inputs",)`.
     """
 
     key: str
@@ -50,11 +50,11 @@ class OwnPart:
     arguments: tuple[str, ...]
 
     def load(self) -> Callable[..., Any]:
-        """The function.
+        """Return the function.
 
         Raises:
-            ConfigError: There is no such file, module or function, importing it fails, or it cannot be called with
-                `arguments`. The message names the setting.
+            ConfigError: The file, module or function does not exist, its import fails, or it cannot be called
+                with `arguments`. The message names the setting.
         """
         module = self._module()
         function: Callable[..., Any] | None = getattr(module, self.name, None)
@@ -74,7 +74,7 @@ class OwnPart:
         return function
 
     def source(self) -> Path | None:
-        """The file that defines it; None for a module without a source file."""
+        """The file that defines the function; None for a module without a source file."""
         file = inspect.getsourcefile(self._module())
         return Path(file) if file else None
 
@@ -87,7 +87,7 @@ class OwnPart:
             if is_file:
                 return _module_of_file(file.resolve(), file.stat().st_mtime_ns)
             return importlib.import_module(self.path)
-        except Exception as error:  # whatever the user's module raises while it is imported
+        except Exception as error:  # the user's module may raise anything while it is imported
             problem = f"{type(error).__name__}: {error}"
             raise ConfigError(f"{self.key}.path={self.path}: importing it failed: {problem}") from error
 

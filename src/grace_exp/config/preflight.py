@@ -1,4 +1,4 @@
-"""Does this machine have what the run needs? Asked in seconds, before any model loads."""
+"""Check in seconds, before any model loads, that this machine has what the run needs."""
 
 import functools
 import glob
@@ -25,11 +25,11 @@ _HUB_TIMEOUT = 5.0
 
 
 def check_machine(config: GraceConfig) -> None:
-    """Looks for the devices, packages, models and files that the job will ask for.
+    """Check that the devices, packages, models and files that the job needs exist.
 
     Raises:
-        MissingResourceError: All that is missing in one message; it ends with the command that runs the same small, if
-            there is one.
+        MissingResourceError: One message names all that is missing. It ends with the command of a small run that needs
+            none of it, if there is one.
         ConfigError: WANDB_MODE has a value that wandb does not know.
     """
     if config.logger.wandb is not None:
@@ -49,7 +49,7 @@ def _problems(config: GraceConfig) -> Iterator[str]:
     job, backbone, evaluation = config.job, config.backbone, config.evaluation
     uses_model = job.name not in ("prepare_data", "report", "dashboard", "clear_cache", "plan")
     measures = job.name in ("train", "evaluate", "distill")
-    uses_backbone = uses_model and job.model is None  # GraceEncoder.from_pretrained says what is wrong with job.model
+    uses_backbone = uses_model and job.model is None  # GraceEncoder.from_pretrained reports problems of job.model
     if uses_model and config.hardware.accelerator == "gpu":
         yield from _gpu_problems(config)
     if uses_backbone and backbone.source == "embedded":
@@ -142,9 +142,9 @@ def _source_problems(key: str, source: SourceConfig) -> Iterator[str]:
         yield f"{key}: no such file{'' if path.is_absolute() else f' in {Path.cwd()}'}"
 
 
-@functools.cache  # a sweep asks for every job
+@functools.cache  # every job of a sweep asks
 def _model_problem(path: str, revision: str | None) -> str | None:
-    """Why a hub name or folder cannot be loaded; None where it can."""
+    """Say why a hub name or folder cannot be loaded; None if it can."""
     if Path(path).expanduser().is_dir():
         return None
     if path.startswith((".", "/", "~")):
@@ -173,7 +173,7 @@ def _model_problem(path: str, revision: str | None) -> str | None:
         return f"the hub has no revision {revision!r} of it"
     except (RepositoryNotFoundError, EntryNotFoundError):
         return "the hub has no such model (a private one needs hf auth login)"
-    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
+    except Exception as error:  # the HTTP library's errors differ between versions of huggingface_hub
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return f"not a local folder, not in the Hugging Face cache, and the hub cannot be reached ({reason[0]})"
     return None

@@ -1,4 +1,4 @@
-"""What the model is asked before it writes a rationale."""
+"""The prompt that the model reads before it writes a rationale."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from grace_exp.config.base import STRICT
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class InstructionsConfig:
-    """Optional text per role, put behind the system prompt (and so outside the pooled region)."""
+    """Optional instruction per role, placed behind the system prompt and therefore outside the pooled region."""
 
     query: str | None = None
     """For queries; null: none."""
@@ -25,9 +25,9 @@ class PromptConfig:
     """The system prompt; the text itself is the user turn."""
 
     name: Annotated[str, Field(min_length=1)]
-    """Name of the choice."""
+    """Name of this choice of `prompt=`."""
     system: str | None
-    """null: no system message (templates may insert their own)."""
+    """Text of the system message; null: no system message (templates may insert their own)."""
     instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)
     max_tokens: Annotated[int, Field(ge=8)] = 1024
-    """Limit for the whole prompt. The user text is cut to fit; the template never is."""
+    """Token limit of the whole prompt. The user text is cut to fit; the template is never cut."""

@@ -1,18 +1,18 @@
-"""How schemas and rules say what must hold: `require(batch % mini_batch == 0, "...")`."""
+"""How schemas and rules state a requirement: `require(batch % mini_batch == 0, "...")`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Require = Callable[[bool, str], None]
-"""Takes what must hold, and the message for settings where it does not hold."""
+"""Takes a condition, and the message for settings that violate it."""
 
 
 @contextmanager
 def requirements() -> Iterator[Require]:
-    """Gives a `require` function, and reports everything that did not hold when the block ends.
+    """Give a `require` function, and report all violated requirements when the block ends.
 
     Raises:
-        ValueError: One line a message, in the order of the calls.
+        ValueError: One line for each message, in the order of the calls.
     """
     problems: list[str] = []
 

@@ -13,7 +13,7 @@ from grace_exp.config.rules import RULES
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
 class GraceConfig(Groups):
-    """A run, completely: its groups agree with each other."""
+    """The settings of a run; the rules between groups hold."""
 
     @model_validator(mode="after")
     def _groups_agree(self) -> Self:

@@ -1,4 +1,4 @@
-"""Which functions of the user's own a run calls."""
+"""Which of the user's own functions a run calls."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from grace_exp.config.own_parts import OwnFunction, OwnPart
 
 
 def own_parts(config: Groups) -> Iterator[OwnPart]:
-    """The user's own functions that a training run of these settings calls."""
+    """Give the user's own functions that a training run with these settings calls."""
     term, objective = config.reward.terms.custom, config.objective.custom
     if term is not None:
         yield OwnPart("reward.terms.custom", term.path, term.name, ("inputs",))
@@ -21,5 +21,5 @@ def own_parts(config: Groups) -> Iterator[OwnPart]:
 
 
 def reader_part(source_name: str, reader: OwnFunction) -> OwnPart:
-    """The reader of a data source."""
+    """Return the reader of a data source."""
     return OwnPart(f"data.sources.{source_name}.reader", reader.path, reader.name, ("path",))

@@ -1,4 +1,4 @@
-"""How the vLLM engines run."""
+"""Settings of the vLLM engines."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from grace_exp.config.base import STRICT
 
 
 def _as_text(devices: object) -> str | None:
-    """As CUDA_VISIBLE_DEVICES has them."""
+    """Return the devices as CUDA_VISIBLE_DEVICES writes them."""
     if devices is None:
         return None
     several = devices if isinstance(devices, list) else [devices]
@@ -36,27 +36,28 @@ class VllmServerConfig:
     """The server of `rollout=vllm_server`."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/]+$")] | None = None
-    """A server that runs already, e.g. http://10.0.0.2:8000; null: the run starts one on this machine and ends it."""
+    """URL of a running server, e.g. http://10.0.0.2:8000; null: the run starts a server on this machine and ends it."""
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    """Where a server of the run's own listens. It has endpoints that change weights and no password: leave it on
+    """Address on which the run's own server listens. It has endpoints that change weights, and no password: keep it on
     loopback unless the network is trusted."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """Of the run's own server; null: any free one (several processes must be told one)."""
+    """Port of the run's own server; null: any free port (with several processes it must be set)."""
     devices: Annotated[str | None, BeforeValidator(_as_text)] = None
-    """GPUs of the run's own server, one for each of `tensor_parallel`: a number, a list of them, or text (numbers or
-    UUIDs with commas between). Numbers count the GPUs that the run sees; the trainer has the first of them."""
+    """GPUs of the run's own server, one for each of `tensor_parallel`: a number, a list of numbers, or text (numbers or
+    UUIDs separated by commas). Numbers count the GPUs that the run sees; the trainer uses the first ones."""
     exchange_dir: Annotated[str, Field(min_length=1)] | None = None
-    """Folder that trainer and server both see, for weights that go as files (CPU) and for adapters; null: a temporary
-    one, which is right where both are on one machine."""
+    """Folder that trainer and server both see, for adapters and for weights that are sent as files (CPU); null: a
+    temporary
+    folder, which works if both are on one machine."""
 
     @property
     def device_list(self) -> tuple[str, ...]:
-        """`devices` one by one."""
+        """`devices` as a tuple."""
         return tuple(self.devices.split(",")) if self.devices is not None else ()
 
     @property
     def device_numbers(self) -> tuple[int, ...]:
-        """Those that are numbers."""
+        """The devices that are numbers."""
         return tuple(int(device) for device in self.device_list if device.isdecimal())
 
     @model_validator(mode="after")
@@ -73,26 +74,29 @@ class VllmConfig:
     """Settings of `rollout=vllm` and `rollout=vllm_server`; the transformers engine reads none of them."""
 
     lora: Literal["merged", "adapter"] = "merged"
-    """What a sync sends of a LoRA policy. merged: all weights, the adapters folded in, which decodes fastest; adapter:
-    the adapters only, as a peft folder, which is little to send."""
+    """What a sync sends of a LoRA policy. merged: all weights with the adapters merged in, which decodes fastest;
+    adapter:
+    only the adapters, as a peft folder, which is small."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the engine's weights and cache; auto: bfloat16 with hardware.precision=bf16-mixed, float32 otherwise."""
+    """Precision of the engine's weights and cache; auto: bfloat16 with hardware.precision=bf16-mixed, float32
+    otherwise."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """Devices that share one engine. 1: every process has an engine of its own (or the server one device)."""
+    """Number of devices that share one engine. 1: every process has its own engine (or the server one device)."""
     max_sequences: Annotated[int, Field(ge=1)] = 256
-    """Rationales decoded at one time; more wait."""
+    """Rationales decoded at one time; further ones wait."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Key-value cache per device, GiB; null: what `max_sequences` full ones take, within what the device has left."""
+    """Key-value cache per device in GiB; null: enough for `max_sequences` full sequences, within the free memory."""
     eager: bool | None = None
-    """No CUDA graphs, no compilation: starts sooner, decodes slower on GPUs. null: on CPUs only."""
+    """Use no CUDA graphs and no compilation: the engine starts sooner, and decodes more slowly on GPUs. null: on CPUs
+    only."""
     sleep: bool = True
-    """Give the device's memory back while the policy trains (CUDA, in process)."""
+    """Free the engine's memory while the policy trains (CUDA, in process)."""
     probe: bool = False
-    """After every sync, write a few tokens and compare their log-probs with the policy's own."""
+    """After every sync, write a few tokens and compare their log-probs with the policy's."""
     start_timeout: Seconds = 900.0
-    """Seconds an engine or server may take to start."""
+    """Time limit for the start of an engine or server, in seconds."""
     sync_timeout: Seconds = 300.0
-    """Seconds new weights may take."""
+    """Time limit for sending new weights, in seconds."""
     generate_timeout: Seconds = 3600.0
-    """Seconds one call for rationales may take."""
+    """Time limit for one call for rationales, in seconds."""
     server: VllmServerConfig = Field(default_factory=VllmServerConfig)

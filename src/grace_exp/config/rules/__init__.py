@@ -1,7 +1,7 @@
-"""What the groups of settings ask of each other, one function a subject.
+"""The rules between groups of settings, one function a subject.
 
-A rule says what must hold: `require(batch % mini_batch == 0, "job.batch_size=6 is not a multiple of ...")`. Its message
-names the key, the value, what is allowed, and the override that mends it.
+A rule states a requirement: `require(batch % mini_batch == 0, "job.batch_size=6 is not a multiple of ...")`. Its
+message names the key, the value, the allowed values, and the override that mends it.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ from grace_exp.config.vllm import MAX_LORA_RANK
 
 
 def engine_rules(config: Groups, require: Require) -> None:
-    """VLLM can take the policy's adapters, and every process finds its engine or server."""
+    """Check that vLLM can take the policy's adapters, and that every process finds its engine or server."""
     engine, vllm, lora, processes = config.rollout.engine, config.rollout.vllm, config.backbone.lora, config.processes
     if engine == "transformers":
         return

@@ -1,11 +1,11 @@
-"""The job, and the parts that it needs."""
+"""The job and the settings that it needs."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.require import Require
 
 
 def job_rules(config: Groups, require: Require) -> None:
-    """A job has what it trains, exports or measures."""
+    """Check that a job has what it trains, exports or measures."""
     require(
         "adapter" not in config.callbacks.export or config.backbone.lora is not None,
         "callbacks.export contains 'adapter', but backbone.lora is null: there is no adapter to export",

@@ -1,4 +1,4 @@
-"""The machine, and what a step may keep in its memory."""
+"""The machine, and what a step may keep in memory."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.kept_forward import kept_forward_problems
@@ -6,7 +6,7 @@ from grace_exp.config.require import Require
 
 
 def machine_rules(config: Groups, require: Require) -> None:
-    """Strategy and precision fit the devices, and keep_forward has the update it needs."""
+    """Check that strategy and precision fit the devices, and that keep_forward has the update it needs."""
     hardware = config.hardware
     require(
         config.processes == 1 or hardware.strategy != "auto",
@@ -52,7 +52,7 @@ def machine_rules(config: Groups, require: Require) -> None:
 
 
 def _sharding_rules(config: Groups, require: Require) -> None:
-    """Sharded processes run the same forwards of the policy in the same order, and only through the policy."""
+    """Check that sharded processes run the same forwards in the same order, and only through the policy."""
     hardware, rollout = config.hardware, config.rollout
     key = "hardware.strategy='fsdp2'"
     require(

@@ -5,7 +5,7 @@ from grace_exp.config.require import Require
 
 
 def measuring_rules(config: Groups, require: Require) -> None:
-    """A figure that something waits for is one that the run measures."""
+    """Check that every metric that a setting names is measured by the run."""
     evaluation, monitor = config.evaluation, config.callbacks.checkpoint.monitor
     metric = config.optimized_metric or ""
     optimized_set = metric.removeprefix("val/").removesuffix("/rationale")

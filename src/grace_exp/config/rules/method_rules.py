@@ -1,11 +1,11 @@
-"""What a training method asks of the other groups."""
+"""Requirements of a training method on the other groups."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.require import Require
 
 
 def method_rules(config: Groups, require: Require) -> None:
-    """The method's positives and negatives exist, and its views of a text differ."""
+    """Check that the method's positives and negatives exist, and that its two views of a text differ."""
     method, mode, lora = config.method, config.data.mode, config.backbone.lora
     if method.name == "simcse":
         require(

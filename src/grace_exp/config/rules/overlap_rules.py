@@ -1,11 +1,11 @@
-"""Rationales that are written while the step before them trains."""
+"""Requirements of rationales that are written while the step before trains."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.require import Require
 
 
 def overlap_rules(config: Groups, require: Require) -> None:
-    """The engine has a device of its own, and the method knows what to do with rationales of older weights."""
+    """Check that the engine has its own device, and that the method can train on rationales of older weights."""
     if config.rollout.overlap == "none" or config.job.name not in ("train", "plan"):
         return
     rollout, objective, method = config.rollout, config.objective, config.method.name

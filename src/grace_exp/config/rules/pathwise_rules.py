@@ -1,4 +1,4 @@
-"""What the pathwise gradient and team credit ask of the other groups."""
+"""Requirements of the pathwise gradient and of team credit on the other groups."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.require import Require
@@ -6,7 +6,7 @@ from grace_exp.config.reward import WITHOUT_GRADIENT
 
 
 def pathwise_rules(config: Groups, require: Require) -> None:
-    """The reward has a gradient in the weights that train; methods without a reward are asked for nothing."""
+    """Check that the reward has a gradient in the trained weights; a method without a reward has no requirement."""
     if config.method.is_infonce:
         return
     objective, kind = config.objective, config.reward.encoder.kind
@@ -51,7 +51,7 @@ def pathwise_rules(config: Groups, require: Require) -> None:
 
 
 def _team_credit_rules(config: Groups, require: Require) -> None:
-    """Rationales of a group differ, and there are other texts."""
+    """Check that the rationales of a group differ, and that there are other texts."""
     credit = f"objective.team_credit={config.objective.team_credit}"
     require(
         config.rollout.group_size > 1,

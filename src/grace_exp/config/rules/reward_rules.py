@@ -1,11 +1,11 @@
-"""Reward terms, and the data and embeddings that they read."""
+"""Reward terms, and the data and embeddings that they need."""
 
 from grace_exp.config.groups import Groups
 from grace_exp.config.require import Require
 
 
 def reward_rules(config: Groups, require: Require) -> None:
-    """Every term has what it compares; methods without a reward are asked for nothing."""
+    """Check that every term has what it compares; a method without a reward has no requirement."""
     if config.method.is_infonce:
         return
     terms, data = config.reward.terms, config.data

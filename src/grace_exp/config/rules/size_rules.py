@@ -5,7 +5,7 @@ from grace_exp.config.require import Require
 
 
 def size_rules(config: Groups, require: Require) -> None:
-    """Sizes divide each other, and what a step holds fits its budgets."""
+    """Check that sizes divide each other, and that a step fits its token budgets."""
     batch, mini_batch, rollout = config.job.batch_size, config.objective.mini_batch_size, config.rollout
     updates = config.job.steps * (batch // mini_batch)
     longest = max(rollout.max_tokens, config.evaluation.max_tokens or 0)
