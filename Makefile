@@ -104,8 +104,8 @@ wheel: $(VENV)/.installed-dev ## Build a wheel into dist/
 	$(bin)/python -m build --wheel --no-isolation
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Run every benchmark
-	@for file in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(bin)/python "$$file"; done
+bench: $(VENV)/.installed-dev ## Run every benchmark with short settings: 40 minutes on two idle cores
+	$(bin)/python benchmarks/run_all.py --vllm-python $(VLLM_VENV)/bin/python --pip-args="$(PIP_ARGS)" $(ARGS)
 
 .PHONY: clean
 clean: ## Remove caches and builds; VENV and runs/ stay

@@ -5,7 +5,7 @@ each query and negative, every rationale of the full length, the InfoNCE reward 
 gets the reward as a batched function; it runs in an environment of its own, which is made at the first call. Its
 micro-batch is the faster of all at once and one group at a time, tried first. Sizes are texts x rationales.
 
-python benchmarks/step.py                     (40 minutes on one quiet core; with --sizes 4x4 a third of it)
+python benchmarks/step.py                     (18 minutes on one quiet core; with --short two thirds of it)
 python benchmarks/step.py --folder ~/trl      where TRL's environment is, or goes
 """
 
@@ -33,6 +33,10 @@ GRACE = {
     "GRACE, PyTorch's own matrix products": ["hardware.linear=torch"],
     "GRACE, no forward kept, micro-batches of 512 tokens": ["hardware.keep_forward=false", "hardware.train_tokens=512"],
 }
+
+
+SHORT = ("GRACE", "GRACE, micro-batches of 512 tokens")
+"""Ways that are measured when time is short."""
 
 
 class Worker:
@@ -97,6 +101,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="of every rationale")
     parser.add_argument("--pairs", type=int, default=3, help="steps of every way, in turn")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--short", action="store_true", help=f"only {', '.join(SHORT)}, and one trial step of TRL each")
     parser.add_argument("--trl-micro-batch", type=int, help="rationales; not given: the faster of two")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "step.json")
     options = parser.parse_args()
@@ -133,6 +138,7 @@ def measure(batch: int, group: int, options: argparse.Namespace, python: Path, f
     workers = {
         name: Worker(sys.executable, "grace_step.py", base | {"overrides": overrides}, folder)
         for name, overrides in GRACE.items()
+        if name in SHORT or not options.short
     }
     facts = workers["GRACE"].facts
     work = {name: value for name, value in facts.items() if name != "settings"} | base | {"trl": {}}
@@ -140,8 +146,8 @@ def measure(batch: int, group: int, options: argparse.Namespace, python: Path, f
     candidates = [options.trl_micro_batch] if options.trl_micro_batch else [batch * group, group]
     for micro_batch in candidates if len(candidates) > 1 else []:
         trial = Worker(python, "trl_step.py", work | {"micro_batch": micro_batch}, folder)
-        trial.step()
-        tried[micro_batch] = trial.step()
+        for _ in range(1 if options.short else 2):
+            tried[micro_batch] = trial.step()
         trial.end()
     chosen = min(tried, key=lambda size: tried[size]["cpu_seconds"]) if tried else candidates[0]
     trl = f"TRL {TRL}, micro-batches of {chosen} rationales"
