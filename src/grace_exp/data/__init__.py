@@ -1,1 +1,1 @@
-"""Where text comes from: sources, recipes, schedules and the DataModule."""
+"""Training texts: sources, recipes, schedules and the DataModule."""

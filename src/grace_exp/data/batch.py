@@ -1,4 +1,4 @@
-"""What a training step is fed: instances of texts with roles."""
+"""The input of a training step: instances of texts with roles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 from grace_exp.data.text_keys import text_key
 
-_SIGNED = -(2**63)  # tensors hold signed numbers; of a text that there is not the digest is 0
+_SIGNED = -(2**63)  # tensors hold signed numbers; the digest of a missing text is 0
 
 
 class Role(StrEnum):
-    """The part a text plays in its instance. In unsupervised data one text is both query and positive."""
+    """The role of a text in its instance. In unsupervised data one text is both query and positive."""
 
     QUERY = "query"
     POSITIVE = "positive"
@@ -22,7 +22,7 @@ class Instance:
     """One row of data.
 
     Attributes:
-        index: Position in the recipe; stable across runs, processes and resumes, and the root of the rollouts' seeds.
+        index: Position in the recipe: stable across runs, processes and resumes; the seeds of rollouts derive from it.
         query: The anchor text.
         positive: The text whose rationales are trained on.
         negatives: Texts that should be far from the query; empty in unsupervised data.
@@ -45,11 +45,11 @@ class TextBatch:
 
 
 def instance_keys(instance: Instance, negatives: int) -> list[int]:
-    """The texts of an instance by a number each, equal for equal texts wherever they are: query, positive, negatives.
+    """Return a number for each text of an instance: query, positive, negatives. Equal texts have equal numbers.
 
     Args:
-        instance: Its texts.
-        negatives: How many numbers of negatives; those that there are not get one that no text has.
+        instance: The instance.
+        negatives: How many negatives get a number; a missing negative gets one that no text has.
     """
     texts = [
         text_key(text.strip()) + _SIGNED

@@ -1,7 +1,7 @@
-"""Leaves out instances that training would not gain from, and says how many and which.
+"""Leave out instances that training would not gain from, and report how many and which.
 
-Sources are gone through in the recipe's order. An instance goes for the first filter that it does not pass; what counts
-as an earlier instance has passed all filters before.
+Sources are filtered in the recipe's order. The first filter that an instance fails counts as the reason. An instance
+is compared with those earlier ones that have passed all filters before.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 EXAMPLES = 5
-"""Instances shown of every reason."""
+"""Examples kept for each reason."""
 EXAMPLE_CHARACTERS = 200
 
 REASONS = {
@@ -44,12 +44,12 @@ REASONS = {
     "near_duplicate": "the texts are nearly those of an earlier instance",
     "leak": "a text is an evaluation text",
 }
-"""Why an instance is left out, by name, in the order in which filters are applied."""
+"""Why an instance is left out, by name, in the order of the filters."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An instance that was left out: its row among the source's usable rows (from 1), and its texts, shortened."""
+    """An instance that was left out: its number among the source's usable rows (from 1), and its shortened texts."""
 
     row: int
     texts: tuple[str, ...]
@@ -60,8 +60,8 @@ class CleanedSource:
     """A source without the instances that filters leave out.
 
     Attributes:
-        source: With the remaining rows, a digest of them, and the number of rows left out by reason.
-        examples: Some of them, by reason.
+        source: The source with the remaining rows, their digest, and the number of rows left out by reason.
+        examples: Some of the rows left out, by reason.
     """
 
     source: LoadedSource
@@ -79,9 +79,9 @@ def clean(
 
     Args:
         sources: By name, in the recipe's order.
-        filters: With no null that a preset would fill.
-        lengths: Gives the token lengths of a source's texts; needed where `filters.needs_tokens`.
-        heldout: Evaluation texts whose instances go; None: leaks stay.
+        filters: The filters, with the preset's values filled in.
+        lengths: Returns the token lengths of a source's texts; needed if `filters.needs_tokens`.
+        heldout: Evaluation texts; instances with one are left out. None: they stay.
 
     Raises:
         DataError: No instance of a source is left.
@@ -103,7 +103,7 @@ def clean(
 
 
 class _Recipe:
-    """All sources as one sequence of rows, and why each row goes, if it does."""
+    """All sources as one sequence of rows, and the reason why each row is left out, if it is."""
 
     def __init__(self, sources: Mapping[str, LoadedSource]) -> None:
         self.sources = sources
@@ -122,14 +122,14 @@ class _Recipe:
 
     @property
     def left(self) -> Mask:
-        """Rows that have passed every filter so far."""
+        """Which rows have passed every filter so far."""
         return self._reasons < 0
 
     def drop(self, reason: str, rows: Mask) -> None:
         self._reasons[rows & self.left] = list(REASONS).index(reason)
 
     def texts(self) -> Iterator[list[str]]:
-        """The texts of all rows."""
+        """Give the texts of all rows."""
         for source in self.sources.values():
             for batch in batches(source.rows):
                 yield from row_texts(batch)
@@ -165,7 +165,7 @@ def _example(rows: "datasets.Dataset", row: int) -> Example:
 def _filters(
     recipe: _Recipe, filters: FiltersConfig, lengths: Mapping[str, TokenLengths], heldout: HeldoutTexts | None
 ) -> Iterator[tuple[str, Mask]]:
-    """The filters in their order: the reason, and the rows that do not pass."""
+    """Give the filters in their order: the reason, and the rows that fail."""
     if filters.same_texts:
         keys = recipe.keys("normalized")
         query, negatives = keys[:, :1], keys[:, 2:]
@@ -198,7 +198,7 @@ def _form(setting: str | None) -> Form:
 
 
 def _seen_before(keys: Keys, usable: Mask) -> Mask:
-    """Which of the rows that are left have the key of an earlier one that is left."""
+    """Which usable rows have the key of an earlier usable row."""
     rows = np.flatnonzero(usable)
     _, first = np.unique(keys[rows], return_index=True)
     repeated = np.ones(len(rows), dtype=bool)
@@ -222,7 +222,7 @@ def _repeats_a_text(keys: Keys, usable: Mask) -> Mask:
 
 
 def _by_text(recipe: _Recipe, passes: Callable[[str], bool]) -> Mask:
-    """Which rows have a text that does not pass."""
+    """Which rows have a text that fails the test."""
     return np.fromiter((not all(map(passes, texts)) for texts in recipe.texts()), dtype=bool)
 
 

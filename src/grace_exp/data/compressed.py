@@ -1,4 +1,4 @@
-"""Files that may be compressed (.gz, .zst)."""
+"""Read files that may be compressed (.gz, .zst)."""
 
 import io
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from grace_exp.errors import DataError
 
 @contextmanager
 def open_binary(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a file for reading bytes; compressed ones give what they hold.
+    """Open a file for reading bytes; a compressed file is decompressed.
 
     Raises:
-        DataError: A compressed file is damaged or breaks off.
+        DataError: A compressed file is damaged or incomplete.
     """
     if path.suffix not in COMPRESSED:
         with path.open("rb") as plain:

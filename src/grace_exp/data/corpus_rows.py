@@ -1,4 +1,4 @@
-"""Texts of a corpus with their ids, row by row: nothing of the whole is held."""
+"""Texts of a corpus with their ids, read row by row, so that the corpus need not fit into memory."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from grace_exp.errors import DataError
 
 
 class InputChanged(DataError):
-    """Files are not what they were when they were checked."""
+    """A file has changed since it was checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class CorpusRow:
     """One text.
 
     Attributes:
-        id: Of the id column; without one the number of the row in the input, from 0, rejected rows counted.
+        id: Value of the id column; without one the row's number in the input, from 0, counting rejected rows too.
         text: Not empty.
     """
 
@@ -30,20 +30,20 @@ class CorpusRow:
     text: str
 
     def line(self) -> bytes:
-        """What digests are taken of."""
+        """Return the bytes of which digests are computed."""
         return json.dumps([self.id, self.text]).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class CorpusRows:
-    """The rows of files that a path or a glob names, in the order of the files' names.
+    """The rows of the files that a path or a glob names, ordered by file name.
 
     Attributes:
         path: File or glob.
         text: Column of the texts.
-        id: Column of the ids; None: rows are counted.
-        reject: Leave bad rows out, instead of stopping at the first one.
-        cache_dir: For what readers keep.
+        id: Column of the ids; None: rows are numbered.
+        reject: Leave out bad rows instead of stopping at the first one.
+        cache_dir: Folder in which readers keep files.
     """
 
     path: str
@@ -53,7 +53,7 @@ class CorpusRows:
     cache_dir: Path
 
     def __iter__(self) -> Iterator[CorpusRow]:
-        """The good rows.
+        """Give the good rows.
 
         Raises:
             DataError: A row is bad and `reject` is false; the message names file and line.
@@ -63,13 +63,13 @@ class CorpusRows:
                 yield found
 
     def check(self, rejects: Path | None) -> tuple[int, int, str]:
-        """Read everything once.
+        """Read all rows once and count them.
 
         Args:
-            rejects: Bad rows are listed here, if there are any; None: nowhere.
+            rejects: File in which bad rows are listed, if there are any; None: not listed.
 
         Returns:
-            Numbers of good and of bad rows, and a digest of ids and texts.
+            The number of good rows, the number of bad rows, and a digest of ids and texts.
 
         Raises:
             DataError: A row is bad and `reject` is false, an id occurs twice, or no row is good.
@@ -85,7 +85,7 @@ class CorpusRows:
                     with rejects.open("a", encoding="utf-8") as file:
                         file.write(found)
                 continue
-            if self.id is not None:  # row numbers differ
+            if self.id is not None:  # row numbers cannot repeat
                 if found.id in ids:
                     raise DataError(f"job.id_column={self.id}: the id {found.id!r} occurs twice in {self.path}")
                 ids.add(found.id)
@@ -96,13 +96,13 @@ class CorpusRows:
         return good, bad, digest.hexdigest()
 
     def as_checked(self, digest: str) -> Iterator[CorpusRow]:
-        """The good rows again.
+        """Give the good rows again, and check that they are the same.
 
         Args:
-            digest: That of `check`.
+            digest: The digest that `check` returned.
 
         Raises:
-            InputChanged: At the end: the rows were not those that `check` had read.
+            InputChanged: At the end, if the rows differ from those that `check` read.
         """
         found, changed = hashlib.sha256(), f"job.input={self.path} has changed since it was checked"
         try:
@@ -115,7 +115,7 @@ class CorpusRows:
             raise InputChanged(f"{changed}: start the same command again")
 
     def _checked(self) -> Iterator[CorpusRow | str]:
-        """Good rows, and bad ones as lines of a rejects file."""
+        """Give good rows, and bad rows as lines of a rejects file."""
         source = SourceConfig(path=self.path, text=self.text)
         data = DataConfig(name="embed", mode="unsupervised", sources={"input": source})
         wanted = (self.text,) if self.id is None else (self.text, self.id)

@@ -1,4 +1,4 @@
-"""Instances drawn by how often their rationales fail to find them."""
+"""Draw instances more often if their rationales fail to find them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,37 +11,37 @@ from grace_exp.data.schedule import SourceShare, turns
 from grace_exp.data.text_keys import Keys
 
 _DOMAIN = int.from_bytes(b"difficulty")
-"""Keeps these draws apart from others that derive from the same seed."""
+"""Separates these draws from others that derive from the same seed."""
 UNSEEN = 1.0
-"""Difficulty of an instance that no step has held: as of one that is never found, so that all come to be seen."""
+"""Difficulty of an instance that no step has held: the highest, so that every instance is drawn at some time."""
 _SPARE = 64
-"""Instances beyond those of a step among which one without a text in common is looked for first."""
+"""How many instances beyond those of a step are searched first for one without a shared text."""
 
 
 class Difficulties:
-    """How often the rationales of each instance fail to find it, 0 to 1.
+    """The share of each instance's rationales that fail to find it, 0 to 1.
 
-    The first figure of an instance counts as it is, each further one as much as all before: the policy learns, and
-    what it failed at long ago says little.
+    An instance's first value is taken as it is. Each further value is averaged with the stored one, because the policy
+    learns and old values say little.
     """
 
     def __init__(self, instances: int) -> None:
-        """None is seen yet."""
+        """Start with no instance seen."""
         self._values: NDArray[np.float32] = np.full(instances, np.nan, dtype=np.float32)
 
     def note(self, found: Mapping[int, float]) -> None:
-        """Take in a step's figures, by instance."""
+        """Add the values of a step, by instance."""
         indices, missed = np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.float32)
         before = self._values[indices]
         self._values[indices] = np.where(np.isnan(before), missed, (before + missed) / 2)
 
     def of(self, instances: slice | Sequence[int]) -> NDArray[np.float32]:
-        """Of these instances, `UNSEEN` where there is none."""
+        """Return the difficulties of these instances, `UNSEEN` if there is none yet."""
         values = self._values[instances]
         return np.where(np.isnan(values), np.float32(UNSEEN), values)
 
     def metrics(self) -> dict[str, float]:
-        """Share of the instances that were seen, and their mean difficulty."""
+        """Return the share of instances that were seen, and their mean difficulty."""
         seen = self._values[~np.isnan(self._values)]
         return {
             "curriculum/seen_share": len(seen) / len(self._values),
@@ -49,29 +49,29 @@ class Difficulties:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the instances seen, for a checkpoint."""
+        """Return the difficulties of the instances seen, for a checkpoint."""
         seen = np.flatnonzero(~np.isnan(self._values))
         return {"instances": torch.from_numpy(seen), "difficulty": torch.from_numpy(self._values[seen])}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._values[:] = np.nan
         self._values[state["instances"].numpy()] = state["difficulty"].numpy()
 
 
 class CurriculumSchedule:
-    """Instance indices by step, drawn from the difficulties that the steps before it have found.
+    """Instance indices by step, drawn by the difficulties that earlier steps have found.
 
-    The sources have their turns as in `Schedule`. Within a source a step draws without replacement, an instance with a
-    chance that is proportional to floor + (1 - floor) x difficulty among those that are left (Efraimidis & Spirakis,
-    Information Processing Letters 97, 2006). One that shares a text with an instance of the step is passed over, as
-    long as there are others. There are no epochs.
+    The sources take turns as in `Schedule`. Within a source a step draws without replacement; an instance's chance is
+    proportional to floor + (1 - floor) x difficulty among the remaining ones (Efraimidis & Spirakis, Information
+    Processing Letters 97, 2006). An instance that shares a text with an instance of the step is skipped if there are
+    others. There are no epochs.
 
-    Step 0 is always drawn as if nothing were seen. A step further on is drawn from the present difficulties: it can be
-    asked for only after the step before it.
+    Step 0 is always drawn as if no instance had been seen. A later step is drawn from the present difficulties, so it
+    is available only after the step before it.
 
     Attributes:
-        difficulties: What is known; a checkpoint keeps it.
+        difficulties: The difficulties so far; a checkpoint keeps them.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CurriculumSchedule:
         by_source: bool = False,
         texts: Keys | None = None,
     ) -> None:
-        """As `Schedule`; `floor` is the weight of an instance that is always found, relative to one that never is.
+        """Make a schedule; `floor` is the weight of an instance that is always found, relative to one that never is.
 
         Raises:
             DataError: A step takes more instances of a source than it has.
@@ -103,7 +103,7 @@ class CurriculumSchedule:
         return len(self._owners)
 
     def __getitem__(self, step: int) -> list[int]:
-        """The `batch_size` instance indices of a step, counted from 0, under the present difficulties.
+        """Return the `batch_size` instance indices of a step, counted from 0, under the present difficulties.
 
         Raises:
             IndexError: The schedule ends before this step.
@@ -124,9 +124,9 @@ class CurriculumSchedule:
         return drawn
 
     def _apart(self, order: NDArray[np.float64], first: int, count: int, held: set[int]) -> list[int]:
-        """The `count` rows with the least order that share no text with each other or with `held`, which grows.
+        """Return the `count` rows of lowest order that share no text with each other or with `held`, which is extended.
 
-        Where there are not so many, those that share one follow.
+        If there are fewer, rows that share a text follow.
         """
         if self._texts is None:
             return _least(order, count)
@@ -151,7 +151,7 @@ class CurriculumSchedule:
 
 
 def _least(values: NDArray[np.float64], count: int) -> list[int]:
-    """Where the `count` smallest values are, in ascending order."""
+    """Return the positions of the `count` smallest values, in ascending order."""
     if count >= len(values):
         return [int(row) for row in np.argsort(values, kind="stable")]
     rows = np.sort(np.argpartition(values, count)[:count])
@@ -159,8 +159,8 @@ def _least(values: NDArray[np.float64], count: int) -> list[int]:
 
 
 def _exponential(rows: int, key: tuple[int, int, int]) -> NDArray[np.float64]:
-    """Draws of the unit exponential distribution, [rows]."""
-    # Raw bits, as in the schedule.
+    """Return draws of the unit exponential distribution, [rows]."""
+    # Raw bits, for the reason given in schedule.py.
     seed, number, step = key
     bits = np.random.PCG64(np.random.SeedSequence([_DOMAIN, seed], spawn_key=(number, step))).random_raw(rows)
     uniform: NDArray[np.float64] = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

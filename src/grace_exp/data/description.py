@@ -1,4 +1,4 @@
-"""What is in a recipe: rows, rejected rows by reason, lengths, duplicates, leaks, examples."""
+"""Describes a recipe: rows, rejected rows by reason, lengths, duplicates, leaks, examples."""
 
 import json
 import re
@@ -25,12 +25,12 @@ _EXAMPLE_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class LengthSummary:
-    """Tokens of the texts of one role: number of texts, quantiles, and a histogram.
+    """Token counts of the texts of one role: number of texts, quantiles, and a histogram.
 
     Attributes:
         texts: Number of texts.
-        mean: Tokens.
-        quantiles: Tokens at 50, 90, 99 and 100 %.
+        mean: Mean number of tokens.
+        quantiles: Numbers of tokens at 50, 90, 99 and 100 %.
         histogram: Number of texts from each bin's lower end to the next, by lower end.
         cut: Number of texts that do not fit into `prompt.max_tokens`.
     """
@@ -43,10 +43,10 @@ class LengthSummary:
 
 
 def rejected_by_reason(rejects: Path) -> dict[str, int]:
-    """Number of bad rows by reason (`reason_kind`), most frequent first.
+    """Returns the number of bad rows by reason (`reason_kind`), most frequent first.
 
     Args:
-        rejects: The file of rejected rows; {} where it does not exist.
+        rejects: The file of rejected rows; if it does not exist, the result is {}.
     """
     counts: Counter[str] = Counter()
     if rejects.is_file():
@@ -56,12 +56,12 @@ def rejected_by_reason(rejects: Path) -> dict[str, int]:
 
 
 def reason_kind(reason: str) -> str:
-    """A reason without what differs from row to row: numbers, quoted values, what was found or is expected."""
+    """Returns a reason without what differs between rows: numbers, quoted values, found and expected values."""
     return " ".join(_DETAILS.sub("...", reason.split("; ")[0].split(": found")[0]).split())
 
 
 def length_summary(lengths: TokenLengths, role: str) -> LengthSummary | None:
-    """The lengths of the texts of a role; None where there are none."""
+    """Returns the lengths of the texts of a role; None if there are none."""
     counts: NDArray[np.int32] = lengths.of(role)
     counts = counts[counts >= 0]
     if not len(counts):
@@ -84,13 +84,13 @@ def describe_source(
     lengths: TokenLengths | None,
     heldout: HeldoutTexts | None,
 ) -> dict[str, Any]:
-    """What is in one source, as plain data.
+    """Returns a description of one source, as plain data.
 
     Args:
         source: All usable rows.
-        dropped: What the configured filters leave of it.
-        standard: What `data.clean=standard` would leave of it.
-        lengths: Of its texts; None: not counted.
+        dropped: What remains of the source after the configured filters.
+        standard: What would remain with `data.clean=standard`.
+        lengths: Token lengths of its texts; None: not counted.
         heldout: Evaluation texts; None: not compared.
     """
     roles = ("positive",) if "text" in source.rows.column_names else ("query", "positive", "negative")
@@ -120,5 +120,5 @@ def _first(source: LoadedSource) -> list[list[str]]:
 
 
 def reason_texts(reasons: Sequence[str]) -> dict[str, str]:
-    """What the names of reasons mean."""
+    """Returns the meanings of the names of reasons."""
     return {reason: REASONS[reason] for reason in reasons}

@@ -1,4 +1,4 @@
-"""Digests of files, remembered as long as size, times and inode stay the same."""
+"""Digests of files, stored and reused while size, times and inode stay the same."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from grace_exp.tracking.atomic import atomic_path
 
 
 def file_digest(file: Path, cache_dir: Path) -> str:
-    """SHA-256 of a file, 64 hex digits.
+    """Return the SHA-256 digest of a file, 64 hex digits.
 
-    A file of some gigabytes takes many seconds to read. What was read once is remembered with the file's size, times of
-    change (nanoseconds) and inode, and read again when one of them differs.
+    Reading a file of some gigabytes takes many seconds. The digest is therefore stored with the file's size, times of
+    change (nanoseconds) and inode; the file is read again if one of them differs.
 
     Args:
-        file: To read.
-        cache_dir: Its folder `digests` holds what is remembered.
+        file: The file.
+        cache_dir: Its folder `digests` holds the stored digests.
     """
     status = file.stat()
     identity = [str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]

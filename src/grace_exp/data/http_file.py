@@ -1,4 +1,4 @@
-"""A file over HTTP: fetched in as many pieces as the connection breaks it into, and checked for its size."""
+"""Download a file over HTTP, resume after broken connections, and check its size."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from filelock import FileLock
 from grace_exp.tracking.summary import write_json_atomic
 
 _MOST_TRIES = 3
-"""Calls in a row that bring nothing new; each of them tries several times itself."""
+"""Calls in a row that bring no new bytes before the download fails; each call makes several attempts."""
 
 
 @dataclass(frozen=True)
 class _Remote:
-    """What a server says of a file; None where it says nothing."""
+    """A server's information on a file; None where it gives none."""
 
     size: int | None
     etag: str | None
@@ -26,24 +26,24 @@ class _Remote:
 
     @property
     def version(self) -> str | None:
-        """What changes with the content."""
+        """A value that changes with the content."""
         return self.etag or self.modified
 
 
 def http_file(url: str, folder: Path) -> Path:
-    """Fetch a file into `folder`, or find it there; one that has changed at its address is fetched again.
+    """Return the file in `folder`; it is downloaded if it is not there, or if it has changed on the server.
 
-    What a broken connection or a killed process left is gone on with (HTTP ranges), as long as the server has the same
-    version; a server without ranges sends the file anew. Without an answer the copy of an earlier run is used, with a
-    warning.
+    A download that a broken connection or a killed process left unfinished is resumed (HTTP ranges) if the server still
+    has the same version; a server without ranges sends the whole file again. If the server does not answer, the copy of
+    an earlier run is used, with a warning.
 
     Args:
         url: http:// or https://
-        folder: Safe to share between processes.
+        folder: The folder of the file; processes may share it.
 
     Raises:
-        FileNotFoundError: There is no such file, or neither an answer nor a copy.
-        OSError: It could not be had whole.
+        FileNotFoundError: There is no such file, or the server does not answer and there is no copy.
+        OSError: The file could not be downloaded completely.
     """
     place = folder / hashlib.sha256(url.encode()).hexdigest()[:32]
     place.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ def _same(earlier: dict[str, Any], remote: _Remote) -> bool:
 
 
 def _ask(url: str) -> _Remote:
-    """Size and version of a file.
+    """Return the size and version of a file.
 
     Raises:
-        FileNotFoundError: No file, or no answer.
+        FileNotFoundError: There is no such file, or the server does not answer.
     """
     import datasets
     import fsspec
@@ -90,19 +90,19 @@ def _ask(url: str) -> _Remote:
 
 
 def _is_unreachable(error: BaseException) -> bool:
-    """Whether no server answered; one that answers that there is no such file counts as an answer."""
+    """Whether no server answered; an answer that the file does not exist counts as one."""
     from aiohttp import ClientResponseError
 
     return not isinstance(error.__cause__, ClientResponseError)
 
 
 def _download(url: str, place: Path, remote: _Remote) -> tuple[Path, _Remote]:
-    """The file, and what the server said of the version that it is."""
+    """Return the downloaded file, and the server's information on its version."""
     from huggingface_hub.file_download import http_get
 
     version = hashlib.sha256(f"{remote.version} {remote.size}".encode()).hexdigest()[:16]
     unfinished = place / f".{version}.unfinished"
-    if remote.version is None:  # what lies here may be the beginning of something else
+    if remote.version is None:  # the unfinished file may belong to another version
         unfinished.unlink(missing_ok=True)
     headers = {"Accept-Encoding": "identity"}
     strong = remote.etag is not None and not remote.etag.startswith("W/")
@@ -120,23 +120,23 @@ def _download(url: str, place: Path, remote: _Remote) -> tuple[Path, _Remote]:
                 stream.seek(0, 2)
                 http_get(url, stream, resume_size=before, headers=headers, expected_size=remote.size)
             break
-        except Exception as error:  # the HTTP library's; which one that is differs between versions
+        except Exception as error:  # the HTTP library's error; its class differs between versions
             tries = 0 if unfinished.stat().st_size > before else tries + 1
             if tries >= _MOST_TRIES or not _is_passing(error):
                 raise
             if remote.size is not None and unfinished.stat().st_size >= remote.size:
-                unfinished.unlink()  # whole, and of another size: has the file changed under way?
+                unfinished.unlink()  # complete, but of another size: the file may have changed during the download
                 if (now := _ask(url)) == remote:
                     raise
                 return _download(url, place, now)
-    # The name keeps its ending, by which compressed files are told; the version keeps others' open files whole.
+    # The name keeps its ending, which tells compressed files. The version in it keeps a file that others still read.
     file = place / f"{version}-{Path(urlsplit(url).path).name or 'file'}"
     unfinished.replace(file)
     return file, remote
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether trying again may help."""
+    """Whether another attempt may succeed."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return not isinstance(error, HfHubHTTPError) and getattr(error, "errno", None) is None

@@ -21,12 +21,12 @@ def load_hub(name: str, source: SourceConfig, columns: tuple[str, ...]) -> "data
     """Loads the needed columns of a hub data set (or of a folder in the hub's layout).
 
     Args:
-        name: Of the source in the recipe, for messages.
+        name: Name of the source in the recipe, for messages.
         source: Its hub name, subset and split.
-        columns: Which must be there.
+        columns: The columns that must exist.
 
     Raises:
-        DataError: The data set cannot be had, or has no such column.
+        DataError: The data set cannot be loaded, or lacks a column.
     """
     import datasets
 
@@ -35,7 +35,7 @@ def load_hub(name: str, source: SourceConfig, columns: tuple[str, ...]) -> "data
     try:
         with _offline_if_unreachable(source.path):
             loaded = datasets.load_dataset(source.path, source.subset, split=source.split)
-    except Exception as error:  # network, hub, file format: the library raises what each of its layers raises
+    except Exception as error:  # each layer of the library (network, hub, file format) raises its own errors
         raise DataError(
             f"data.sources.{name}: {what} could not be loaded: {type(error).__name__}: {error}\n"
             f"Without the hub give local files: data.sources.{name}.path=FILE (.jsonl .json .csv .tsv .parquet .txt)"
@@ -47,11 +47,11 @@ def load_hub(name: str, source: SourceConfig, columns: tuple[str, ...]) -> "data
 
 @dataclass(frozen=True)
 class StreamedRows:
-    """A hub data set that is read as it comes.
+    """A hub data set that is read over the network.
 
     Attributes:
-        version: Of its files; equal as long as they are.
-        rows: Reads them from the beginning.
+        version: A version of its files; equal as long as they are unchanged.
+        rows: Reads the rows from the beginning.
     """
 
     version: str
@@ -59,15 +59,15 @@ class StreamedRows:
 
 
 def stream_hub(name: str, source: SourceConfig, columns: tuple[str, ...]) -> StreamedRows:
-    """As `load_hub`, but row by row over the network: no file of the data set is kept, and none is read to its end.
+    """Return the rows as `load_hub` does, but over the network: no file is kept, and none is read to its end.
 
     Args:
-        name: Of the source in the recipe, for messages.
+        name: Name of the source in the recipe, for messages.
         source: Its hub name, subset and split.
-        columns: Which must be there.
+        columns: The columns that must exist.
 
     Raises:
-        DataError: The hub does not answer, or the data set has no such split or column; while rows are read, too.
+        DataError: The hub does not answer, or the data set lacks the split or a column. Reading rows may raise it too.
     """
     import datasets
 
@@ -97,7 +97,7 @@ def _streamed(name: str, what: str, rows: "datasets.IterableDataset") -> Iterato
     try:
         for number, fields in enumerate(rows, start=1):
             yield Row(number, fields)
-    except Exception as error:  # the library has tried again for minutes; or a file is damaged
+    except Exception as error:  # the library has retried for minutes, or a file is damaged
         raise DataError(
             f"data.sources.{name}: {what}, behind row {number}: {type(error).__name__}: {error}. Start again, or keep "
             f"its files: data.sources.{name}.streaming=false"
@@ -119,7 +119,7 @@ def _check_columns(name: str, what: str, columns: tuple[str, ...], found: list[s
 
 @contextmanager
 def _offline_if_unreachable(path: str) -> Iterator[None]:
-    """Asks the hub once; without an answer only its cache is used (the library itself would try for half a minute)."""
+    """Ask the hub once; if it does not answer, only use its cache (the library itself would try for half a minute)."""
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
@@ -137,7 +137,7 @@ def _hub_answers(path: str) -> bool:
     try:
         HfApi().dataset_info(path, timeout=_PROBE_SECONDS)
     except HfHubHTTPError:
-        return True  # an answer, if not the wished one; load_dataset says what it means
-    except Exception:  # whatever kept the answer away: no name, no route, no time
+        return True  # the hub answered, though not as wished; load_dataset reports what it means
+    except Exception:  # any failure on the way: name, route, time-out
         return False
     return True

@@ -1,4 +1,4 @@
-"""JSON files that hold one array of objects, read object by object."""
+"""Read JSON files that hold one array of objects, object by object."""
 
 import codecs
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ _TOO_DEEP = object()
 
 
 def read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """The objects of a file: of an array if it begins with a bracket, otherwise one a line.
+    """Give the objects of a file: the items of an array if it begins with a bracket, otherwise one object a line.
 
-    Rows of an array are numbered from 1; an array that breaks off is an error of the whole file, for no later object
-    can be found.
+    Rows of an array are numbered from 1. A broken array is an error of the whole file, because no later object can be
+    found.
 
     Raises:
         DataError: The array is broken.
@@ -44,9 +44,10 @@ def read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
 
 
 def _items(stream: BufferedReader) -> Iterator[object]:
-    """The values of the outer array; `_TOO_DEEP` in the place of one that is nested deeper than `_DEEPEST`.
+    """Give the values of the outer array; `_TOO_DEEP` replaces one that is nested deeper than `_DEEPEST`.
 
-    Not `ijson.items`: it holds the path to every value as a text, which takes the square of the depth in memory.
+    `ijson.items` is not used: it stores the path of every value as text, so its memory grows with the square of the
+    depth.
     """
     import ijson
 
@@ -68,7 +69,7 @@ def _items(stream: BufferedReader) -> Iterator[object]:
 
 
 def _holds_an_array(path: Path) -> bool:
-    """Whether the first character is a bracket; lines of objects begin with a brace."""
+    """Whether the first character is a bracket; a file of objects a line begins with a brace."""
     with open_binary(path) as stream:
         _skip_byte_order_mark(stream)
         return stream.peek(4096).lstrip().startswith(b"[")

@@ -1,4 +1,4 @@
-"""Training texts that are evaluation texts, too: exactly, normalised, or by a run of words."""
+"""Find training texts that are also evaluation texts: exactly, normalised, or by a run of words."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 
 VERSION = 1
-"""Part of the file's name: raise it when runs of words are found differently."""
+"""Part of the file's name; raise it when runs of words are found differently."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -27,12 +27,12 @@ class HeldoutTexts:
     """Digests of the texts of evaluation sets.
 
     Attributes:
-        names: Of the sets.
+        names: Names of the sets.
         exact: Digests of the texts without outer white space.
-        normalized: Of the normalised texts.
+        normalized: Digests of the normalised texts.
         words: Digest of every word of the normalised texts.
         runs: Digests of all runs of `length` words of the normalised texts.
-        length: Words of a run.
+        length: Number of words in a run.
     """
 
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class HeldoutTexts:
         )
 
     def overlap(self, source: "LoadedSource") -> dict[str, Mask]:
-        """Which rows hold an evaluation text, by how they agree: `exact`, `normalized` (not exact), `ngram` (neither).
+        """Return which rows hold an evaluation text, by match: `exact`, `normalized` (not exact), `ngram` (neither).
 
         Args:
             source: A loaded source.
@@ -71,7 +71,7 @@ class HeldoutTexts:
 
     @property
     def digest(self) -> str:
-        """Of the texts and the length of a run."""
+        """A digest of the texts and the length of a run."""
         content = self.exact.tobytes() + self.runs.tobytes() + str(self.length).encode()
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -86,20 +86,20 @@ class HeldoutTexts:
         return shared
 
     def leaks(self, source: "LoadedSource") -> Mask:
-        """Which rows hold an evaluation text, however they agree, [rows]."""
+        """Which rows hold an evaluation text by any match, [rows]."""
         found = self.overlap(source)
         return found["exact"] | found["normalized"] | found["ngram"]
 
 
 def _runs(rows: list[list[str]], words: Mapping[str, int], length: int) -> tuple[NDArray[np.int64], Keys]:
-    """All runs of known words in normalised texts: the row of each run, and its digest."""
+    """Return all runs of known words in normalised texts: the row of each run, and its digest."""
     keys: list[int] = []
     owners: list[int] = []
     for row, texts in enumerate(rows):
         for text in texts:
             found = [words.get(word, 0) for word in text.split()]
             if len(found) >= length:
-                keys += [*found, 0]  # no run goes on into the next text
+                keys += [*found, 0]  # no run continues into the next text
                 owners += [row] * (len(found) + 1)
     if len(keys) < length:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)

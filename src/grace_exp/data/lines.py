@@ -1,4 +1,4 @@
-"""Reads local files row by row, so that every problem has a file and a line."""
+"""Read local files row by row, so that every problem is reported with file and line."""
 
 import csv
 import json
@@ -14,12 +14,12 @@ from grace_exp.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it stands in the file.
+    """One row as it is written in the file.
 
     Attributes:
-        line: Where it begins, from 1; in parquet files and hub data sets the number of the row, from 1.
-        fields: By name.
-        raw: The row's text, for the rejects file; empty where the fields are all there is.
+        line: Number of its first line, from 1; in parquet files and hub data sets the row's number, from 1.
+        fields: The values by name.
+        raw: The row's text, for the rejects file; empty if only the fields exist.
     """
 
     line: int
@@ -43,17 +43,17 @@ class BadRow:
 
 
 _LONGEST_FIELD = 16 * 1024**2
-"""Characters of a CSV row: what is longer is a quote that nothing closes."""
+"""Longest CSV row in characters; a longer one is taken for a quote that is never closed."""
 
 QUOTED_TOO = " (are fields quoted? then set quoting=quoted of the source)"
 RENAME = "Other names can be given as query=, positive=, negative= or text= of the source"
 
 Reader = Callable[[Path, tuple[str, ...]], Iterator[Row | BadRow]]
-"""Yields the rows of a file, given the columns that must be there. Raises DataError when the file as a whole is bad."""
+"""Gives the rows of a file, given the required columns. Raises DataError if the file as a whole cannot be read."""
 
 
 def read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """One JSON object a line; `columns` are checked row by row, for each object has its own."""
+    """Give the rows of a file with one JSON object a line; `columns` are checked in each row."""
     example = "{" + ", ".join(f'"{column}": ...' for column in columns) + "}"
     for number, line in _lines(path):
         if reason := undecodable(line):
@@ -61,7 +61,7 @@ def read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
             continue
         try:
             value = json.loads(line)
-        except (ValueError, RecursionError) as error:  # of the latter kinds: too many digits, nested too deep
+        except (ValueError, RecursionError) as error:  # the last two: too many digits, nested too deep
             problem = _json_problem(error) if line.strip() else "the line is blank"
             yield BadRow(number, f"broken JSON ({problem}); expected one object a line: {example}", line)
             continue
@@ -80,16 +80,16 @@ def _json_problem(error: ValueError | RecursionError) -> str:
 def read_csv(
     path: Path, columns: tuple[str, ...], *, delimiter: str = ",", quoted: bool = True
 ) -> Iterator[Row | BadRow]:
-    """A header, then rows.
+    """Give the rows of a file that begins with a header.
 
     Args:
         path: The file.
-        columns: That must be there.
-        delimiter: Between fields.
-        quoted: Whether fields that hold the delimiter, a quote or a line break are quoted (RFC 4180). Otherwise a row
-            is a line, and a quote a character like any other (IANA's text/tab-separated-values).
+        columns: The required columns.
+        delimiter: The character between fields.
+        quoted: Whether fields that hold the delimiter, a quote or a line break are quoted (RFC 4180). Otherwise every
+            line is a row, and a quote is an ordinary character (IANA's text/tab-separated-values).
     """
-    csv.field_size_limit(_LONGEST_FIELD)  # the module's own limit is 131,072 characters, for the whole process
+    csv.field_size_limit(_LONGEST_FIELD)  # the module's default limit is 131,072 characters, for the whole process
     lines = _LineTape(path, _LONGEST_FIELD)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
@@ -112,7 +112,7 @@ def read_csv(
             return
         except csv.Error as error:
             expected = "expected fields with quotes in them to be quoted, their quotes doubled"
-            # A quote that nothing closes takes the following rows into its field: they are read again without its line.
+            # An unclosed quote swallows the following rows: they are read again without its line.
             lines.keep_first()
             reader = csv.reader(lines, delimiter=delimiter, strict=True, quoting=quoting)
             yield BadRow(start, f"broken quoting ({error}); {expected}", lines.raw())
@@ -132,7 +132,7 @@ def read_csv(
 
 
 def read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """A text a line; the one of `columns` names it."""
+    """Give one row for each line; its only field has the name in `columns`."""
     (column,) = columns
     for number, line in _lines(path):
         if reason := undecodable(line):
@@ -142,7 +142,7 @@ def read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
 
 
 def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """The needed columns of a parquet file, a batch of rows at a time."""
+    """Give the rows of a parquet file with the needed columns, read in batches."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -159,7 +159,7 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]
         while True:
             try:
                 batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:  # a damaged part; what lies behind it cannot be reached
+            except (pa.ArrowException, OSError) as error:  # a damaged part; later rows cannot be reached
                 raise DataError(f"{path}, behind row {number}: the file is damaged ({error})") from error
             if batch is None:
                 return
@@ -174,7 +174,7 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]
 
 
 def describe(value: object) -> str:
-    """What a value of JSON, CSV or parquet is, for messages: `the number 3`, `a list`, `null`."""
+    """Describe a value of JSON, CSV or parquet for messages: `the number 3`, `a list`, `null`."""
     if value is None:
         return "null"
     if isinstance(value, bool | int | float):
@@ -184,7 +184,7 @@ def describe(value: object) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines without their ends; blank lines at the end of the file are left out.
+    """Give the lines with their numbers, without line ends; blank lines at the end of the file are left out.
 
     Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one bad line does not hide the rest.
     """
@@ -201,9 +201,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 class _LineTape:
-    """Feeds the csv module and remembers what it took for the present row, which may span lines.
+    """Feeds lines to the csv module and remembers those of the present row, which may span several.
 
-    A row of more than `longest` characters is broken off: csv then finds its quote not closed.
+    A row of more than `longest` characters is cut off; csv then reports an unclosed quote.
     """
 
     def __init__(self, path: Path, longest: int) -> None:
@@ -226,7 +226,7 @@ class _LineTape:
         return line + "\n"
 
     def begin_row(self) -> int:
-        """Forgets the last row; returns the number of the line at which the next one begins."""
+        """Forget the last row, and return the number of the line at which the next row begins."""
         if self._taken:
             self._next = self._taken[-1][0] + 1
         self._taken.clear()
@@ -234,7 +234,7 @@ class _LineTape:
         return self._next
 
     def keep_first(self) -> None:
-        """Gives all lines of the present row but the first back, to be taken again."""
+        """Put back all lines of the present row except the first, to be read again."""
         self._again.extendleft(reversed(self._taken[1:]))
         del self._taken[1:]
 
@@ -243,7 +243,7 @@ class _LineTape:
 
 
 def undecodable(text: str) -> str | None:
-    """Says what is wrong with a text that cannot be encoded as UTF-8; None if nothing is."""
+    """Say what is wrong with a text that cannot be encoded as UTF-8; None if nothing is."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

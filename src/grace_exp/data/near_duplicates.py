@@ -1,4 +1,4 @@
-"""Texts that are nearly equal, by MinHash over word trigrams (Broder, 1997; package datasketch)."""
+"""Find texts that are nearly equal, by MinHash over word trigrams (Broder, 1997; package datasketch)."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -10,7 +10,7 @@ from grace_exp.data.text_keys import normalized
 from grace_exp.errors import MissingResourceError
 
 PERMUTATIONS = 64
-"""Of a MinHash: the estimated similarity has a standard error of at most 0.0625."""
+"""Number of permutations of a MinHash: the estimated similarity has a standard error of at most 0.0625."""
 _GRAM = 3
 _ROWS_AT_ONCE = 1000
 
@@ -18,12 +18,12 @@ _ROWS_AT_ONCE = 1000
 def near_duplicate_rows(
     texts: Iterable[Sequence[str]], usable: NDArray[np.bool_], threshold: float
 ) -> NDArray[np.bool_]:
-    """Which rows are nearly an earlier row that stays.
+    """Return which rows are nearly equal to an earlier row that stays.
 
     Args:
-        texts: Of every row.
-        usable: Rows that count, [rows]; the others are neither compared nor found.
-        threshold: Estimated Jaccard similarity of the rows' word trigrams from which they count as nearly equal.
+        texts: The texts of every row.
+        usable: Which rows are compared, [rows]; the others are ignored.
+        threshold: Estimated Jaccard similarity of word trigrams from which two rows count as nearly equal.
 
     Raises:
         MissingResourceError: The package is not installed.
@@ -40,7 +40,7 @@ def near_duplicate_rows(
     while rows := list(islice(chosen, _ROWS_AT_ONCE)):
         hashes = MinHash.bulk([_trigrams(row_texts) for _, row_texts in rows], num_perm=PERMUTATIONS)
         for (row, _), minhash in zip(rows, hashes, strict=True):
-            # The index answers by bands, and so gives some that are less similar.
+            # The index looks rows up by bands, so it also returns some that are less similar.
             if any(minhash.jaccard(kept[other]) >= threshold for other in index.query(minhash)):
                 found[row] = True
             else:
@@ -50,7 +50,7 @@ def near_duplicate_rows(
 
 
 def _trigrams(texts: Sequence[str]) -> list[bytes]:
-    """Word trigrams of the normalised texts; shorter texts are one piece."""
+    """Return the word trigrams of the normalised texts; a shorter text is one piece."""
     grams = []
     for place, text in enumerate(texts):
         words = normalized(text).split()

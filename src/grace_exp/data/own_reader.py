@@ -1,4 +1,4 @@
-"""Rows by a reader of the user's own: a function from `path` to dicts."""
+"""Rows from a reader that the user writes: a function from `path` to dicts."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from grace_exp.errors import DataError
 
 
 def digest_of_own_rows(name: str, source: SourceConfig) -> str:
-    """A digest of all rows that the reader gives: they are read once for it, and again where no cache has them.
+    """Return a digest of all rows that the reader gives. It reads them once; they are read again if no cache has them.
 
     Raises:
         ConfigError: There is no such function.
@@ -26,7 +26,7 @@ def digest_of_own_rows(name: str, source: SourceConfig) -> str:
 
 
 def read_own(name: str, source: SourceConfig) -> Iterator[Row | BadRow]:
-    """The rows that the reader gives, numbered from 1; what is no dict of columns is a bad row.
+    """Give the rows of the reader, numbered from 1; anything but a dict of columns is a bad row.
 
     Raises:
         ConfigError: There is no such function.
@@ -47,5 +47,5 @@ def _rows(part: OwnPart, path: str) -> Iterator[object]:
     read = partial(part.load(), path)
     try:
         yield from read()
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # the user's function may raise anything
         raise DataError(f"{part.key} ({part.path}: {part.name}) raised {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""A user's text as token ids that are text and nothing else."""
+"""Token ids of a user's text without control tokens."""
 
 import json
 import weakref
@@ -15,17 +15,18 @@ _known: "weakref.WeakKeyDictionary[PreTrainedTokenizerBase, PlainTextTokenizer]"
 
 
 class PlainTextTokenizer:
-    """Tokenises as a tokenizer would if nothing had been added to its vocabulary.
+    """Tokenises text as if no token had been added to the vocabulary.
 
-    Added tokens (`<|im_end|>`, and also those that are not special: `<think>`, `<tool_call>`) are matched in a text
-    before anything else. `split_special_tokens` switches that off for special ones only.
+    A tokenizer looks for added tokens in a text first: special ones (`<|im_end|>`) and others (`<think>`,
+    `<tool_call>`).
+    `split_special_tokens` turns that off for special ones only.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Copy the tokenizer without its added tokens.
 
         Raises:
-            ConfigError: It is none of the `tokenizers` library, whose copies are exact.
+            ConfigError: The tokenizer is not of the `tokenizers` library, so it cannot be copied exactly.
         """
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "to_str"):
@@ -37,7 +38,7 @@ class PlainTextTokenizer:
         self._plain = _without_added_tokens(backend)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, none of which is an added token."""
+        """Return the ids of each text; none of them is an added token."""
         found = [encoding.ids for encoding in self._plain.encode_batch(list(texts), add_special_tokens=False)]
         return [
             ids if self._added.isdisjoint(ids) else self._in_pieces(text)
@@ -45,18 +46,18 @@ class PlainTextTokenizer:
         ]
 
     def _in_pieces(self, text: str) -> list[int]:
-        """For a vocabulary that holds an added token as a word of its own: the text, cut where it comes out."""
+        """Tokenise a text whose ordinary tokens include an added one: cut inside that token and tokenise both parts."""
         encoding = self._plain.encode(text, add_special_tokens=False)
         place = next(n for n, token in enumerate(encoding.ids) if token in self._added)
         start, end = encoding.offsets[place]
-        if end - start < 2:  # a single character: there is no other way to write it
+        if end - start < 2:  # a single character cannot be cut
             return [token for token in encoding.ids if token not in self._added]
         middle = (start + end) // 2
         return [token for ids in self([text[:middle], text[middle:]]) for token in ids]
 
 
 def plain_text_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> PlainTextTokenizer:
-    """The `PlainTextTokenizer` of a tokenizer; made once, for copying takes a second with large vocabularies."""
+    """Return the `PlainTextTokenizer` of a tokenizer; it is kept, because copying a large vocabulary takes a second."""
     if tokenizer not in _known:
         _known[tokenizer] = PlainTextTokenizer(tokenizer)
     return _known[tokenizer]

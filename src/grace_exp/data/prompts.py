@@ -1,8 +1,8 @@
 """Prompts as token ids: the chat template around a text, and where pooling starts.
 
-A prompt is three runs of tokens, head + text + tail. Head and tail come from the chat template and are tokenised once;
-the text is tokenised alone and never as control tokens, so a text that spells `<|im_end|>` cannot end its own turn, an
-over-long text is cut at its own end, and the boundary between the system prompt and the rest is known exactly.
+A prompt is three runs of tokens: head + text + tail. Head and tail come from the chat template and are tokenised once.
+The text is tokenised separately and never as control tokens. So a text that contains `<|im_end|>` cannot end its turn,
+a long text is cut at its own end, and the boundary between the system prompt and the rest is known exactly.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from grace_exp.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_MARK = "grace\u2403exp"  # a text no template contains; the control picture keeps tokenisers from caring
+_MARK = "grace\u2403exp"  # no template contains this text; tokenisers do not treat the control picture specially
 _PROBES = ("A text.", "Zwei Wörter, 3 numbers\nand a line break", "¿Qué? 東京")
 
 
@@ -45,7 +45,7 @@ class _Frame:
 
 
 class RoleText(NamedTuple):
-    """A text to build a prompt for: its role, and the source whose instructions it has; null: the prompt's own."""
+    """A text to build a prompt for: its role, and the source whose instructions apply; None: those of the prompt."""
 
     role: Role
     text: str
@@ -55,8 +55,9 @@ class RoleText(NamedTuple):
 class PromptBuilder:
     """Turns (role, text) into a `Prompt` with the model's own chat template.
 
-    Pooling starts after the system message. Where there is none of its own (the template merges the system prompt into
-    the user's turn, does not end it at the end of a token, or `config.system` is null), it starts with the text.
+    Pooling starts after the system message. It starts with the text if there is no separate system message: the
+    template
+    merges the system prompt into the user's turn, does not end it at a token boundary, or `config.system` is null.
     """
 
     def __init__(
@@ -71,15 +72,15 @@ class PromptBuilder:
         """Render and tokenise the template of every role.
 
         Args:
-            tokenizer: Of the backbone, with its chat template.
-            config: System prompt, instructions and the limit.
+            tokenizer: The backbone's tokenizer, with its chat template.
+            config: System prompt, instructions and the token limit.
             template_kwargs: Variables of the chat template, such as `date_string`.
-            instructions: Of single sources, by name; a role that a source says nothing of has that of `config`.
+            instructions: Instructions of single sources, by name; for other roles those of `config` apply.
             allow_empty: Whether an empty text gets the bare template; in training it is an error.
 
         Raises:
             ConfigError: The tokenizer has no chat template, the template alters the text, template and text cannot be
-                tokenised apart, or the template alone fills `config.max_tokens`.
+                tokenised separately, or the template alone fills `config.max_tokens`.
         """
         self._tokenizer = tokenizer
         self._plain = plain_text_tokenizer(tokenizer)
@@ -97,19 +98,19 @@ class PromptBuilder:
                 self._frames[source, role] = self._frame(config.system, by_role[role] or everywhere[role])
 
     def __call__(self, role: Role, text: str) -> Prompt:
-        """The prompt of one text. Outer white space of the text is dropped."""
+        """Return the prompt of one text. White space around the text is dropped."""
         return self.many([RoleText(role, text)])[0]
 
     def frame(self, role: Role) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """What stands around a text of the role: tokens before it, tokens behind it, and where pooling starts."""
+        """Return what surrounds a text of the role: tokens before it, tokens after it, and where pooling starts."""
         frame = self._frames[None, role]
         return frame.head, frame.tail, frame.pool_start
 
     def many(self, texts: Iterable[RoleText | tuple[Role, str]]) -> list[Prompt]:
-        """The prompts of several texts, tokenised in one call.
+        """Return the prompts of several texts, tokenised in one call.
 
         Raises:
-            DataError: A text is empty, and none may be.
+            DataError: A text is empty, and `allow_empty` is false.
         """
         role_texts = [RoleText(*given) for given in texts]
         role_texts = [given._replace(text=given.text.strip()) for given in role_texts]
@@ -127,21 +128,21 @@ class PromptBuilder:
         return self._frames.get((source, role)) or self._frames[None, role]
 
     def text_lengths(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text as it stands in a prompt that has room for it."""
+        """Return the number of tokens of each uncut text in a prompt."""
         return [len(ids) for ids in self._encode([text.strip() for text in texts])]
 
     def room(self, role: Role) -> int:
-        """How many tokens of a text fit into any prompt of the role, whatever the source."""
+        """Return how many tokens of a text fit into any prompt of the role, for every source."""
         frames = [frame for (_, other), frame in self._frames.items() if other is role]
         return self._max_tokens - max(len(frame.head) + len(frame.tail) for frame in frames)
 
     def text_span(self, role: Role, prompt: Prompt) -> tuple[int, int]:
-        """First token of the user's text in a prompt of this builder, and the first token behind it."""
+        """Return the positions in a prompt of the user text's first token and of the first token after the text."""
         frame = self._frames[None, role]
         return len(frame.head), len(prompt.token_ids) - len(frame.tail)
 
     def text_ids(self, role: Role, prompt: Prompt) -> tuple[int, ...]:
-        """The tokens of the user's text in a prompt of this builder, without those that were cut."""
+        """Return the tokens of the user's text in a prompt of this builder, without those that were cut."""
         return prompt.token_ids[slice(*self.text_span(role, prompt))]
 
     def _join(self, frame: _Frame, text_ids: list[int]) -> Prompt:
@@ -170,8 +171,8 @@ class PromptBuilder:
                 f"uses a variable that it is not given ({error}): give it in backbone.template_kwargs"
             ) from error
         except TemplateError:
-            raise  # how templates refuse a role or an order of roles
-        except Exception as error:  # of Python, from inside the template; of transformers, for one without a default
+            raise  # templates refuse a role or an order of roles in this way
+        except Exception as error:  # errors of Python in the template, or of transformers
             raise self._template_problem(f"cannot be rendered: {str(error).partition(chr(10))[0]}") from error
         assert isinstance(rendered, str)  # tokenize=False
         return rendered
@@ -187,7 +188,7 @@ class PromptBuilder:
         except TemplateError:
             return None
         except ConfigError as problem:
-            if isinstance(problem.__cause__, UndefinedError):  # of a template that looks for a message of another role
+            if isinstance(problem.__cause__, UndefinedError):  # the template looks for a message of another role
                 return None
             raise
 
@@ -222,18 +223,18 @@ class PromptBuilder:
         return _Frame(tuple(head_ids), tuple(tail_ids), pool_start)
 
     def _template_parts(self, system: str) -> tuple[str, str, str | None]:
-        """The rendered text before and after the user's text, and the system message alone (None without one)."""
+        """Return the rendered text before and after the user's text, and the system message (None without one)."""
         user = {"role": "user", "content": _MARK}
         if not system:
             return (*self._split(self._render_always([user])), None)
         message = {"role": "system", "content": system}
         whole = self._render_if_allowed([message, user], generation=True)
-        if whole is None or system.strip() not in whole:  # no system role: the system prompt opens the user's turn
+        if whole is None or system.strip() not in whole:  # no system role: the system prompt begins the user's turn
             merged = {"role": "user", "content": f"{system}\n{_MARK}"}
             return (*self._split(self._render_always([merged])), None)
         head, tail = self._split(whole)
         alone = self._render_if_allowed([message], generation=False)
-        # Templates that put the system prompt into the user's turn show nothing of it, or only a start token, alone.
+        # A template that puts the system prompt into the user's turn renders it alone as nothing, or as a start token.
         own_message = alone is not None and system.strip() in alone and head.startswith(alone)
         return head, tail, alone if own_message else None
 

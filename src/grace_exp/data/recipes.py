@@ -22,20 +22,20 @@ from grace_exp.data.token_lengths import TokenLengths
 from grace_exp.errors import DataError
 
 VERSION = 1
-"""Part of the fingerprint: raise it when the same rows and settings give other instances or another schedule."""
+"""Part of the fingerprint; raise it when the same rows and settings give other instances or another schedule."""
 
 
 class Recipe:
     """The instances of all sources, one source after the other.
 
     Attributes:
-        seed: Of the schedule.
-        fingerprint: Of the rows' contents and the settings that decide what is trained on (mode, negatives, weights,
-            order of the sources); the same for the same rows in another place, format or file.
+        seed: Seed of the schedule.
+        fingerprint: Digest of the rows' contents and of the settings that decide what is trained on (mode, negatives,
+            weights, order of the sources). It does not depend on where or in which format the rows are stored.
     """
 
     def __init__(self, data: DataConfig, sources: dict[str, LoadedSource], *, seed: int) -> None:
-        """Puts loaded sources together; see `load_recipe`."""
+        """Combine loaded sources; see `load_recipe`."""
         self.seed = seed
         self._sources = sources
         self._names = list(sources)
@@ -59,11 +59,11 @@ class Recipe:
         self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
     def __len__(self) -> int:
-        """Number of instances."""
+        """Return the number of instances."""
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Instance:
-        """The instance at a position from 0; an unsupervised text is its own positive.
+        """Return the instance at a position from 0; an unsupervised text is its own positive.
 
         Raises:
             IndexError: There is no such position.
@@ -74,7 +74,7 @@ class Recipe:
         name = self._names[number]
         rows = self._sources[name].rows
         row = rows[index - (self._ends[number] - len(rows))]
-        if "text" in row:  # of an unsupervised source
+        if "text" in row:  # a row of an unsupervised source
             return Instance(index=index, query=row["text"], positive=row["text"], negatives=(), source=name)
         return Instance(
             index=index,
@@ -85,15 +85,15 @@ class Recipe:
         )
 
     def another(self, index: int, seed: int, without: Collection[int]) -> Instance | None:
-        """An instance drawn from the same source.
+        """Draw another instance from the same source.
 
         Args:
-            index: Of an instance of the source.
-            seed: Of the draw.
-            without: Indices that are not to be drawn.
+            index: Index of an instance of the source.
+            seed: Seed of the draw.
+            without: Indices that must not be drawn.
 
         Returns:
-            The instance; None where the source has no other.
+            The instance; None if the source has no other.
         """
         number = bisect_right(self._ends, index)
         end = self._ends[number]
@@ -106,7 +106,7 @@ class Recipe:
         return self[drawn]
 
     def describe(self) -> dict[str, object]:
-        """Rows and rejected rows of every source, and the fingerprint; for the run's records."""
+        """Return the rows and rejected rows of every source, and the fingerprint, for the run's records."""
         dropped = {name: dict(source.dropped) for name, source in self._sources.items()}
         return {
             "rows": {name: len(source.rows) for name, source in self._sources.items()},
@@ -116,10 +116,10 @@ class Recipe:
         }
 
     def schedule(self, batch_size: int, steps: int) -> Schedule | CurriculumSchedule:
-        """Which instances each step is fed.
+        """Return which instances each step gets.
 
         Raises:
-            DataError: A source has fewer rows than one step takes of it.
+            DataError: A source has fewer rows than one step takes from it.
         """
         texts = (
             joined([source_keys(source, "normalized") for source in self._sources.values()]) if self._distinct else None
@@ -137,7 +137,7 @@ class Recipe:
 
 
 def _weight(data: DataConfig, name: str, source: LoadedSource) -> float:
-    """The weight of a source in the mixture."""
+    """Return the weight of a source in the mixture."""
     match data.weights:
         case "proportional":
             return float(len(source.rows))
@@ -148,16 +148,16 @@ def _weight(data: DataConfig, name: str, source: LoadedSource) -> float:
 
 
 def load_sources(data: DataConfig, *, cache_dir: Path, rejects_path: Path | None) -> dict[str, LoadedSource]:
-    """Loads all sources of a recipe, with all rows that can be used.
+    """Loads all usable rows of a recipe's sources.
 
     Args:
         data: The recipe.
-        cache_dir: Holds prepared rows; shared by runs and processes.
-        rejects_path: Where bad rows are listed; None in processes other than the first.
+        cache_dir: Folder of prepared rows; runs and processes share it.
+        rejects_path: File in which bad rows are listed; None in processes other than the first.
 
     Raises:
         ConfigError, DataError, MissingResourceError: See `load_source`.
-        DataError: More of a source's rows are bad than `data.max_rejected` allows.
+        DataError: The share of bad rows of a source is larger than `data.max_rejected`.
     """
     rejects = RejectLog(rejects_path) if rejects_path is not None else None
     sources = {
@@ -184,19 +184,19 @@ def load_recipe(
     lengths: Callable[[LoadedSource], TokenLengths] | None = None,
     heldout: HeldoutTexts | None = None,
 ) -> Recipe:
-    """Loads all sources of a recipe and leaves out what its filters say.
+    """Loads all sources of a recipe and applies its filters.
 
     Args:
         data: The recipe.
-        seed: Of the run; the schedule derives from it.
-        cache_dir: Holds prepared rows; shared by runs and processes.
-        rejects_path: Where bad rows are listed; None in processes other than the first.
-        lengths: Gives the token lengths of a source's texts; needed where `data.effective_filters.needs_tokens`.
-        heldout: Evaluation texts; needed where `data.leaks` is `drop` or `refuse`.
+        seed: Seed of the run; the schedule derives from it.
+        cache_dir: Folder of prepared rows; runs and processes share it.
+        rejects_path: File in which bad rows are listed; None in processes other than the first.
+        lengths: Returns the token lengths of a source's texts; needed if `data.effective_filters.needs_tokens`.
+        heldout: Evaluation texts; needed if `data.leaks` is `drop` or `refuse`.
 
     Raises:
         ConfigError, DataError, MissingResourceError: See `load_sources` and `clean`.
-        DataError: `data.leaks=refuse`, and training texts are evaluation texts.
+        DataError: `data.leaks=refuse`, and a training text is an evaluation text.
     """
     sources = load_sources(data, cache_dir=cache_dir, rejects_path=rejects_path)
     dropping = heldout if data.leaks == "drop" else None
@@ -208,10 +208,10 @@ def load_recipe(
 
 
 def refuse_leaks(sources: Mapping[str, LoadedSource], heldout: HeldoutTexts) -> None:
-    """Stop where training texts are evaluation texts.
+    """Stop if training texts are evaluation texts.
 
     Raises:
-        DataError: How many there are, and the first.
+        DataError: The message says how many there are, and shows the first.
     """
     for name, source in sources.items():
         leaks = heldout.leaks(source)

@@ -1,4 +1,4 @@
-"""Files behind a URL: fetched once, then read like any other."""
+"""Download files from a URL once, and read them like local files."""
 
 import hashlib
 from pathlib import Path
@@ -9,23 +9,23 @@ from grace_exp.errors import DataError
 
 
 def fetch(name: str, url: str, cache_dir: Path) -> Path:
-    """Download a file into the cache, or find it there; one that has changed at its address is fetched again.
+    """Return a file from the cache; it is downloaded if it is not there, or if it has changed at its address.
 
-    Files of the hub (hf://, https://huggingface.co/) and over HTTP are resumed where a connection broke off, and
-    checked. Other file systems begin anew.
+    Files of the hub (hf://, https://huggingface.co/) and over HTTP are checked, and broken downloads are resumed. Other
+    file systems start again.
 
     Args:
-        name: Of the source in the recipe, for messages.
-        url: Anything that `fsspec` reads: https://, hf://, s3:// (with its package), ...
-        cache_dir: Files go into its folder `downloads`.
+        name: Name of the source in the recipe, for messages.
+        url: Any URL that `fsspec` reads: https://, hf://, s3:// (with its package), ...
+        cache_dir: The file goes into its folder `downloads`.
 
     Raises:
-        DataError: The file cannot be had.
+        DataError: The file cannot be downloaded.
     """
     folder = cache_dir / "downloads"
     try:
         return http_file(url, folder) if _is_plain_http(url) else _by_datasets(url, folder)
-    except Exception as error:  # network, name, rights: every file system raises errors of its own
+    except Exception as error:  # network, name, rights: every file system raises its own errors
         raise DataError(
             f"data.sources.{name}.path={url!r} could not be fetched: {type(error).__name__}: {error}\n"
             f"Fetch it by other means and give the local file: data.sources.{name}.path=FILE"
@@ -33,7 +33,7 @@ def fetch(name: str, url: str, cache_dir: Path) -> Path:
 
 
 def _is_plain_http(url: str) -> bool:
-    """Whether a URL is neither the hub's nor one that the `datasets` library has a way of its own for."""
+    """Whether a URL is plain HTTP: not of the hub, and not one that the `datasets` library handles specially."""
     import datasets
 
     parts = urlsplit(url)
@@ -49,7 +49,7 @@ def _by_datasets(url: str, folder: Path) -> Path:
     wanted = Path(urlsplit(url).path).name
     if found.name == wanted or not Path(wanted).suffix:
         return found
-    # The library names files by digests; the ending, by which compressed files are told, is in the URL.
+    # The library names files by digests; the ending, which tells compressed files, is in the URL.
     link = folder / hashlib.sha256(str(found).encode()).hexdigest()[:32] / wanted
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():

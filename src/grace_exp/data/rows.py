@@ -1,4 +1,4 @@
-"""From a row as read to the texts that are used, or the reason why it cannot be; the log of the latter."""
+"""Take the texts out of a row, or say why it cannot be used; and the log of such rows."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from grace_exp.data.lines import BadRow, Row, describe, undecodable
 from grace_exp.errors import ConfigError
 
 RAW_CHARACTERS = 200
-"""How much of a rejected row is kept."""
+"""How many characters of a rejected row are kept."""
 
 Texts = dict[str, str | list[str]]
 """`query`, `positive`, `negatives` (a list) in supervised data; `text` in unsupervised data."""
@@ -18,10 +18,10 @@ class RejectLog:
     """The file of rejected rows, one JSON object a line: file, line, reason, raw (shortened)."""
 
     def __init__(self, path: Path) -> None:
-        """Starts anew; the file exists once there is a rejected row.
+        """Start anew; the file is created with the first rejected row.
 
         Args:
-            path: In the run folder, usually `rejects.jsonl`. Under several processes only one may write it.
+            path: A path in the run folder, usually `rejects.jsonl`. Only one of several processes may write it.
         """
         self._path = path
         path.unlink(missing_ok=True)
@@ -36,16 +36,16 @@ class RejectLog:
 
 
 def reject_line(label: str, bad: BadRow) -> str:
-    """The rejected row as a line of rejects.jsonl."""
+    """Return the rejected row as a line of rejects.jsonl."""
     raw = bad.raw if len(bad.raw) <= RAW_CHARACTERS else bad.raw[:RAW_CHARACTERS] + "..."
     return json.dumps({"file": label, "line": bad.line, "reason": bad.reason, "raw": raw}) + "\n"
 
 
 def columns(name: str, source: SourceConfig, data: DataConfig) -> tuple[str, ...]:
-    """The columns a source must have.
+    """Return the columns that a source must have.
 
     Raises:
-        ConfigError: Negatives are asked for but the source names no column that holds them.
+        ConfigError: Negatives are asked for, but the source names no column for them.
     """
     if data.mode == "unsupervised":
         return (source.text,)
@@ -60,7 +60,7 @@ def columns(name: str, source: SourceConfig, data: DataConfig) -> tuple[str, ...
 
 
 def texts_of(row: Row, source: SourceConfig, data: DataConfig) -> Texts | BadRow:
-    """Takes the texts out of a row and checks them; surplus negatives are left out."""
+    """Return the checked texts of a row, or why it cannot be used; surplus negatives are left out."""
     try:
         if data.mode == "unsupervised":
             return {"text": _text(row, source.text, data)}
@@ -89,7 +89,7 @@ def _text(row: Row, name: str, data: DataConfig) -> str:
 
 
 def _negatives_key(source: SourceConfig, name: str) -> str:
-    """The setting that asks for negatives."""
+    """Return the setting that asks for negatives."""
     return "data.negatives" if source.negatives is None else f"data.sources.{name}.negatives"
 
 

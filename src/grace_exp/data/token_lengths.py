@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 Counts = NDArray[np.int32]
 
 VERSION = 1
-"""Part of the file's name: raise it when texts are tokenised differently."""
+"""Part of the file's name; raise it when texts are tokenised differently."""
 
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Tokens of the texts of a source, template not counted.
+    """Numbers of tokens of the texts of a source, without the template.
 
     Attributes:
-        query: [rows]; of unsupervised rows the text.
-        positive: [rows]; of unsupervised rows the text.
-        negatives: [rows, most negatives], -1 where a row has fewer.
-        room: Per role, how many tokens of a text fit into a prompt.
+        query: Of queries, [rows]; of unsupervised rows the text's.
+        positive: Of positives, [rows]; of unsupervised rows the text's.
+        negatives: Of negatives, [rows, most negatives], -1 where a row has fewer.
+        room: For each role, how many tokens of a text fit into a prompt.
     """
 
     query: Counts
@@ -40,7 +40,7 @@ class TokenLengths:
     room: Mapping[Role, int]
 
     def of(self, role: str) -> Counts:
-        """Per text of a role, [rows, texts], -1 where there is none."""
+        """Return the numbers of the texts of a role, [rows, texts], -1 where there is none."""
         return {"query": self.query[:, None], "positive": self.positive[:, None], "negative": self.negatives}[role]
 
     def outside(self, role: str, limit: int, *, shorter: bool) -> NDArray[np.bool_]:
@@ -61,13 +61,13 @@ class TokenLengths:
 def token_lengths(
     source: "LoadedSource", prompts: PromptBuilder, tokenizer: str, advance: Callable[[int], None] | None = None
 ) -> TokenLengths:
-    """Tokenise every text of a prepared source once; the counts are kept beside the rows.
+    """Tokenise every text of a prepared source once; the counts are stored beside the rows.
 
     Args:
-        source: As `load_source` gives it, or cleaned.
-        prompts: Of the run's backbone and prompt.
-        tokenizer: What identifies the tokenizer, such as its digest.
-        advance: Told how many more rows are done.
+        source: A source from `load_source`, or cleaned.
+        prompts: The prompts of the run's backbone.
+        tokenizer: An identifier of the tokenizer, such as its digest.
+        advance: Called with the number of rows that are newly done.
     """
     name = hashlib.sha256(f"{VERSION} {tokenizer}".encode()).hexdigest()[:16]
 

@@ -40,17 +40,17 @@ class WordNetClassRow(TypedDict):
 
 
 def wordnet_path(split: Literal["train", "dev", "test"]) -> Path:
-    """The JSONL file of a split; no lemma of one split's synsets occurs in another split."""
+    """Return the JSONL file of a split; no lemma of one split's synsets occurs in another split."""
     return Path(__file__).with_name("wordnet") / f"{split}.jsonl"
 
 
 def load_wordnet(split: Literal["train", "dev", "test"]) -> list[WordNetRow]:
-    """All rows of a split, in the order of the file (a hash's, so the first rows are a fair sample)."""
+    """Return all rows of a split in the order of the file; a hash orders it, so the first rows are a fair sample."""
     with wordnet_path(split).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def load_wordnet_classes() -> list[WordNetClassRow]:
-    """60 definitions of each of 10 classes, mixed (the first rows are a fair sample)."""
+    """Return 60 definitions of each of 10 classes, mixed, so that the first rows are a fair sample."""
     with wordnet_path("test").with_name("classes.jsonl").open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
