@@ -1,4 +1,4 @@
-"""From rewards to a loss: pure functions that know no model."""
+"""Turn rewards into a loss: pure functions without a model."""
 
 from grace_exp.objective.kl import KL_ESTIMATORS
 from grace_exp.objective.loss_inputs import AdvantageInputs, Algorithm, LossFunction, LossInputs

@@ -4,8 +4,8 @@
     loss  = - min(ratio_t A_i, clip(ratio_t, 1 - clip_low, 1 + clip_high) A_i)    + coefficient x KL_t
 
 Source: DeepSeekMath, arXiv 2402.03300 (group_std, sequence_mean, k3 in the loss). GRACE, arXiv 2510.04506,
-minimises the token mean with advantages that are centred only (METHOD, section 2): the preset `grpo`; `grpo_std` is the
-original.
+minimises the token mean with centred advantages (METHOD, section 2): this is the preset `grpo`. The preset `grpo_std`
+is the original.
 """
 
 from grace_exp.objective.advantage import group_relative

@@ -4,8 +4,8 @@
     A_i   = (r_i - mean of the group's r) / std of the group's r
     loss  = - min(s_i A_i, clip(s_i, 1 - clip_low, 1 + clip_high) A_i), mean over rationales
 
-Every token carries its rationale's loss, so that aggregation=sequence_mean, which the preset sets, gives the mean over
-rationales. The ratio's mean over many tokens moves little: the paper's clip range is [1 - 3e-4, 1 + 4e-4].
+Every token has its rationale's loss, so aggregation=sequence_mean, which the preset sets, gives the mean over
+rationales. A mean over many tokens varies little, so the paper's clip range is [1 - 3e-4, 1 + 4e-4].
 Source: arXiv 2507.18071, equations 5 to 7.
 """
 
@@ -20,14 +20,14 @@ from grace_exp.objective.surrogate import clipped, counted
 
 
 def sequence_ratio_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate of the sequence ratio.
+    """Return the clipped surrogate of the sequence ratio.
 
     Args:
         inputs: One micro-batch.
-        config: Clip range and what every loss adds.
+        config: The clip range, and what every loss adds.
 
     Returns:
-        Summed loss and metrics, as `surrogate.summed_loss`; `ratio` is s_i, once a token.
+        Summed loss and metrics, as in `surrogate.summed_loss`; `ratio` is s_i, counted once a token.
     """
     tokens = counted(inputs)
     lengths_N = inputs.counted_NT.sum(dim=1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Truncated importance sampling between the engine that wrote and the policy that is trained.
+"""Truncated importance sampling between the engine that wrote the rationales and the policy that is trained.
 
 Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"
 (https://fengyao.notion.site/off-policy-rl), where the weight is min(pi_trainer / pi_engine, C).
@@ -12,22 +12,22 @@ from grace_exp.objective.kl import bounded_log_ratio
 
 
 def row_sums(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sums of `values` `[tokens]` by their rationale `rows` `[tokens]`, `[count]`."""
+    """Return the sums of `values` `[tokens]` over each rationale, `[count]`; `rows` `[tokens]` are the rationales."""
     return values.new_zeros(count).index_add(0, rows, values)
 
 
 def importance_weights(old: Tensor, engine: Tensor, rows: Tensor, count: int, config: ImportanceConfig) -> Tensor:
-    """Weight of every token before the cap: its own probability ratio, or that of its whole rationale.
+    """Return the weight of every token before the cap: its own probability ratio, or that of its whole rationale.
 
     Args:
-        old: Log-probs under the trainer's weights that the engine was given, `[tokens]` nats.
-        engine: Those of the engine, finite, `[tokens]` nats.
+        old: The trainer's log-probs under the weights that the engine was given, `[tokens]` nats.
+        engine: The engine's log-probs, finite, `[tokens]` nats.
         rows: Rationale of each token, `[tokens]`.
         count: Number of rationales.
         config: Its mode is token or sequence.
 
     Returns:
-        `[tokens]`; the log-ratio is bounded so that none is infinite. Apply `config.cap` with `clamp(max=...)`.
+        `[tokens]`; log-ratios are bounded, so that no weight is infinite. Apply `config.cap` with `clamp(max=...)`.
     """
     if config.mode == "token":
         return bounded_log_ratio(old, engine).exp()

@@ -1,6 +1,6 @@
-"""What advantages and policy losses are computed from, and what an algorithm is.
+"""The inputs of advantages and policy losses, and the parts of an algorithm.
 
-The capitals behind a tensor's name are its dimensions; CONTRIBUTING.md lists them.
+The capital letters at the end of a tensor's name are its dimensions; CONTRIBUTING.md lists them.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from grace_exp.config.objective import ObjectiveConfig
 
 @dataclass(frozen=True, eq=False)
 class AdvantageInputs:
-    """All groups of a step, over all processes: means and deviations over a share of them would be others.
+    """All groups of a step, over all processes: means and deviations over a share of them would differ.
 
     Attributes:
         rewards_GK: `[groups, K]`.
-        kept_GK: False for rationales that take no part, in advantages, means and deviations, `[groups, K]` bool.
+        kept_GK: False for rationales that are left out of advantages, means and deviations, `[groups, K]` bool.
         lengths_GK: Rationale lengths, `[groups, K]` tokens.
-        max_tokens: The longest a rationale may be.
+        max_tokens: Token limit of a rationale.
         baseline_G: Reward of the greedy rationale, `[groups]`; for `remax`.
         reference_kl_GK: Estimated KL to the reference, summed over the rationale, `[groups, K]` nats; for a penalty in
             the reward.
@@ -37,7 +37,7 @@ class AdvantageInputs:
     reference_kl_GK: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check what would otherwise broadcast."""
+        """Check shapes that would otherwise broadcast."""
         shape = self.rewards_GK.shape
         _require(shape, kept_GK=self.kept_GK, lengths_GK=self.lengths_GK, reference_kl_GK=self.reference_kl_GK)
         _require(shape[:1], baseline_G=self.baseline_G)
@@ -49,15 +49,16 @@ class LossInputs:
     """One micro-batch of rationales.
 
     Attributes:
-        logprobs_NT: Of the sampled tokens under the policy being trained, `[N, T]` nats; carries the gradient.
-        old_logprobs_NT: Under the policy the update started from, `[N, T]` nats.
-        advantages_N: One per rationale, `[N]`.
-        mask_NT: True at the rationale's tokens, `[N, T]` bool. Where it is False the others may hold anything.
-        reference_logprobs_NT: Under the reference model, `[N, T]` nats, or None where there is none.
-        engine_logprobs_NT: As the engine that wrote the tokens reported them, `[N, T]` nats; a token whose value is nan
+        logprobs_NT: Log-probs of the sampled tokens under the policy being trained, `[N, T]` nats; with gradient.
+        old_logprobs_NT: Log-probs under the policy before the update, `[N, T]` nats.
+        advantages_N: Advantage of each rationale, `[N]`.
+        mask_NT: True at the rationale's tokens, `[N, T]` bool. Elsewhere the other tensors may hold any value.
+        reference_logprobs_NT: Log-probs under the reference model, `[N, T]` nats, or None if there is none.
+        engine_logprobs_NT: Log-probs from the engine that wrote the tokens, `[N, T]` nats; a token whose value is nan
             or infinite is left out. None: every token of the mask counts.
-        entropy_NT: Of the policy's distribution at each token, `[N, T]` nats; carries the gradient. None without bonus.
-        kept_N: False for rationales that are left out, `[N]` bool; None: none is.
+        entropy_NT: Entropy of the policy's distribution at each token, `[N, T]` nats; with gradient. None without
+            bonus.
+        kept_N: False for rationales that are left out, `[N]` bool; None: all are kept.
 
     Raises:
         ValueError: Shapes do not agree, or `mask` or `kept` is not bool.
@@ -73,7 +74,7 @@ class LossInputs:
     kept_N: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check what would otherwise broadcast, or index, into a wrong loss."""
+        """Check shapes and types that would otherwise broadcast, or index, into a wrong loss."""
         shape = self.logprobs_NT.shape
         _require(
             shape,
@@ -88,24 +89,25 @@ class LossInputs:
 
     @property
     def counted_NT(self) -> Tensor:
-        """Tokens that the loss and its denominator are made of, `[N, T]` bool."""
+        """Tokens that count in the loss and its denominator, `[N, T]` bool."""
         return counted_tokens(self.mask_NT, self.kept_N, self.engine_logprobs_NT)
 
 
 LossFunction = Callable[[LossInputs, ObjectiveConfig], tuple[Tensor, dict[str, Tensor]]]
-"""From inputs to a summed loss (divide by `aggregate.denominator`), and metrics summed over the counted tokens."""
+"""A function from inputs to a summed loss (divide by `aggregate.denominator`), and metrics summed over counted
+tokens."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How rewards become advantages, and advantages a loss.
+    """How rewards become advantages, and advantages become a loss.
 
     Attributes:
-        advantages: From inputs whose rewards are shaped already to `[groups, K]`, 0 where not kept.
-        loss: Summed over a micro-batch.
-        refresh: For algorithms whose advantages depend on the policy being updated: from rewards and log-ratios of the
-            rationales (present policy against `kl.anchor`), both `[groups, K]`, and `kept` to `[groups, K]`, computed
-            before each update.
+        advantages: From inputs with shaped rewards to advantages `[groups, K]`, 0 where not kept.
+        loss: The loss, summed over a micro-batch.
+        refresh: For algorithms whose advantages depend on the policy being updated, computed before each update: from
+            rewards and log-ratios of the rationales (present policy against `kl.anchor`), both `[groups, K]`, and
+            `kept`, to advantages `[groups, K]`.
     """
 
     advantages: Callable[[AdvantageInputs, ObjectiveConfig], Tensor]
@@ -114,7 +116,7 @@ class Algorithm:
 
 
 def counted_tokens(mask_NT: Tensor, kept_N: Tensor | None, engine_logprobs_NT: Tensor | None) -> Tensor:
-    """`mask_NT` without rationales that are not kept and without tokens whose engine log-prob is not finite."""
+    """Return `mask_NT` without rationales that are not kept and without tokens whose engine log-prob is not finite."""
     if kept_N is not None:
         mask_NT = mask_NT & kept_N[:, None]
     if engine_logprobs_NT is not None:

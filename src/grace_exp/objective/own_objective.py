@@ -1,4 +1,4 @@
-"""An objective of the user's own: advantages, a loss, or both; what is not given is GRPO's."""
+"""An objective that the user writes: advantages, a loss, or both; GRPO's replace what is not given."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,11 @@ from grace_exp.objective.surrogate import clipped_loss
 
 
 class CustomObjectiveError(GraceError):
-    """A function of the user's own gave something that is no advantage or no loss."""
+    """A user's function returned something that is not an advantage or a loss."""
 
 
 def custom_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
-    """What the user's function gives, checked; GRPO's without one.
+    """Return the advantages of the user's function, checked; GRPO's without one.
 
     Args:
         inputs: All groups of the step.
@@ -30,7 +30,7 @@ def custom_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tenso
 
     Raises:
         ConfigError: There is no such function.
-        CustomObjectiveError: It gave no tensor, one of another shape, or nan or inf.
+        CustomObjectiveError: It did not return a tensor of this shape, or values are nan or inf.
     """
     custom = _custom(config)
     if custom.advantages is None:
@@ -52,7 +52,7 @@ def custom_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tenso
 
 
 def custom_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the user's function gives, checked; GRPO's without one.
+    """Return the loss of the user's function, checked; GRPO's without one.
 
     Args:
         inputs: One micro-batch.
@@ -60,11 +60,11 @@ def custom_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, di
             metrics summed over them.
 
     Returns:
-        Loss and metrics. A loss of nan or inf is reported by the update, as any algorithm's.
+        Loss and metrics. The update reports a loss of nan or inf, as for any algorithm.
 
     Raises:
         ConfigError: There is no such function.
-        CustomObjectiveError: It gave something else.
+        CustomObjectiveError: It returned something else.
     """
     custom = _custom(config)
     if custom.loss is None:
@@ -87,7 +87,7 @@ def try_custom_objective(config: ObjectiveConfig, max_tokens: int) -> None:
 
     Raises:
         ConfigError: There is no such function.
-        CustomObjectiveError: It cannot be used, or it raised.
+        CustomObjectiveError: They returned something unusable, or raised.
     """
     custom, draw = _custom(config), torch.Generator().manual_seed(0)
     groups, samples, tokens = 3, 4, 5
@@ -107,7 +107,7 @@ def try_custom_objective(config: ObjectiveConfig, max_tokens: int) -> None:
         )
     except GraceError:
         raise
-    except Exception as error:  # whatever the user's functions raise
+    except Exception as error:  # the user's functions may raise anything
         raise CustomObjectiveError(
             f"objective.custom ({custom.path}) raised {type(error).__name__}: {error} when it was tried with made-up "
             f"rationales of {groups} groups, K = {samples}"

@@ -1,4 +1,4 @@
-"""The algorithms by name, and what a step must bring for each."""
+"""The algorithms by name, and which inputs each needs."""
 
 from dataclasses import replace
 
@@ -24,22 +24,22 @@ ALGORITHMS: dict[str, Algorithm] = {
 
 
 def needs_greedy_baseline(config: ObjectiveConfig) -> bool:
-    """Whether `AdvantageInputs.baseline_G` must be given."""
+    """Whether the algorithm needs `AdvantageInputs.baseline_G`."""
     return config.algorithm == "remax"
 
 
 def needs_reference(config: ObjectiveConfig) -> bool:
-    """Whether there must be a reference model."""
+    """Whether the objective needs a reference model."""
     return config.kl.coefficient > 0 and config.kl.anchor == "reference"
 
 
 def needs_reference_kl(config: ObjectiveConfig) -> bool:
-    """Whether `AdvantageInputs.reference_kl_GK` must be given: for a penalty in the reward, known before the update."""
+    """Whether it needs `AdvantageInputs.reference_kl_GK`: for a penalty in the reward, known before the update."""
     return config.kl.coefficient > 0 and config.kl.placement == "reward" and config.algorithm != "copg"
 
 
 def shaped_rewards(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
-    """Rewards with the punishment of length and the penalty in the reward.
+    """Return rewards with the punishment of length and the KL penalty, if it is in the reward.
 
     Args:
         inputs: All groups of the step.
@@ -49,7 +49,7 @@ def shaped_rewards(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
         `[groups, K]`, of the type of `inputs.rewards_GK`.
 
     Raises:
-        ValueError: The penalty asks for `reference_kl`.
+        ValueError: The penalty needs `reference_kl`, which is None.
     """
     rewards_GK = inputs.rewards_GK
     if config.overlong is not None:
@@ -62,7 +62,7 @@ def shaped_rewards(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
 
 
 def compute_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
-    """Shape the rewards and hand them to the configured algorithm.
+    """Shape the rewards and compute the advantages of the configured algorithm.
 
     Args:
         inputs: All groups of the step, over all processes.
@@ -72,7 +72,7 @@ def compute_advantages(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tens
         `[groups, K]`; 0 where not kept.
 
     Raises:
-        ValueError: An input that the configuration asks for is None.
+        ValueError: An input that the settings need is None.
     """
     shaped = replace(inputs, rewards_GK=shaped_rewards(inputs, config))
     return ALGORITHMS[config.algorithm].advantages(shaped, config)

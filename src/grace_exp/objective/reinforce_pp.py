@@ -4,9 +4,10 @@
     reinforce_pp_baseline   A_i = a_i / std of the batch's a,      a_i = r_i - mean of the group's r
     loss                    - min(ratio_t A_i, clip(ratio_t) A_i), token mean
 
-The source also takes off the batch's mean of a, which is zero. advantage_scale=batch_std, which the presets set, is the
-division. The source's KL is k1 in the reward in the first, k2 in the loss in the second; the first subtracts from each
-token's reward what its later tokens cost, here the whole rationale's cost is subtracted: its expectation is the same.
+The source also subtracts the batch's mean of a, which is zero. advantage_scale=batch_std, which the presets set, is the
+division. The source's KL is k1 in the reward for the first, and k2 in the loss for the second. The first subtracts
+from each token's reward the cost of its later tokens. Here the whole rationale's cost is subtracted, which has the same
+expectation.
 Source: arXiv 2501.03262.
 """
 
@@ -19,7 +20,7 @@ from grace_exp.objective.surrogate import clipped_loss
 
 
 def batch_relative(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
-    """Centred over the kept of the whole batch and scaled by `advantage_scale`, `[groups, K]`."""
+    """Return rewards centred over the batch's kept and scaled by `advantage_scale`, `[groups, K]`."""
     everything = (inputs.rewards_GK.reshape(1, -1), inputs.kept_GK.reshape(1, -1))
     centred_GK = group_centred(*everything).view(inputs.rewards_GK.shape)
     return scaled(centred_GK, inputs.kept_GK, config.advantage_scale)

@@ -3,7 +3,7 @@
     A_i   = r_i - r(greedy rationale of the same prompt)
     loss  = - A_i x sum over t of log pi(token t)
 
-The baseline costs one more rationale a prompt and needs no group: K = 1 is enough.
+The baseline costs one more rationale per prompt and needs no group: K = 1 is enough.
 Source: arXiv 2310.10505.
 """
 
@@ -17,10 +17,10 @@ from grace_exp.objective.surrogate import score_function_loss
 
 
 def greedy_baseline(inputs: AdvantageInputs, config: ObjectiveConfig) -> Tensor:
-    """Less the greedy rationale's reward, scaled by `advantage_scale` (none in the source), `[groups, K]`.
+    """Return rewards minus the greedy rationale's, scaled by `advantage_scale` (none in the source), `[groups, K]`.
 
     Raises:
-        ValueError: There is no greedy baseline.
+        ValueError: `baseline_G` is None.
     """
     if inputs.baseline_G is None:
         raise ValueError("objective.algorithm=remax needs the greedy rationales' rewards")

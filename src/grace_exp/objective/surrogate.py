@@ -1,4 +1,4 @@
-"""The two losses that algorithms share, and what every loss adds: importance weights, KL, entropy, aggregation."""
+"""The two losses that algorithms share, and the parts of every loss: importance weights, KL, entropy, aggregation."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ class CountedTokens:
     Attributes:
         logprobs: `[tokens]` nats, with gradient.
         old: `[tokens]` nats.
-        advantages: Of the token's rationale, `[tokens]`.
-        rows: The token's rationale, `[tokens]`.
+        advantages: Advantage of the token's rationale, `[tokens]`.
+        rows: Number of the token's rationale, `[tokens]`.
     """
 
     logprobs: Tensor
@@ -30,7 +30,7 @@ class CountedTokens:
 
 
 def counted(inputs: LossInputs) -> CountedTokens:
-    """Select what counts. Selecting, not multiplying by the mask: padding may hold nan, and 0 x nan is nan."""
+    """Select the counted tokens. A product with the mask would not do: padding may be nan, and 0 x nan is nan."""
     counted_NT = inputs.counted_NT
     rows = counted_NT.nonzero()[:, 0]
     return CountedTokens(
@@ -42,11 +42,11 @@ def counted(inputs: LossInputs) -> CountedTokens:
 
 
 def clipped_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) per token (PPO, arXiv 1707.06347).
+    """Return -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), summed over tokens (PPO, arXiv 1707.06347).
 
     Args:
         inputs: One micro-batch.
-        config: Clip range and what `summed_loss` adds.
+        config: The clip range, and what `summed_loss` adds.
 
     Returns:
         As `summed_loss`.
@@ -58,7 +58,7 @@ def clipped_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, d
 def clipped(
     tokens: CountedTokens, ratio: Tensor, inputs: LossInputs, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The clipped surrogate for a probability ratio `[tokens]` of the caller's; adds the metric `clipped`."""
+    """Return the clipped surrogate for the caller's probability ratio `[tokens]`; it adds the metric `clipped`."""
     objective = ratio * tokens.advantages
     clipped_objective = ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * tokens.advantages
     loss, metrics = summed_loss(tokens, -torch.minimum(objective, clipped_objective), ratio, inputs, config)
@@ -66,7 +66,7 @@ def clipped(
 
 
 def score_function_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """-A log pi per token (REINFORCE): no ratio, no clip.
+    """Return -A log pi, summed over tokens (REINFORCE), without ratio and clip.
 
     Args:
         inputs: One micro-batch.
@@ -83,15 +83,15 @@ def score_function_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Te
 def summed_loss(
     tokens: CountedTokens, surrogate: Tensor, ratio: Tensor, inputs: LossInputs, config: ObjectiveConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Importance weight x surrogate + KL coefficient x KL - entropy coefficient x entropy, summed with token weights.
+    """Return importance weight x surrogate + KL coefficient x KL - entropy coefficient x entropy, summed with weights.
 
-    A sum, so that it adds up over micro-batches: divide by `aggregate.denominator`.
+    It is a sum, so that micro-batches can be added: divide by `aggregate.denominator`.
 
     Args:
-        tokens: What counts.
+        tokens: The counted tokens.
         surrogate: The algorithm's loss of each token, `[tokens]`.
         ratio: Present to old probability, `[tokens]`, for the metric.
-        inputs: For what else there is of the tokens.
+        inputs: The micro-batch, for its other tensors.
         config: Importance, KL, entropy and aggregation.
 
     Returns:
@@ -100,7 +100,7 @@ def summed_loss(
         (the weights), `kl_reference` (the configured estimator) and `entropy`.
 
     Raises:
-        ValueError: The configuration asks for reference log-probs, engine log-probs or entropies that are not there.
+        ValueError: The settings need reference log-probs, engine log-probs or entropies that are None.
     """
     counted_NT = inputs.counted_NT
     weights = token_weights(counted_NT, config, tokens.logprobs.dtype)

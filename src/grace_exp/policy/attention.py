@@ -1,7 +1,8 @@
-"""Attention of packed rows without a dense mask: FlexAttention behind a block mask.
+"""Attention of packed rows without a dense mask: FlexAttention with a block mask.
 
-A dense mask costs rows x width^2 bytes and more in each layer, and rules out the kernels that skip what is masked. A
-block mask says of blocks of 128 x 128 whether they are needed at all. Everything else, decoding too, stays with SDPA.
+A dense mask takes rows x width^2 bytes or more in each layer, and excludes kernels that skip masked positions. A block
+mask says for each block of 128 x 128 positions whether it is needed at all. All other attention, also in decoding,
+stays with SDPA.
 """
 
 import functools
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "sdpa_or_flex"
-"""Of the implementation among transformers' attention functions."""
+"""Name of the implementation among transformers' attention functions."""
 
 
 def use_flex_for_block_masks(model: "PreTrainedModel") -> None:
-    """Let a model read block masks by FlexAttention, and everything else by SDPA as before."""
+    """Let a model use FlexAttention for block masks, and SDPA for everything else."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -29,10 +30,10 @@ def use_flex_for_block_masks(model: "PreTrainedModel") -> None:
 
 
 def block_mask(block: Tensor) -> BlockMask:
-    """The mask of packed rows, as `MicroBatch.attention_mask` but by blocks.
+    """Return the mask of packed rows, like `MicroBatch.attention_mask` but by blocks.
 
     Args:
-        block: What a token belongs to, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
+        block: What each token belongs to, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
     """
     rows, width = block.shape
 
@@ -40,7 +41,7 @@ def block_mask(block: Tensor) -> BlockMask:
         of_key = block[row, key]
         return (query >= key) & ((of_key == 0) | (of_key == block[row, query]))
 
-    compiled = block.device.type == "cuda"  # else the mask is made dense for a moment
+    compiled = block.device.type == "cuda"  # uncompiled code builds a dense mask first
     return create_block_mask(visible, rows, None, width, width, device=str(block.device), _compile=compiled)
 
 
@@ -54,7 +55,7 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention interface: [rows, heads, width, head] in, [rows, width, heads, head] out."""
+    """Compute attention by transformers' interface: [rows, heads, width, head] to [rows, width, heads, head]."""
     if not isinstance(attention_mask, BlockMask):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -63,10 +64,10 @@ def _attention(
         )
     if dropout > 0:
         raise ValueError("FlexAttention has no dropout: set hardware.packing=false, or method.dropout=null")
-    # Rotated queries and keys are float32 under autocast, which does not reach FlexAttention.
+    # Under autocast, rotated queries and keys are float32; autocast does not apply to FlexAttention.
     query, key = query.to(value.dtype), key.to(value.dtype)
     ratio = query.shape[1] // key.shape[1]
-    if ratio & (ratio - 1):  # its kernels share keys among a power of two of heads
+    if ratio & (ratio - 1):  # its kernels share keys only among a power of two of heads
         key, value = key.repeat_interleave(ratio, dim=1), value.repeat_interleave(ratio, dim=1)
     kernel = _compiled() if query.device.type == "cuda" else flex_attention
     output: Any = kernel(

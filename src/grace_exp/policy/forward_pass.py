@@ -1,4 +1,4 @@
-"""What forwards give: the embeddings and log-probs of sequences, by micro-batch and in their order."""
+"""Results of forwards: embeddings and log-probs of sequences, by micro-batch and in the sequences' order."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from grace_exp.policy.packing import MicroBatch, Region, TextSequence
 
 @dataclass(frozen=True)
 class Scored:
-    """What the policy says of a list of sequences, in their order.
+    """Embeddings and log-probs of a list of sequences, in their order.
 
     Attributes:
-        embeddings: Per region, float32 [n, hidden].
-        logprobs: Of the rationale tokens, float32 [n, longest], 0 where masked.
+        embeddings: Embeddings by region, float32 [n, hidden].
+        logprobs: Log-probs of the rationale tokens, float32 [n, longest], 0 where masked.
         mask: Which positions are rationale tokens, bool [n, longest].
     """
 
@@ -26,9 +26,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """A micro-batch and what its forward gave: embeddings per region [n, hidden], flat log-probs [tokens].
+    """A micro-batch and the results of its forward: embeddings by region [n, hidden], flat log-probs [tokens].
 
-    `entropy`, flat [tokens], where it was asked for.
+    `entropy` is flat [tokens]; None unless it was asked for.
     """
 
     batch: MicroBatch
@@ -39,7 +39,7 @@ class ForwardPass:
 
 @torch.no_grad()
 def collect(sequences: Sequence[TextSequence], passes: Iterable[ForwardPass]) -> Scored:
-    """What the passes over `sequences` say, in the order of `sequences`, without gradients."""
+    """Return the results of the passes over `sequences` in the order of `sequences`, without gradients."""
     longest = max(len(sequence.completion_ids) for sequence in sequences)
     logprobs = mask = None
     pieces: dict[Region, dict[int, Tensor]] = {}

@@ -6,9 +6,9 @@ from grace_exp.policy.policy import Policy
 
 
 def freeze_beyond_pooling(policy: Policy) -> None:
-    """Freeze the weights that no embedding depends on: layers above `pooling.layer`, and an output head of its own.
+    """Freeze the weights that no embedding depends on: layers above `pooling.layer`, and an untied output head.
 
-    They would get no gradient, for which the exchange between processes would wait.
+    They would get no gradient, and the exchange of gradients between processes would wait for it.
     """
     decoder: Any = policy.causal_lm.get_decoder()
     index = policy.pooling.layer % (len(decoder.layers) + 1)

@@ -1,8 +1,8 @@
-"""Attention on CPUs whose heads share keys and values as they are.
+"""Attention on CPUs in which query heads share keys and values without copies.
 
-In grouped-query attention several query heads read the same keys. Transformers repeats keys and values for each of them
-wherever there is a mask, because CUDA's kernels want it; PyTorch's CPU kernel reads shared ones with any mask. The
-copies were a fifth of the time of decoding, where every token would copy the whole cache.
+In grouped-query attention several query heads read the same keys. With a mask, transformers repeats keys and values
+for each query head, because CUDA's kernels need that. PyTorch's CPU kernel reads shared keys with any mask. The copies
+took a fifth of the time of decoding, where every token would copy the whole cache.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "sdpa_grouped"
-"""Of the implementation among transformers' attention functions."""
+"""Name of the implementation among transformers' attention functions."""
 
 
 def use_grouped_attention(model: "PreTrainedModel") -> None:
-    """Let a model that attends by SDPA do so without repeated keys on CPUs; on other devices it goes on as before.
+    """Let a model that uses SDPA attend without repeated keys on CPUs; on other devices nothing changes.
 
-    One that attends otherwise is left alone.
+    A model with another attention is not changed.
 
     Args:
         model: The language model below any adapters' wrapper.
@@ -33,7 +33,7 @@ def use_grouped_attention(model: "PreTrainedModel") -> None:
 
 
 def register_grouped_attention() -> None:
-    """Make the implementation known to transformers, in this process."""
+    """Register the implementation with transformers in this process."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -42,7 +42,7 @@ def register_grouped_attention() -> None:
 
 
 def attention_name(model: "PreTrainedModel") -> str:
-    """Of a model's attention as results go: shared keys say to the last bit what repeated ones say."""
+    """Return the name of a model's attention; shared and repeated keys count as one, as their results are equal."""
     name = str(model.config._attn_implementation)
     return "sdpa" if name == NAME else name
 
@@ -58,7 +58,7 @@ def _attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention interface: [rows, heads, width, head] in, [rows, width, heads, head] out."""
+    """Compute attention by transformers' interface: [rows, heads, width, head] to [rows, width, heads, head]."""
     wanted = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     causal = bool(wanted) and attention_mask is None and query.shape[2] > 1
     plain = kwargs.get("position_bias") is None and kwargs.get("cache") is None

@@ -1,4 +1,4 @@
-"""Where a language model's hidden states come out."""
+"""Where a language model returns its hidden states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def module_of_layer(model: "PreTrainedModel", layer: int) -> nn.Module:
-    """The module whose output is `hidden_states[layer]` (transformers' numbering: 0 the input, -1 the last).
+    """Return the module whose output is `hidden_states[layer]` (transformers' numbering: 0 the input, -1 the last).
 
-    Of the last layer that is the decoder itself, whose final norm belongs to it.
+    For the last layer this is the decoder itself, which contains the final norm.
     """
     decoder: Any = model.get_decoder()
     count = len(decoder.layers)
@@ -23,16 +23,16 @@ def module_of_layer(model: "PreTrainedModel", layer: int) -> nn.Module:
 
 
 def states_in(output: Any) -> Tensor:
-    """The hidden states [rows, tokens, hidden] in what such a module returns."""
+    """Return the hidden states [rows, tokens, hidden] from the output of such a module."""
     if isinstance(output, Tensor):
         return output
-    states: Tensor = output[0]  # also of transformers' outputs, which begin with `last_hidden_state`
+    states: Tensor = output[0]  # transformers' outputs begin with `last_hidden_state`, too
     return states
 
 
 @contextmanager
 def recorded_layer(model: "PreTrainedModel", layer: int) -> Iterator[list[Tensor]]:
-    """Collects `hidden_states[layer]` (transformers' numbering) of the next forwards, unless it is the last."""
+    """Collect `hidden_states[layer]` (transformers' numbering) of the next forwards; nothing for the last layer."""
     module = module_of_layer(model, layer)
     recorded: list[Tensor] = []
     if module is model.get_decoder():

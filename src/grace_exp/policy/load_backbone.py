@@ -1,4 +1,4 @@
-"""Loading what `backbone=` names: model, tokenizer, adapters."""
+"""Load the model, tokenizer and adapters that `backbone=` names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model and what is needed to talk to it.
+    """A loaded model with its tokenizer and special tokens.
 
     Attributes:
         model: The language model, wrapped by peft if adapters are trained.
         tokenizer: Its tokenizer, with a chat template.
         end_token_ids: Tokens that end the assistant's turn.
-        pad_token_id: Fills shorter rows.
+        pad_token_id: Token that fills shorter rows.
     """
 
     model: "PreTrainedModel"
@@ -41,19 +41,19 @@ class Backbone:
 def load_backbone(
     config: BackboneConfig, *, cache_dir: Path, seed: int, dtype: "torch.dtype", longest: Longest | None = None
 ) -> Backbone:
-    """Load (or make) the backbone and put its adapters on.
+    """Load (or make) the backbone and add its adapters.
 
     Args:
-        config: Which one.
-        cache_dir: Where a converted embedded model is kept.
-        seed: Of the adapters' and the tiny model's initial weights.
-        dtype: Of the weights.
-        longest: What it will read at most; None: not known.
+        config: The backbone's settings.
+        cache_dir: Folder for a converted embedded model.
+        seed: Seed of the initial weights of adapters and of the tiny model.
+        dtype: Precision of the weights.
+        longest: The longest sequence it will read; None: not known.
 
     Raises:
-        MissingResourceError: The model cannot be had here.
-        ConfigError: The tokenizer has no end token, `lora.target_modules` names nothing in the model or what must not
-            be adapted, or the model attends otherwise than its forward here allows.
+        MissingResourceError: The model cannot be loaded on this machine.
+        ConfigError: The tokenizer has no end token; `lora.target_modules` names nothing in the model, or a module that
+            must not be adapted; or the model's attention is not supported.
     """
     import torch
 
@@ -113,10 +113,10 @@ def _load(
 
 
 def load_tokenizer(config: BackboneConfig, cache_dir: Path) -> "PreTrainedTokenizerBase":
-    """The backbone's tokenizer alone, where no model is needed.
+    """Return the backbone's tokenizer without loading the model.
 
     Raises:
-        MissingResourceError: It cannot be had here.
+        MissingResourceError: It cannot be loaded on this machine.
     """
     if config.source == "tiny":
         from grace_exp.policy.tiny import tiny_tokenizer
@@ -137,7 +137,7 @@ def load_tokenizer(config: BackboneConfig, cache_dir: Path) -> "PreTrainedTokeni
 
 
 def _check(config: BackboneConfig, model_config: "PretrainedConfig", longest: Longest | None) -> None:
-    """What can be refused before the weights are read."""
+    """Refuse unsupported models before the weights are read."""
     if longest is not None:
         check_positions(model_config, config.name, longest)
     check_attention(model_config, config.name, longest.tokens if longest is not None else None)
@@ -148,9 +148,9 @@ def _check(config: BackboneConfig, model_config: "PretrainedConfig", longest: Lo
 def _end_tokens(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str, rows: int
 ) -> tuple[int, ...]:
-    """The tokenizer's end token and those the model's authors generate with (Llama 3 has several).
+    """Return the tokenizer's end token and those of the model's generation settings (Llama 3 has several).
 
-    Those beyond the `rows` embeddings cannot be written and are left out.
+    End tokens beyond the `rows` embeddings cannot be written and are left out.
     """
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = configured if isinstance(configured, list) else [configured]

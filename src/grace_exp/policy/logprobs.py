@@ -1,4 +1,4 @@
-"""Log-probs of given tokens without ever holding the logits of a batch."""
+"""Log-probs of given tokens, without the logits of a whole batch in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +13,17 @@ from grace_exp.policy.output_head import Float32Head, OneDnnHead
 def token_logprobs(
     hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: nn.Module, *, chunk: int
 ) -> Tensor:
-    """Log-probs of `targets_P` given the hidden states before them, [tokens] float32 nats.
+    """Return the log-probs of `targets_P` given the hidden states before them, [tokens] float32 nats.
 
-    Logits exist for `chunk` positions at a time, in the backward pass too, where they are computed again: a vocabulary
+    Logits exist for `chunk` positions at a time; the backward pass computes them again in the same way. A vocabulary
     of 151k tokens costs chunk x 0.6 MB instead of tokens x 0.6 MB.
 
     Args:
         hidden_PH: Final hidden states of the predicting positions.
         targets_P: Token ids.
-        temperatures_P: Divides the logits, [tokens].
+        temperatures_P: Temperatures that divide the logits, [tokens].
         head: The output head, hidden -> vocabulary.
-        chunk: Positions at a time.
+        chunk: Number of positions at a time.
     """
     if torch.is_grad_enabled() and hidden_PH.requires_grad and _is_fixed(head, hidden_PH):
         found: Tensor = _FixedHead.apply(hidden_PH, targets_P, temperatures_P, head, chunk)  # type: ignore[no-untyped-call]
@@ -34,7 +34,7 @@ def token_logprobs(
 def token_logprobs_and_entropy(
     hidden_PH: Tensor, targets_P: Tensor, temperatures_P: Tensor, head: nn.Module, *, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """As `token_logprobs`, and the entropy of the distribution that each target was drawn from.
+    """Return the same log-probs, and the entropy of the distribution that each target was drawn from.
 
     Returns:
         Log-probs and entropies of softmax(logits / temperature), both [tokens] float32 nats.
@@ -51,7 +51,7 @@ def _chunked(
     head: nn.Module,
     chunk: int,
 ) -> list[Tensor]:
-    # Splitting no tokens gives one empty chunk, so that there always is a result.
+    # Splitting zero tokens gives one empty chunk, so that there is always a result.
     pieces = zip(hidden_PH.split(chunk), targets_P.split(chunk), temperatures_P.split(chunk), strict=True)
     if torch.is_grad_enabled() and hidden_PH.requires_grad:
         results = [checkpoint(statistic, *piece, head, use_reentrant=False) for piece in pieces]
@@ -77,7 +77,7 @@ def _chunk_logprobs_and_entropy(
 
 
 def _is_fixed(head: nn.Module, hidden_PH: Tensor) -> bool:
-    """Whether a head is a plain float32 product, on this process, that does not train."""
+    """Whether the head is a plain float32 linear layer on this process that is not trained."""
     if type(head) not in (Float32Head, OneDnnHead) or head.bias is not None or head.weight.requires_grad:
         return False
     autocast = torch.is_autocast_enabled(hidden_PH.device.type)
@@ -85,11 +85,11 @@ def _is_fixed(head: nn.Module, hidden_PH: Tensor) -> bool:
 
 
 class _FixedHead(torch.autograd.Function):
-    """Log-probs by a head that does not train.
+    """Log-probs by a head that is not trained.
 
-    The log-prob of a token depends on its own hidden state only, so that its gradient is known as soon as the logits
-    are: (weights of the target - their mean under the distribution) / temperature. It is kept instead of the state, and
-    the backward pass needs no logits again.
+    The log-prob of a token depends only on its own hidden state, so its gradient is known as soon as the logits are:
+    (weights of the target - their mean under the distribution) / temperature. The gradient is kept instead of the
+    state, and the backward pass needs no logits again.
     """
 
     @staticmethod
@@ -110,7 +110,7 @@ class _FixedHead(torch.autograd.Function):
             logprobs_P.append((of_target_P1 - largest_P1 - total_P1.log()).squeeze(1))
             mean_PH = head.product(exponentials_PV, weight_VH.t())
             directions_PH.append((weight_VH[chosen_P] - mean_PH.div_(total_P1)).div_(temperature_P1))
-            del logits_PV, exponentials_PV  # before the next chunk's are there
+            del logits_PV, exponentials_PV  # freed before those of the next chunk are computed
         ctx.save_for_backward(torch.cat(directions_PH))
         return torch.cat(logprobs_P)
 

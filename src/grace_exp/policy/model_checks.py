@@ -1,4 +1,4 @@
-"""What can be said of a model before its weights load: whether it can be read, trained and exported as asked for."""
+"""Check before a model's weights are loaded that it can be read, trained and exported with these settings."""
 
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-"""Layer types that see part of what is before them, and the setting that says how much."""
+"""Layer types that attend to a part of the earlier tokens, and the setting with its length."""
 _MARK = "grace\u2403exp"
 
 
 class BackboneWarning(UserWarning):
-    """A model can be trained, but perhaps not as it was meant."""
+    """A model can be trained, but perhaps not as intended."""
 
 
 def check_attention(config: "PretrainedConfig", name: str, longest: int | None) -> None:
-    """Refuse a model that attends otherwise than every token to all tokens before it.
+    """Refuse a model in which a token does not attend to all tokens before it.
 
-    Packed rows, prompts read once for several rationales and padded prompts rely on that. A window that no sequence
-    fills changes nothing and is allowed.
+    Packed rows, prompts that are read once for several rationales, and padded prompts rely on that. A window longer
+    than every sequence has no effect and is allowed.
 
     Args:
-        config: The model's.
-        name: For the message.
+        config: The model's configuration.
+        name: Name of the model in the message.
         longest: Tokens of the longest prompt and rationale; None: not known, and any window is allowed.
 
     Raises:
-        ConfigError: What the model does instead.
+        ConfigError: The model attends in another way; the message says which.
     """
     text: Any = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
@@ -59,7 +59,7 @@ def check_attention(config: "PretrainedConfig", name: str, longest: int | None) 
 
 
 class Longest(NamedTuple):
-    """The longest prompt and rationale: tokens, and the settings that give them, in words."""
+    """The longest prompt plus rationale: its tokens, and the settings that they come from, in words."""
 
     tokens: int
     made_of: str
@@ -68,15 +68,15 @@ class Longest(NamedTuple):
 def check_positions(config: "PretrainedConfig", name: str, longest: Longest) -> None:
     """Refuse sequences that are longer than the model's positions.
 
-    Beyond them a model with learned positions fails, and any other computes what it was never trained for.
+    Beyond them a model with learned positions fails, and other models compute what they were not trained for.
 
     Args:
-        config: The model's.
-        name: For the message.
-        longest: What it is to read.
+        config: The model's configuration.
+        name: Name of the model in the message.
+        longest: The longest sequence it will read.
 
     Raises:
-        ConfigError: It is longer.
+        ConfigError: The sequence is too long.
     """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and limit > 0 and longest.tokens > limit:
@@ -86,14 +86,14 @@ def check_positions(config: "PretrainedConfig", name: str, longest: Longest) -> 
 def check_shared_weights(config: BackboneConfig, lora: LoraConfig, model_config: "PretrainedConfig") -> None:
     """Refuse adapters on weights that two modules share (tied embeddings and output head).
 
-    An adapter is one module's. Folded into the shared weight it would act in both, so that the exported model would
+    An adapter belongs to one module. Merged into the shared weight it would act in both, so the exported model would
     compute something else than the trained one.
 
     Raises:
-        ConfigError: Names the module and what it shares its weight with.
+        ConfigError: The message names the module and what it shares its weight with.
     """
     if isinstance(lora.target_modules, str) and lora.target_modules == "all-linear":
-        return  # leaves out the head and the embeddings
+        return  # all-linear leaves out the head and the embeddings
     import torch
     from peft import LoraConfig as PeftLoraConfig
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -118,9 +118,9 @@ def check_shared_weights(config: BackboneConfig, lora: LoraConfig, model_config:
 
 
 def exportable(generation: "GenerationConfig") -> "GenerationConfig":
-    """A model's generation settings without those that do not hold together, which transformers refuses to save.
+    """Return a model's generation settings without contradictory ones, which transformers refuses to save.
 
-    Each setting is kept if it is valid beside the ones before it; the kind of search comes first, then its numbers.
+    A setting is kept if it is valid together with those kept before; the kind of search comes first, then its numbers.
     """
     from transformers import GenerationConfig
 
@@ -136,30 +136,30 @@ def exportable(generation: "GenerationConfig") -> "GenerationConfig":
 
 
 def existing_pad(pad: int | None, ends: tuple[int, ...], rows: int) -> int:
-    """A padding id that the embeddings have; what stands at padding is masked, so any will do.
+    """Return a padding id that has an embedding; padding is masked, so any id will do.
 
     Args:
-        pad: The tokenizer's.
+        pad: The tokenizer's padding id.
         ends: End tokens.
-        rows: Of the embeddings.
+        rows: Number of embeddings.
     """
     return next((token for token in (pad, *ends) if token is not None and 0 <= token < rows), 0)
 
 
 def check_template_tokens(tokenizer: "PreTrainedTokenizerBase", ends: tuple[int, ...], name: str, rows: int) -> None:
-    """Look at the tokens of the chat template around a user's text.
+    """Check the tokens that the chat template puts around a user's text.
 
-    Warns where the token that ends a turn is no end token: rationales would run on to their limit.
+    Warn if the token that ends a turn is not an end token: rationales would then run on to their limit.
 
     Raises:
-        ConfigError: The template uses tokens that the model has no embeddings for.
+        ConfigError: The template uses tokens without embeddings.
     """
     try:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
         )
         head, tail = str(rendered).split(_MARK)
-    except Exception:  # of whatever kind: `PromptBuilder`, which must have the template, says what is wrong with it
+    except Exception:  # of any kind; `PromptBuilder`, which needs the template, reports what is wrong with it
         return
     ids: list[int] = tokenizer(head + tail, add_special_tokens=False)["input_ids"]
     beyond = [token for token in ids if token >= rows]

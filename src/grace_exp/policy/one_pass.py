@@ -1,7 +1,7 @@
-"""One pass: embeddings from the hidden states that a text had while its rationale was written.
+"""Embeddings in one pass: from the hidden states that a text had while its rationale was written.
 
-An engine that decodes has computed every hidden state of prompt and rationale already. Pooled on the way, they save the
-forward over both. They are those of the forward up to rounding, which the first batch is made to show.
+An engine that decodes computes every hidden state of prompt and rationale. Pooling them on the way saves a second
+forward over both. The result is that of the forward up to rounding; the first batch is compared to check this.
 """
 
 import logging
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 Setting = bool | Literal["auto"]
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest distance of two embeddings, as a share of their length."""
+"""Largest accepted distance of two embeddings, as a share of their length, by precision."""
 _COMPARED = 8
 
 _log = logging.getLogger(__name__)
 
 
 class OnePass:
-    """Whether and how a policy's embeddings come from an engine that writes with the policy's present weights."""
+    """Decides whether embeddings come from the engine, which must have the policy's present weights."""
 
     def __init__(self, policy: "Policy", setting: Setting) -> None:
-        """Compare with the forward at first use.
+        """Start; the first embeddings are compared with the forward.
 
         Args:
-            policy: Gives the forward.
+            policy: The policy that computes the forward.
             setting: `hardware.one_pass`.
         """
         self._policy = policy
@@ -44,12 +44,12 @@ class OnePass:
         self._compared = False
 
     def wanted(self, engine: object) -> bool:
-        """Whether an engine should be asked for pooled states here and now.
+        """Whether the engine should be asked for pooled states.
 
-        `auto` wants them where both compute products in float32: in bfloat16 the two ways round differently.
+        `auto` asks if both compute products in float32; in bfloat16 the two round differently.
 
         Raises:
-            ConfigError: The setting is `true`, and the engine cannot.
+            ConfigError: The setting is `true`, and the engine cannot pool.
         """
         able = bool(getattr(engine, "pools_states", False))
         if self._setting is True and not able:
@@ -63,22 +63,22 @@ class OnePass:
         return self._setting is True
 
     def rounds_differently(self, engine: object) -> bool:
-        """Whether embeddings in one pass are others than the forward's by more than last bits: in low precision."""
+        """Whether low precision makes embeddings in one pass differ from the forward's by more than the last bits."""
         return self.wanted(engine) and self._dtype in (torch.bfloat16, torch.float16)  # an engine's own is named anyway
 
     def pooling(self, prompt: Prompt) -> StatePooling:
-        """What to ask for."""
+        """Return what the engine should pool for a prompt."""
         pooling = self._policy.pooling
         return StatePooling(prompt.pool_start, pooling.method, pooling.layer)
 
     def embed(
         self, sequences: Sequence[TextSequence], pooled: Sequence[PooledStates | None], regions: Sequence[Region]
     ) -> dict[Region, Tensor]:
-        """As `Policy.embed`: from pooled states where there are any, by a forward otherwise.
+        """Return embeddings as `Policy.embed` does: from pooled states if there are any, otherwise by a forward.
 
         Args:
             sequences: Prompts with rationales.
-            pooled: Of each, or None.
+            pooled: The pooled states of each sequence, or None.
             regions: Pooled regions.
 
         Raises:
@@ -104,7 +104,7 @@ class OnePass:
     def _compare(
         self, sequences: Sequence[TextSequence], pooled: Sequence[PooledStates | None], regions: Sequence[Region]
     ) -> None:
-        """Some sequences, shortest to longest, against the forward; beyond rounding, the forward it is from now on."""
+        """Compare some sequences, shortest to longest, with the forward; beyond rounding, turn one pass off."""
         self._compared = True
         able = [number for number, states in enumerate(pooled) if states is not None]
         able.sort(key=lambda number: len(sequences[number].prompt.token_ids) + len(sequences[number].completion_ids))

@@ -1,8 +1,8 @@
 """Matrix products of linear layers by oneDNN, on CPUs where it is the faster library.
 
-PyTorch multiplies float32 matrices by Intel's MKL, which on other vendors' CPUs runs code for AVX2: 100 GFLOP/s on one
-AMD EPYC core, where oneDNN, which PyTorch ships for compiled models, runs 240 with AVX-512. Both compute in float32
-and add in another order: results differ in their last bits.
+PyTorch multiplies float32 matrices by Intel's MKL. On CPUs of other vendors MKL runs code for AVX2: 100 GFLOP/s on one
+AMD EPYC core. oneDNN, which PyTorch ships for compiled models, uses AVX-512 there and runs 240. Both compute in float32
+but add in another order, so results differ in their last bits.
 """
 
 import functools
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 Library = Literal["torch", "onednn"]
 _LEAST_WORK = 2**19
-"""Multiplications from which a product is worth oneDNN's preparations."""
+"""Least number of multiplications for which oneDNN's preparation pays."""
 
 
 def resolved_library(choice: Literal["auto", "torch", "onednn"]) -> Library:
-    """What `hardware.linear` means on this machine.
+    """Return what `hardware.linear` means on this machine.
 
-    auto takes oneDNN on CPUs that have AVX-512 and are not Intel's. The rule asks the CPU and measures nothing, so that
-    a run repeats to the last bit.
+    auto chooses oneDNN on CPUs that have AVX-512 and are not made by Intel. The rule reads the CPU's name and measures
+    nothing, so that a run can be repeated to the last bit.
     """
     if choice != "auto":
         return choice
@@ -34,17 +34,17 @@ def resolved_library(choice: Literal["auto", "torch", "onednn"]) -> Library:
 
 
 def use_library(model: "PreTrainedModel", library: Library) -> None:
-    """Give every plain linear layer such products, in place; weights, names, hooks and adapters stay what they are."""
+    """Let every plain linear layer use this library, in place; weights, names, hooks and adapters do not change."""
     for module in model.modules():
         if type(module) in (nn.Linear, OneDnnLinear):
             module.__class__ = OneDnnLinear if library == "onednn" else nn.Linear
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer whose float32 products on CPUs are oneDNN's; others, and small ones, are PyTorch's."""
+    """A linear layer that computes float32 products on CPUs by oneDNN, and other or small ones by PyTorch."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Of [..., in], [..., out]."""
+        """Return [..., out] for [..., in]."""
         return linear(input, self.weight, self.bias)
 
 
@@ -67,16 +67,16 @@ def _takes(input: Tensor, weight: Tensor) -> bool:
         and input.dtype == weight.dtype == torch.float32
         and input.numel() * weight.shape[0] >= _LEAST_WORK
         and not torch.is_autocast_enabled("cpu")
-        and type(weight) in (Tensor, nn.Parameter)  # a distributed tensor has products of its own
+        and type(weight) in (Tensor, nn.Parameter)  # a distributed tensor has its own products
     )
 
 
 class _Product(torch.autograd.Function):
-    """input [rows, in] x weight [out, in]."""
+    """Product of input [rows, in] and weight [out, in]."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # A frozen weight's product needs no input in its backward, and a lone input no weight.
+        # The backward pass of a frozen weight needs no input; that of an input without gradient needs no weight.
         ctx.save_for_backward(input if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None)
         return _product(input, weight, bias)
 
@@ -90,14 +90,14 @@ class _Product(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Left [rows, in] x right [out, in], transposed."""
+    """Return left [rows, in] x right [out, in], transposed."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return result
 
 
 @functools.cache
 def _is_there() -> bool:
-    """Whether this build of PyTorch has the operator, and it does what it is here taken for."""
+    """Whether this build of PyTorch has the operator, and it computes the expected product."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
     left, right = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
@@ -109,7 +109,7 @@ def _is_there() -> bool:
 
 @functools.cache
 def _vendor() -> str | None:
-    """Of the CPU, as Linux names it; None: unknown."""
+    """Return the CPU's vendor as Linux names it; None if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """An output head whose logits are float32 in every precision.
 
-Under bf16 autocast, or with bf16 weights, a linear layer rounds its result to bf16. Of logits between 16 and 32 that
-leaves steps of 0.125, which moves a token's log-prob by 0.02 nats in the mean. Here the operands are rounded as
-autocast rounds them, and their product, which the hardware sums in float32 anyway, is not.
+Under bf16 autocast, or with bf16 weights, a linear layer rounds its result to bf16. Logits between 16 and 32 then have
+steps of 0.125, which changes a token's log-prob by 0.02 nats on average. Here the operands are rounded as autocast
+rounds them. Their product, which the hardware sums in float32 anyway, is not rounded.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,10 @@ class Float32Head(nn.Linear):
     """A linear layer that returns float32 [..., vocabulary] for hidden states in any precision (float64 in float64)."""
 
     product = staticmethod(functional.linear)
-    """Of float32 operands, as `torch.nn.functional.linear`."""
+    """The product of float32 operands; the same interface as `torch.nn.functional.linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Logits of hidden states [..., hidden]."""
+        """Return the logits of hidden states [..., hidden]."""
         dtype = compute_dtype(input.device.type, self.weight.dtype)
         if dtype not in _LOW:
             return self.product(input, self.weight, self.bias)
@@ -36,24 +36,24 @@ class Float32Head(nn.Linear):
 
 
 class OneDnnHead(Float32Head):
-    """The same, with oneDNN's products of float32 operands (see `policy.onednn_linear`)."""
+    """The same head with oneDNN's products of float32 operands (see `policy.onednn_linear`)."""
 
     product = staticmethod(linear)
 
 
 def compute_dtype(device: str, weights: torch.dtype) -> torch.dtype:
-    """Precision of a matrix product's operands here and now: that of autocast, or of the weights."""
+    """Return the present precision of a matrix product's operands: that of autocast, or of the weights."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
 
 
 def use_float32_head(model: "PreTrainedModel", library: Library = "torch") -> None:
-    """Give a language model such a head, in place; the weight, its name and its hooks stay what they are.
+    """Give a language model such a head, in place; the weight, its name and its hooks do not change.
 
-    A head that is no plain linear layer is left alone. Of one with adapters the layer below them is changed.
+    A head that is not a plain linear layer is not changed. If the head has adapters, the layer below them is changed.
 
     Args:
         model: The language model.
-        library: Of its float32 products.
+        library: Library of its float32 products.
     """
     head: Any = model.get_output_embeddings()
     head = getattr(head, "base_layer", head)
@@ -62,16 +62,16 @@ def use_float32_head(model: "PreTrainedModel", library: Library = "torch") -> No
 
 
 class _Product(torch.autograd.Function):
-    """hidden [tokens, hidden] x weight [vocabulary, hidden]: low-precision operands, float32 result.
+    """Product of hidden [tokens, hidden] and weight [vocabulary, hidden]: low-precision operands, float32 result.
 
-    Gradients are products of low-precision operands too. The weight's leaves in the weight's own precision, so that
+    Gradients are products of low-precision operands too. The weight's gradient has the weight's precision, so that
     micro-batches and chunks add up in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         low = hidden.to(dtype)
-        ctx.save_for_backward(low, weight)  # the weight's copy is made again: it is as large as all of a chunk's states
+        ctx.save_for_backward(low, weight)  # the copy is as large as a chunk's states: it is made again
         ctx.hidden_dtype = hidden.dtype
         return _product(low, weight.to(dtype).t())
 
@@ -88,8 +88,8 @@ class _Product(torch.autograd.Function):
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Matrix product of two low-precision matrices, float32."""
+    """Return the matrix product of two low-precision matrices in float32."""
     with torch.autocast(left.device.type, enabled=False):
         if left.device.type == "cuda":
             return torch.mm(left, right, out_dtype=torch.float32)
-        return left.float() @ right.float()  # exact products, summed in float32: what the CUDA kernel does
+        return left.float() @ right.float()  # exact products summed in float32, as the CUDA kernel computes them

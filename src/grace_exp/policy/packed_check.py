@@ -1,4 +1,4 @@
-"""Packed rows by FlexAttention against the plain rows that they stand for."""
+"""Check packed rows computed by FlexAttention against the plain rows that they replace."""
 
 from collections.abc import Callable
 
@@ -10,22 +10,22 @@ from grace_exp.policy.attention import block_mask
 from grace_exp.policy.packing import MicroBatch
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
-"""Largest difference, as a share of the hidden states' norm."""
+"""Largest accepted difference, as a share of the hidden states' norm, by precision."""
 
 Read = Callable[..., Tensor]
-"""Hidden states [rows, width, hidden] of input_ids, position_ids and attention_mask."""
+"""A function from input_ids, position_ids and attention_mask to hidden states [rows, width, hidden]."""
 
 
 def check_packed_row(batch: MicroBatch, read: Read, *, dtype: torch.dtype) -> None:
-    """Compare one packed row with the plain causal row of each of its rationales.
+    """Compare one packed row with the plain causal rows of its rationales.
 
     Args:
-        batch: Packed.
+        batch: Packed rows.
         read: The decoder.
-        dtype: That matrix products compute in.
+        dtype: Precision of matrix products.
 
     Raises:
-        ConfigError: They differ by more than rounding does.
+        ConfigError: They differ by more than rounding.
     """
     slots, counts = batch.rows.unique(return_counts=True)
     row = int(slots[counts.argmax()])

@@ -1,4 +1,4 @@
-"""Hidden states of a sequence that were pooled while it was written."""
+"""Hidden states of a sequence, pooled while it was written."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,12 +13,12 @@ Method = Literal["mean", "last", "max"]
 
 @dataclass(frozen=True, slots=True)
 class StatePooling:
-    """What an engine should pool of a prompt and of each rationale that it writes to it.
+    """What an engine pools for a prompt and for each rationale of it.
 
     Attributes:
         start: Index of the prompt's first pooled token.
         method: As in `config.backbone.PoolingConfig`.
-        layer: The same.
+        layer: As in `config.backbone.PoolingConfig`.
     """
 
     start: int
@@ -28,15 +28,15 @@ class StatePooling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PooledStates:
-    """Of one sequence, prompt and rationale apart, so that every region can be made from them.
+    """Pooled states of one sequence, separately for prompt and rationale, so that every region can be computed.
 
     Attributes:
-        text: Of the prompt's pooled tokens: their sum (`mean`), their largest values, or the last one, float32
-            [hidden].
-        rationale: The same of the rationale's tokens.
-        text_tokens: Number of the former.
-        rationale_tokens: Number of the latter.
-        method: How they are pooled.
+        text: The pooled states of the prompt's tokens: their sum (`mean`), their largest values, or the last one,
+            float32 [hidden].
+        rationale: The same for the rationale's tokens.
+        text_tokens: Number of pooled prompt tokens.
+        rationale_tokens: Number of rationale tokens.
+        method: The pooling method.
     """
 
     text: Tensor
@@ -46,7 +46,7 @@ class PooledStates:
     method: Method
 
     def embedding(self, region: Region) -> Tensor:
-        """The embedding that `policy.pooling.pool` gives, float32 [hidden]."""
+        """Return the embedding as `policy.pooling.pool` computes it, float32 [hidden]."""
         if region == "text":
             return self.text / self.text_tokens if self.method == "mean" else self.text
         if region == "rationale" or self.method == "last":

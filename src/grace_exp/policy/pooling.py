@@ -1,4 +1,4 @@
-"""From hidden states to one vector a text."""
+"""Pool hidden states into one vector per text."""
 
 from typing import Literal
 
@@ -11,13 +11,14 @@ from grace_exp.policy.packing import MicroBatch, Region
 def pool(hidden_BLH: Tensor, batch: MicroBatch, *, region: Region, method: Literal["mean", "last", "max"]) -> Tensor:
     """Pool hidden states [rows, width, hidden] into float32 embeddings [n, hidden].
 
-    `mean` is the paper's (eq. 11), summed in float32 whatever the model computes in; `last` is the region's last token.
+    `mean` is the paper's (eq. 11), summed in float32 in every precision of the model; `last` is the region's last
+    token.
 
     Raises:
         ValueError: A sequence has no token in the region.
     """
     if not batch.n:
-        return hidden_BLH[batch.rows, 0].float()  # [0, hidden], with a way back
+        return hidden_BLH[batch.rows, 0].float()  # [0, hidden], connected to the graph
     member_NL = batch.membership(region)
     counts_N = member_NL.sum(dim=1)
     if not bool((counts_N > 0).all()):
@@ -33,7 +34,7 @@ def pool(hidden_BLH: Tensor, batch: MicroBatch, *, region: Region, method: Liter
                 for row, mask in zip(batch.rows.tolist(), member_NL, strict=True)
             ]
         )
-    # One matrix product a row: a prompt's hidden states are read once however many sequences share them.
+    # One matrix product a row: a prompt's hidden states are read once for all sequences that share them.
     weights_BSL = hidden_BLH.new_zeros(
         hidden_BLH.shape[0], int(batch.slots.max()), hidden_BLH.shape[1], dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""Dropout that can be drawn again."""
+"""Store and restore the random state of dropout."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ import torch
 
 
 class RandomState:
-    """The generators that dropout draws from, as they stand."""
+    """The state of the generators that dropout draws from."""
 
     def __init__(self, device: torch.device) -> None:
-        """Take them down.
+        """Store the present state.
 
         Args:
-            device: Of the model; the CPU's generator is taken down too.
+            device: Device of the model; the state of the CPU's generator is stored too.
         """
         self._device = device
         self._cpu = torch.get_rng_state()
@@ -21,7 +21,7 @@ class RandomState:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Let them stand so again for the block, and afterwards as they stood before it."""
+        """Restore the stored state inside the block, and the state before it afterwards."""
         with torch.random.fork_rng(devices=[self._device] if self._cuda is not None else []):
             torch.set_rng_state(self._cpu)
             if self._cuda is not None:

@@ -1,4 +1,4 @@
-"""What layers compute again in the backward pass instead of keeping it."""
+"""Which results layers compute again in the backward pass instead of storing them."""
 
 from functools import partial
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import torch
 
 
 def checkpointing_arguments(kind: Literal["full", "selective"]) -> dict[str, Any]:
-    """Of transformers' `gradient_checkpointing_enable`."""
+    """Return the arguments of transformers' `gradient_checkpointing_enable`."""
     arguments: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -17,7 +17,7 @@ def checkpointing_arguments(kind: Literal["full", "selective"]) -> dict[str, Any
 
 
 def _costly() -> list[Any]:
-    """Operations whose results are kept: matrix products and attention."""
+    """Return the operations whose results are stored: matrix products and attention."""
     aten = torch.ops.aten
     return [
         aten.mm.default,

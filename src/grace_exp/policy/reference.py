@@ -1,4 +1,4 @@
-"""The reference model: where the policy started, for the KL penalty and for rewards from a frozen encoder."""
+"""The reference model: the initial policy, for the KL penalty and for rewards from a frozen encoder."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 class Reference(LightningModule):
     """Log-probs and embeddings under the initial weights.
 
-    With LoRA that is the policy with its adapters off, at no memory; otherwise a frozen copy. It stays in evaluation
-    mode and out of checkpoints: it can be rebuilt from the backbone.
+    With LoRA it is the policy without its adapters, and takes no memory; otherwise it is a frozen copy. It stays in
+    evaluation mode, and checkpoints do not hold it, because it can be rebuilt from the backbone.
     """
 
     def __init__(self, policy: Policy) -> None:
-        """Follow `policy`, which has had no update yet."""
+        """Create the reference of `policy`, which has had no update yet."""
         super().__init__()
         from peft import PeftModel
 
-        # With adapters the policy's own weights serve, held in a tuple so that they are not registered a second time.
+        # With adapters it uses the policy's own weights; a tuple keeps them from being registered a second time.
         self._shared = (policy,) if isinstance(policy.model, PeftModel) else ()
         self.copy = None if self._shared else copy.deepcopy(policy).requires_grad_(False)
         super().train(False)
 
     @torch.no_grad()
     def forward(self, batch: MicroBatch) -> Tensor:
-        """Log-probs of the rationale tokens, flat [tokens]."""
+        """Return the log-probs of the rationale tokens, flat [tokens]."""
         with self._start() as policy:
             model = policy.model
             was_training = model.training
@@ -56,13 +56,13 @@ class Reference(LightningModule):
             return policy.embed(sequences, regions)
 
     def shard(self, mesh: "DeviceMesh") -> None:
-        """Leave this process its part of the copy, if there is one."""
+        """Shard the copy, if there is one: this process keeps its part."""
         if self.copy is not None:
             self.copy.shard(mesh)
 
     @contextmanager
     def _start(self) -> Iterator[Policy]:
-        """A policy with the initial weights."""
+        """Give a policy with the initial weights."""
         policy = self._shared[0] if self._shared else self.copy
         assert policy is not None
         model: Any = policy.model
@@ -70,9 +70,9 @@ class Reference(LightningModule):
             yield policy
 
     def train(self, mode: bool = True) -> Self:
-        """Ignored: Lightning puts every module it holds into training mode."""
+        """Ignore the call: Lightning puts every module that it holds into training mode."""
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Empty: nothing here is learned."""
+        """Return an empty dict: the reference is not trained."""
         return {}

@@ -1,7 +1,7 @@
-"""Weights that the processes of a run share out among themselves (FSDP2): each holds a part of every one.
+"""Shard a model's weights among the processes of a run (FSDP2): each holds a part of every weight.
 
-A layer's parts come together for its forward and again for its backward pass, and are let go behind it. So all
-processes must run as many forwards, in the same order, and as many backward passes: `Policy.plan` sees to it.
+A layer's parts are gathered for its forward and again for its backward pass, and freed afterwards. So all processes
+must run the same number of forwards and backward passes, in the same order; `Policy.plan` ensures this.
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def shard(policy: "Policy", mesh: "DeviceMesh") -> None:
-    """Leave this process its part of the policy's weights, layer by layer, on its device.
+    """Shard the policy's weights layer by layer: this process keeps its part on its device.
 
     Args:
-        policy: Whole, the same on all processes, and not computed with yet.
+        policy: The whole policy, equal on all processes, before its first forward.
         mesh: The processes, one dimension.
     """
     from torch.distributed.fsdp import fully_shard
@@ -30,29 +30,29 @@ def shard(policy: "Policy", mesh: "DeviceMesh") -> None:
     decoder: Any = policy.causal_lm.get_decoder()
     for layer in decoder.layers:
         fully_shard(layer, mesh=mesh)
-    # Embeddings, head and final norm. True: else they stayed whole from one forward to the next, across an update too.
+    # Embeddings, head and final norm. With False they would stay gathered until the next forward, also over an update.
     fully_shard(policy, mesh=mesh, reshard_after_forward=True)
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether processes share the module's weights out among themselves."""
+    """Whether the module's weights are sharded."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor of all processes' parts; all of them call it. A tensor that is not shared is returned itself."""
+    """Return the whole tensor of all processes' parts; all must call it. An unsharded tensor is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, in its own storage; the tensor itself where it is not shared."""
+    """Return this process's part of a tensor, in its own storage; an unsharded tensor is returned unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, shared out as `like` is; the tensor itself where `like` is not shared.
+    """Return this process's part of a whole tensor, sharded as `like`; the tensor itself if `like` is not sharded.
 
-    Nothing is sent, and of a mapped file only the part is read.
+    Nothing is sent between processes, and only the part is read from a mapped file.
     """
     if not isinstance(like, DTensor):
         return tensor
@@ -64,9 +64,9 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def make_whole(module: nn.Module) -> None:
-    """Give the first process all of the module's weights, on the CPU, instead of its parts; all processes call it.
+    """Gather all of the module's weights on the first process, on the CPU; all processes must call it.
 
-    Nothing can be computed with the module on the other processes afterwards.
+    Afterwards the module cannot be used on the other processes.
     """
     first = dist.get_rank() == 0
     known: dict[int, nn.Parameter] = {}
@@ -82,7 +82,7 @@ def make_whole(module: nn.Module) -> None:
 
 
 def most_of_all_processes(number: int, device: torch.device) -> int:
-    """The largest of the processes' numbers."""
+    """Return the largest of the processes' numbers."""
     largest = torch.tensor(number, device=device)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)

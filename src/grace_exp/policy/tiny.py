@@ -1,7 +1,7 @@
-"""A model made on the spot: two layers and a tokenizer learned in a second, for tests and dry runs.
+"""A model built in a second for tests and dry runs: two layers, and a tokenizer trained on the spot.
 
-Its weights are random, so what it writes means nothing; everything else about it (chat template, end token, tied
-embeddings) is as in a real one.
+Its weights are random, so its rationales mean nothing. Chat template, end token and tied embeddings are as in a real
+model.
 """
 
 import inspect
@@ -20,7 +20,7 @@ _VOCABULARY = 1024
 
 
 def tiny_tokenizer() -> "PreTrainedTokenizerBase":
-    """A byte-level BPE tokenizer of 1024 tokens with a ChatML template, trained on sources of the standard library."""
+    """Return a byte-level BPE tokenizer (1024 tokens, ChatML template), trained on sources of the standard library."""
     import argparse
     import json
     import logging
@@ -45,7 +45,7 @@ def tiny_tokenizer() -> "PreTrainedTokenizerBase":
 
 
 def tiny_model(seed: int, vocabulary: int = _VOCABULARY) -> "PreTrainedModel":
-    """A Qwen2 model of about 140k parameters: hidden 64, 2 layers, 2 heads, 1 key-value head, tied head, float32."""
+    """Return a Qwen2 model of 140k parameters: hidden 64, 2 layers, 2 heads, 1 key-value head, tied head, float32."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -61,7 +61,7 @@ def tiny_model(seed: int, vocabulary: int = _VOCABULARY) -> "PreTrainedModel":
         eos_token_id=2,
         pad_token_id=0,
         bos_token_id=None,
-        initializer_range=0.1,  # the default 0.02 makes so small a model indifferent to its input
+        initializer_range=0.1,  # with the default 0.02 the outputs of such a small model hardly depend on the input
         dtype=torch.float32,
     )
     with torch.random.fork_rng(devices=[]):

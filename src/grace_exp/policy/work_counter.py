@@ -1,4 +1,4 @@
-"""How much a policy has computed: what model FLOPs follow from."""
+"""Count how much a policy has computed, as the basis of model FLOPs."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class WorkCounter:
     """Sums over forwards.
 
     Attributes:
-        tokens: Read, without padding.
-        pairs: Of a token and one that it attends to, half of the square of a plain row's length.
+        tokens: Number of tokens read, without padding.
+        pairs: Number of pairs of a token and one it attends to; for a plain row half of the square of its length.
         targets: Positions whose logits were computed.
     """
 
@@ -18,13 +18,13 @@ class WorkCounter:
     targets: int = 0
 
     def add(self, tokens: int = 0, pairs: float = 0.0, targets: int = 0) -> None:
-        """Count a forward, or a part of it."""
+        """Add a forward, or a part of it."""
         self.tokens += tokens
         self.pairs += pairs
         self.targets += targets
 
     def taken(self) -> "WorkCounter":
-        """The sums so far; counting starts again at 0."""
+        """Return the sums so far and reset them to 0."""
         sums = WorkCounter(self.tokens, self.pairs, self.targets)
         self.tokens, self.pairs, self.targets = 0, 0.0, 0
         return sums

@@ -1,4 +1,4 @@
-"""Rewards from similarities between embeddings: pure functions that know no model."""
+"""Rewards computed from similarities between embeddings: pure functions without a model."""
 
 from grace_exp.reward.composer import Reward, compose_reward, required_inputs
 from grace_exp.reward.diagnostics import embedding_metrics, in_batch_misses

@@ -1,4 +1,4 @@
-"""What a rationale could be mistaken for."""
+"""The candidates that a rationale must be told apart from."""
 
 from typing import Literal
 
@@ -9,16 +9,16 @@ from grace_exp.reward.inputs import RewardInputs
 
 
 def rollout_candidates(inputs: RewardInputs, negatives: Literal["own", "all"]) -> tuple[Tensor, Tensor]:
-    """Cosines of every rollout with the other groups' anchors and with hard negatives, the own anchor left out.
+    """Return the cosines of every rollout with other groups' anchors and with hard negatives, without its own anchor.
 
-    Groups and negatives that hold a text of the instance's own pair are no candidates, as in `infonce`.
+    Groups and negatives that share a text with the instance's pair are not candidates, as in `infonce`.
 
     Args:
         inputs: Embeddings.
-        negatives: Those of the instance, or of the whole batch.
+        negatives: own: the instance's hard negatives; all: those of the whole batch.
 
     Returns:
-        Cosines `[groups, K, A, candidates]`, and which candidates there are, `[groups, 1, 1, candidates]` bool.
+        Cosines `[groups, K, A, candidates]`, and which candidates exist, `[groups, 1, 1, candidates]` bool.
     """
     anchors_GKAG = inputs.rollouts_to_anchors_GKGA.transpose(2, 3)
     if negatives == "own":

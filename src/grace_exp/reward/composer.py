@@ -1,4 +1,4 @@
-"""Terms, weighted and added."""
+"""Compute the reward: the weighted sum of the terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from grace_exp.reward.terms import TERMS
 from grace_exp.reward.truncation import apply_truncation
 
 EXTRA_INPUTS = {"format": {"well_formed"}, "faithfulness": {"swapped", "bare"}}
-"""Fields of `RewardInputs` that cost something to fill, by the term that reads them."""
+"""Fields of `RewardInputs` that take time to fill, by the term that reads them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reward:
-    """The reward of every rollout and what it is made of.
+    """The reward of every rollout, and its parts.
 
     Attributes:
         terms: Unweighted values of each configured term, `[groups, K]` float32, in the order of `TermsConfig`.
-        scales: What a term is multiplied by in the total: weight / temperature.
+        scales: Factor of each term in the total: weight / temperature.
         total_GK: Sum of scale x term, `[groups, K]` float32.
-        final_GK: `total` after the truncation rule, `[groups, K]` float32; what advantages are made of.
-        kept_GK: False for rationales that take no part in baseline and loss, `[groups, K]` bool.
+        final_GK: `total` after the truncation rule, `[groups, K]` float32; advantages are computed from it.
+        kept_GK: False for rationales that are left out of baseline and loss, `[groups, K]` bool.
     """
 
     terms: Mapping[str, Tensor]
@@ -34,17 +34,17 @@ class Reward:
     kept_GK: Tensor
 
     def metrics(self) -> dict[str, float]:
-        """Figures to log.
+        """Return the metrics to log.
 
         - `reward/<name>/{mean,std,within_group_std}` for each term, `total` and `final`. Terms are in the units of the
-          total (scale x term), so that they compare with it and one another; those of weight 0, which are only
-          watched, in their own. `std` is over all rollouts;
-          `within_group_std` is the mean over groups of the standard deviation over K. Both are of the population.
-          A term whose `within_group_std` is zero trains nothing, whatever its weight.
+          total (scale x term), so that they can be compared with it and with each other; terms of weight 0 are in their
+          own units. `std` is over all rollouts; `within_group_std` is the mean over groups of the standard deviation
+          over K. Both are population standard deviations. A term with `within_group_std` 0 trains nothing, whatever its
+          weight.
         - `reward/<term>/advantage_share`: cov(scale x term, total) / var(total) after both are centred on their group's
-          mean over kept rationales. Shares sum to 1 (one may be negative: it works against the others), or are all 0
-          where no total differs within its group.
-        - `reward/zero_spread_share`: share of groups whose kept rationales have one `final`: they train nothing.
+          mean over kept rationales. Shares sum to 1 (a negative one means that the term works against the others), or
+          are all 0 if no total differs within its group.
+        - `reward/zero_spread_share`: share of groups whose kept rationales have equal `final`: they train nothing.
         """
         parts = {name: values_GK.double() * (self.scales[name] or 1.0) for name, values_GK in self.terms.items()}
         parts |= {"total": self.total_GK.double(), "final": self.final_GK.double()}
@@ -72,7 +72,7 @@ class Reward:
         }
 
     def _centred(self, values_GK: Tensor) -> Tensor:
-        """Less the mean over the group's kept rationales, and zero for the others, `[groups, K]` float64."""
+        """Return values minus the mean over the group's kept rationales, 0 for the others, `[groups, K]` float64."""
         kept_GK = self.kept_GK.double()
         mean_G1 = (values_GK * kept_GK).sum(dim=1, keepdim=True) / kept_GK.sum(dim=1, keepdim=True).clamp_min(1)
         centred_GK: Tensor = (values_GK - mean_G1) * kept_GK
@@ -86,14 +86,14 @@ def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
     consistency and hard_negative 0.2; its tau = 10 is a temperature of 0.1 here.
 
     Args:
-        inputs: Embeddings of all groups of the step: those of one process alone give another reward.
+        inputs: Embeddings of all groups of the step; those of one process alone would give another reward.
         config: Terms, weights, temperature, truncation.
 
     Returns:
-        Reward: Values without gradient, unless `inputs.differentiable` asks for it.
+        Reward without gradient, unless `inputs.differentiable` is set.
 
     Raises:
-        ValueError: A set term reads what `required_inputs` names and `inputs` does not hold.
+        ValueError: `inputs` lacks a field of `required_inputs` that a term reads.
     """
     configured = {name: term for name in TERMS if (term := getattr(config.terms, name)) is not None}
     terms = {name: TERMS[name](inputs, term) for name, term in configured.items()}
@@ -110,9 +110,9 @@ def compose_reward(inputs: RewardInputs, config: RewardConfig) -> Reward:
 
 
 def required_inputs(config: RewardConfig) -> set[str]:
-    """What the set terms read of `RewardInputs` beyond what every step has: of `well_formed`, `swapped`, `bare`.
+    """Return the optional fields of `RewardInputs` that the terms read: of `well_formed`, `swapped`, `bare`.
 
-    `swapped` asks for `swapped_from` as well. A term of weight 0 is computed and logged, so it needs its inputs too.
+    `swapped` implies `swapped_from`. A term of weight 0 is computed and logged, so it needs its fields too.
     """
     built_in = {n for term, names in EXTRA_INPUTS.items() if getattr(config.terms, term) is not None for n in names}
     return built_in | set(config.terms.custom.needs if config.terms.custom is not None else ())

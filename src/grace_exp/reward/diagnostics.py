@@ -1,4 +1,4 @@
-"""The state of the embedding space, apart from any reward."""
+"""Measures of the embedding space that do not depend on the reward."""
 
 import math
 
@@ -9,32 +9,32 @@ from grace_exp.reward.inputs import RewardInputs
 from grace_exp.reward.overlap import augmentation_overlap
 
 UNIFORMITY_T = 2.0
-"""Wang & Isola's t."""
+"""The constant t of Wang & Isola's uniformity."""
 
 
 def embedding_metrics(inputs: RewardInputs) -> dict[str, float]:
-    """Figures to log about the rollouts' embeddings.
+    """Return metrics of the rollouts' embeddings.
 
     - `embed/cos_pos`: mean cosine of a rollout with its own anchors.
-    - `embed/cos_neg`: with its group's own negatives; left out where no group has one.
+    - `embed/cos_neg`: mean cosine with its group's own negatives; missing if no group has one.
     - `embed/effective_rank`: exp of the entropy of the rollouts' normalised singular values (Roy & Vetterli, EUSIPCO
-      2007), rows of length 1, not centred: 1 when all point one way, at most min(groups x K, hidden).
+      2007), rows of length 1, not centred: 1 if all point in one direction, at most min(groups x K, hidden).
 
     With more than one group also:
 
     - `embed/cos_random`: mean cosine of a rollout with the other groups' anchors.
     - `embed/margin`: cos_pos - cos_random.
     - `embed/in_batch_accuracy`: share of rollouts (mean over anchor samples) whose own anchor is nearer than every
-      other group's; a tie is a miss, so that a collapsed space does not score.
-    - `embed/augmentation_overlap`: see `overlap.augmentation_overlap`; left out where K is 1.
+      other group's; a tie counts as a miss, so that a collapsed space scores 0.
+    - `embed/augmentation_overlap`: see `overlap.augmentation_overlap`; missing if K is 1.
     - `embed/uniformity`: log of the mean of exp(-2 |x - y|^2) (Wang & Isola, arXiv 2005.10242) over all pairs of
-      rollouts of different groups (those of one group are meant to coincide): 0 when collapsed, lower is more even.
+      rollouts of different groups (those of one group should coincide): 0 if collapsed; lower is more uniform.
 
     Args:
         inputs: Embeddings of all groups of the step.
 
     Returns:
-        Figures by name.
+        Metrics by name.
     """
     groups, samples, hidden = inputs.unit_rollouts_GKH.shape
     own_GKA = inputs.rollouts_to_own_anchors_GKA
@@ -60,10 +60,10 @@ def embedding_metrics(inputs: RewardInputs) -> dict[str, float]:
 
 
 def in_batch_misses(inputs: RewardInputs) -> Tensor:
-    """Share of each group's rollouts that do not find their own anchor, `[groups]` float64.
+    """Return the share of each group's rollouts that do not find their own anchor, `[groups]` float64.
 
-    A rollout finds it (mean over anchor samples) if it is nearer than every anchor of the groups that have no text of
-    this group's pair: `embed/in_batch_accuracy` by group, taken from 1, where no texts are in common.
+    A rollout finds its anchor (mean over anchor samples) if the anchor is nearer than every anchor of the groups
+    without a text of this group's pair. Without shared texts this is 1 minus `embed/in_batch_accuracy`, by group.
 
     Args:
         inputs: Embeddings of all groups of the step.
@@ -75,7 +75,7 @@ def in_batch_misses(inputs: RewardInputs) -> Tensor:
 
 
 def _effective_rank(gram_NN: Tensor) -> Tensor:
-    """Effective rank of the matrix A from A A^T `[n, n]`, whose eigenvalues are A's squared singular values."""
+    """Return the effective rank of A from A A^T `[n, n]`, whose eigenvalues are the squared singular values of A."""
     singular = torch.linalg.eigvalsh(gram_NN).clamp_min(0).sqrt()
     rank: Tensor = torch.special.entr(singular / singular.sum()).sum().exp()
     return rank

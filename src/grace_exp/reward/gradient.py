@@ -1,4 +1,4 @@
-"""The gradient of the reward with respect to the embeddings it is computed from."""
+"""The gradient of the reward with respect to the embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +16,12 @@ EMBEDDED = ("rollouts_GKH", "anchors_GAH", "negatives_GMH", "swapped_GKH", "bare
 
 @dataclass(frozen=True, eq=False)
 class RewardGradients:
-    """A weighted sum of rewards and where it rises.
+    """A weighted sum of rewards, and its gradient.
 
     Attributes:
         value: The sum, `[]` float32.
-        fields: Its gradient by each field of `EMBEDDED` that is given, in the field's shape, float32; zero where a
-            negative is padding.
+        fields: The gradient by each given field of `EMBEDDED`, in the field's shape, float32; zero where a negative is
+            padding.
     """
 
     value: Tensor
@@ -29,20 +29,20 @@ class RewardGradients:
 
 
 def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights_GK: Tensor) -> RewardGradients:
-    """Differentiate the sum of weight x final reward.
+    """Return the sum of weight x final reward, and its gradient.
 
-    Every embedding counts wherever it enters: a rollout in its own reward, as a sibling in `consistency`, as a rival of
-    other groups' rewards; an anchor in its own group's rewards and as a rival. The truncation rule is part of the
-    reward: under `absolute` a truncated rationale has no gradient of its own. `format`, `length` and
-    ranks (`log_rank`) have none.
+    Every embedding counts wherever it enters. A rollout enters its own reward, its siblings' `consistency`, and the
+    rewards of other groups as a rival. An anchor enters its own group's rewards, and other groups' as a rival. The
+    truncation rule is part of the reward: under `absolute` the reward of a truncated rationale has no gradient.
+    `format`, `length` and ranks (`log_rank`) have none.
 
     Args:
-        inputs: As `compose_reward` takes them.
-        config: Of the reward.
-        weights_GK: Of each rollout's reward, `[groups, K]`: for their mean, 1 / (number of kept) where kept, else 0.
+        inputs: As for `compose_reward`.
+        config: Settings of the reward.
+        weights_GK: Weight of each rollout's reward, `[groups, K]`; for the mean: 1 / (number of kept) if kept, else 0.
 
     Returns:
-        The sum and its gradients, without a graph.
+        The sum and its gradients, detached from the graph.
 
     Raises:
         ValueError: As `compose_reward`.
@@ -53,7 +53,7 @@ def reward_gradients(inputs: RewardInputs, config: RewardConfig, weights_GK: Ten
         reward = compose_reward(replace(inputs, **leaves, differentiable=True), config)
         value = (weights_GK * reward.final_GK).sum()
     found = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    if value.requires_grad:  # not of a reward of `format`, `length` and `log_rank` alone
+    if value.requires_grad:  # false for a reward of `format`, `length` and `log_rank` only
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
         found |= {name: grad for name, grad in zip(leaves, gradients, strict=True) if grad is not None}
     return RewardGradients(value.detach(), found)

@@ -1,4 +1,4 @@
-"""Terms that train nothing, told in time."""
+"""Report terms that train nothing, early in the run."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -6,25 +6,25 @@ from typing import Literal
 from grace_exp.config.reward import WITHOUT_GRADIENT, RewardConfig
 
 NO_SHARE = 1e-6
-"""Below it a share is a matter of rounding."""
+"""A share below this is rounding."""
 RIVALRY = ("hard_negative", "infonce")
-"""Terms that may have other texts' rationales among a text's rivals."""
+"""Terms in which other texts' rationales may be rivals of a text."""
 REASONS = {
-    "negative": "Have the instances negatives at all (data.negatives)?",
-    "consistency": "Of two rationales (rollout.group_size=2) each is as near to the other as the other to it.",
-    "hard_negative": "It compares the instances of a batch: has it more than one (job.batch_size)?",
-    "infonce": "It saturates where every rationale finds its own: raise its temperature.",
-    "log_rank": "Every rationale has the same place: in a larger batch (job.batch_size) places differ more.",
-    "format": "All are formed alike: the prompt may not ask for <think></think>, or nothing is left to learn.",
-    "length": "All cost the same: with relative_to=budget those within `free` cost nothing, those beyond the budget 1.",
+    "negative": "Check that instances have negatives at all (data.negatives).",
+    "consistency": "With two rationales (rollout.group_size=2) each is as near to the other as the other to it.",
+    "hard_negative": "It compares the instances of a batch; check that there is more than one (job.batch_size).",
+    "infonce": "It saturates if every rationale finds its own anchor: raise its temperature.",
+    "log_rank": "Every rationale has the same rank; in a larger batch (job.batch_size) ranks differ more.",
+    "format": "All have the same form: the prompt may not ask for <think></think>, or nothing is left to learn.",
+    "length": "All cost the same: with relative_to=budget those within `free` cost 0, those beyond the budget 1.",
 }
-"""What usually makes a term the same for a whole group."""
+"""The usual reason why a term is the same for a whole group."""
 
 
 class InertTerms:
-    """Watches the terms' shares in the advantages, and says once of each that has had none for long.
+    """Watches the terms' shares in the advantages, and reports each term once that has had none for long.
 
-    A weight that is swept over an inert term sweeps nothing; the paper's negatives are such terms.
+    A sweep over the weight of an inert term has no effect; the paper's negatives are such terms.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class InertTerms:
         """Start watching.
 
         Args:
-            config: Names the terms with a weight.
+            config: Settings of the reward, with the terms and weights.
             trained: Which side's rationales are trained.
-            pathwise: Whether terms train through the embeddings too: those that read any then need no share.
-            team_credit: Whether a rationale's advantage has what it does to other texts' rewards: terms in which it is
-                a rival there need no share either.
-            patience: Steps in a row without a share until a term is reported.
+            pathwise: Whether terms also train through the embeddings; terms that read embeddings then need no share.
+            team_credit: Whether a rationale's advantage includes its effect on other texts' rewards; terms in which it
+                is a rival there then need no share.
+            patience: Number of steps in a row without a share after which a term is reported.
         """
         terms = {name: term for name, term in vars(config.terms).items() if term is not None}
         self._anchors = {name: getattr(term, "anchor", "rollout") for name, term in terms.items()}
@@ -58,13 +58,13 @@ class InertTerms:
         self._patience = patience
 
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
-        """Take in a step.
+        """Add the metrics of a step.
 
         Args:
             metrics: `Reward.metrics()` of the step.
 
         Returns:
-            One text for each term whose share has now been 0 for `patience` steps; a term is never named twice.
+            One text for each term whose share has now been 0 for `patience` steps; each term is reported once.
         """
         found = []
         for name in list(self._steps):

@@ -1,6 +1,6 @@
-"""What a reward is computed from: the embeddings of one step's rationales.
+"""The inputs of the reward: the embeddings of one step's rationales.
 
-The capitals behind a tensor's name are its dimensions; CONTRIBUTING.md lists them.
+The capital letters at the end of a tensor's name are its dimensions; CONTRIBUTING.md lists them.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from grace_exp.errors import GraceError
 
 
 class EmbeddingError(GraceError):
-    """An embedding has no direction, so no cosine with it exists."""
+    """An embedding is zero or not finite, so it has no cosine with another."""
 
 
 @dataclass(frozen=True, eq=False)
 class RewardInputs:
     """The embeddings of the groups of a step, over all processes.
 
-    Rewards read directions only. Unit vectors are kept in float64: neither autocast nor TF32 touches float64 products,
-    either of which would put errors of 1e-2 into totals divided by a temperature of 0.1. They carry no gradient, unless
-    `differentiable` asks for it.
+    The reward reads only directions. Unit vectors are stored in float64, because autocast and TF32 do not change
+    float64 products; either would cause errors of 1e-2 in totals that are divided by a temperature of 0.1. They carry
+    no gradient, unless `differentiable` is set.
 
     Attributes:
         rollouts_GKH: Embeddings of the trained texts' rationales, `[groups, K, hidden]` float32.
@@ -31,23 +31,23 @@ class RewardInputs:
         negatives_GMH: Embeddings of each group's own negatives, `[groups, M, hidden]` float32, or None.
         truncated_GK: Rationales that reached the length limit without an end token, `[groups, K]` bool.
         lengths_GK: Rationale lengths, `[groups, K]` tokens.
-        negative_mask_GM: True where `negatives_GMH` holds one, `[groups, M]` bool; None where all do. What it leaves
-            out is padding and may hold anything.
-        trained: Which side of the pair the rollouts are; the anchors are the other.
-        max_tokens: Rationale budget, or None where no term reads it.
+        negative_mask_GM: True where `negatives_GMH` holds a negative, `[groups, M]` bool; None: everywhere. The other
+            entries are padding with any values.
+        trained: The side of the pair that the rollouts belong to; the anchors belong to the other side.
+        max_tokens: Token limit of a rationale, or None if no term reads it.
         well_formed_GK: Share 0..1 from `terms.format.parse_rationale`, `[groups, K]`, or None.
         swapped_GKH: Embeddings of trained texts with another text's rationales, `[groups, K, hidden]`, or None. Entry
             (i, k) is the text of group i with rationale k of group `swapped_from[i]`.
-        swapped_from_G: Whose rationales `swapped_GKH` holds, `[groups]` int64: a permutation of the groups that leaves
-            none in its place. None where `swapped_GKH` is.
+        swapped_from_G: The groups whose rationales `swapped_GKH` holds, `[groups]` int64: a permutation of the groups
+            without fixed points. None if `swapped_GKH` is None.
         bare_GH: Embeddings of the trained texts without rationale, `[groups, hidden]`, or None.
-        text_keys_GX: The texts by a number each, equal texts by equal ones: query, positive, negatives,
+        text_keys_GX: A number for each text, equal for equal texts: query, positive, negatives,
             `[groups, 2 + M]` int64. None: all texts differ.
         differentiable: Whether unit vectors carry the gradient of the embeddings; see `gradient.reward_gradients`.
 
     Raises:
         EmbeddingError: An embedding is zero or holds nan or inf.
-        ValueError: Shapes do not agree, or `swapped_from_G` is no such permutation.
+        ValueError: Shapes do not agree, or `swapped_from_G` is not such a permutation.
     """
 
     rollouts_GKH: Tensor
@@ -66,7 +66,7 @@ class RewardInputs:
     differentiable: bool = False
 
     def __post_init__(self) -> None:
-        """Check shapes (broadcasting would hide a wrong one) and directions."""
+        """Check shapes (broadcasting would hide a wrong one) and that every embedding has a direction."""
         groups, samples, hidden = self.rollouts_GKH.shape
         anchors = self.anchors_GAH.shape[1] if self.anchors_GAH.ndim == 3 else 1
         negatives = 0 if self.negatives_GMH is None else self.negatives_GMH.shape[1]
@@ -96,7 +96,7 @@ class RewardInputs:
                     f"swapped_from_G {self.swapped_from_G.tolist()} is no permutation of {groups} groups that moves "
                     "each"
                 )
-        # Here rather than at first use, so that a bad embedding is reported whichever terms are set.
+        # Checked here rather than at first use, so that a bad embedding is reported for any set of terms.
         _ = (
             self.unit_rollouts_GKH,
             self.unit_anchors_GAH,
@@ -107,31 +107,31 @@ class RewardInputs:
 
     @cached_property
     def unit_rollouts_GKH(self) -> Tensor:
-        """`[groups, K, hidden]` float64, each of length 1."""
+        """Unit vectors of the rollouts, `[groups, K, hidden]` float64."""
         return self._unit(self.rollouts_GKH, "rollout")
 
     @cached_property
     def unit_anchors_GAH(self) -> Tensor:
-        """`[groups, A, hidden]` float64, each of length 1."""
+        """Unit vectors of the anchors, `[groups, A, hidden]` float64."""
         return self._unit(self.anchors_GAH, "anchor")
 
     @cached_property
     def unit_negatives_GMH(self) -> Tensor:
-        """`[groups, M, hidden]` float64, each of length 1, zero where there is none; M is 0 without negatives."""
+        """Unit vectors of the negatives, `[groups, M, hidden]` float64, 0 where there is none; M may be 0."""
         if self.negatives_GMH is None:
             return self.unit_anchors_GAH[:, :0]
         there_GM1 = self.has_negative_GM[..., None]
-        # Padding becomes a vector with a direction, then nothing.
+        # Padding is replaced by a vector with a direction, and then set to zero.
         return self._unit(torch.where(there_GM1, self.negatives_GMH, 1.0), "negative") * there_GM1
 
     @cached_property
     def unit_swapped_GKH(self) -> Tensor | None:
-        """`[groups, K, hidden]` float64, each of length 1."""
+        """Unit vectors of `swapped_GKH`, `[groups, K, hidden]` float64."""
         return None if self.swapped_GKH is None else self._unit(self.swapped_GKH, "rollout with a swapped rationale")
 
     @cached_property
     def unit_bare_GH(self) -> Tensor | None:
-        """`[groups, hidden]` float64, each of length 1."""
+        """Unit vectors of `bare_GH`, `[groups, hidden]` float64."""
         return None if self.bare_GH is None else self._unit(self.bare_GH, "the text without rationale")
 
     @cached_property
@@ -161,7 +161,7 @@ class RewardInputs:
 
     @cached_property
     def same_text_GG(self) -> Tensor:
-        """Groups whose query or positive is a text of this group's pair, itself too: no rivals, `[groups, groups]`."""
+        """True for groups that share a query or positive with this group, itself included, `[groups, groups]`."""
         if self.text_keys_GX is None:
             return self.same_group_GG
         pair_G2 = self.text_keys_GX[:, :2]
@@ -169,9 +169,9 @@ class RewardInputs:
 
     @cached_property
     def rival_negatives_GGM(self) -> Tensor:
-        """Negatives that there are and that are no text of the group's own pair, `[groups, groups, M]` bool.
+        """True for negatives that exist and are not a text of the group's own pair, `[groups, groups, M]` bool.
 
-        Entry (i, j, m) is negative m of group j beside the pair of group i.
+        Entry (i, j, m) is negative m of group j, compared with the pair of group i.
         """
         there_GGM = self.has_negative_GM.expand(len(self.has_negative_GM), -1, -1)
         if self.text_keys_GX is None:
@@ -189,9 +189,9 @@ class RewardInputs:
 
 
 def _unit(vectors_xH: Tensor, what: str) -> Tensor:
-    """Vectors `[groups, ..., hidden]` divided by their lengths, in float64."""
+    """Return vectors `[groups, ..., hidden]` divided by their lengths, in float64."""
     vectors_xH = vectors_xH.double()
-    # Lengths cannot overflow or vanish: squares of float32 magnitudes fit float64.
+    # Lengths neither overflow nor underflow: squares of float32 magnitudes fit into float64.
     lengths_x1 = vectors_xH.norm(dim=-1, keepdim=True)
     bad_x1 = ~torch.isfinite(lengths_x1) | (lengths_x1 == 0)
     if bad_x1.any():

@@ -1,4 +1,4 @@
-"""How much the rationales of different texts overlap: a measure of embeddings that needs no label."""
+"""How much the rationales of different texts overlap in the embedding space, measured without labels."""
 
 import math
 
@@ -7,18 +7,19 @@ from torch import Tensor
 
 
 def augmentation_overlap(unit_rollouts_GKH: Tensor) -> float:
-    """Share of rationales whose nearest neighbour among all others belongs to another text.
+    """Return the share of rationales whose nearest neighbour among all others belongs to another text.
 
-    The average confusion ratio of Wang et al. (arXiv 2203.13457), with a text's rationales as its augmented views:
-    0 when texts are told apart, (groups - 1) K / (groups K - 1) expected when rationales tell nothing. Their ARC is
-    (1 - this) / (1 - this at the start of training), so that within one run the lowest overlap is the highest ARC.
-    Compare it between steps with the same number of groups and K: more texts leave more to be confused with.
+    This is the average confusion ratio of Wang et al. (arXiv 2203.13457), with a text's rationales as its augmented
+    views: 0 if texts are told apart; (groups - 1) K / (groups K - 1) is expected if rationales carry no information.
+        Their ARC is
+    (1 - this) / (1 - this at the start of training), so within one run the lowest overlap is the highest ARC. Compare
+    it only between steps with the same number of groups and K: with more texts there is more to confuse.
 
     Args:
         unit_rollouts_GKH: `[groups, K, hidden]`, each of length 1, K at least 2.
 
     Returns:
-        In [0, 1]; a tie counts as another text's, so that a collapsed space overlaps wholly.
+        A number in [0, 1]; a tie counts as another text's, so that a collapsed space overlaps completely.
     """
     groups, samples, hidden = unit_rollouts_GKH.shape
     rollouts_NH = unit_rollouts_GKH.reshape(groups * samples, hidden)

@@ -1,4 +1,4 @@
-"""What a rationale does to the rewards of other texts, to first order."""
+"""The effect of a rationale on the rewards of other texts, to first order."""
 
 from dataclasses import dataclass, replace
 
@@ -12,12 +12,12 @@ from grace_exp.reward.inputs import RewardInputs
 
 @dataclass(frozen=True, eq=False)
 class TeamCredit:
-    """First-order change of other texts' summed final rewards, against the mean embedding of the rationale's group.
+    """First-order change of other texts' summed final rewards, relative to the mean embedding of the rationale's group.
 
     Attributes:
-        rollouts_GK: Of each rollout, for the rewards of the other groups, `[groups, K]` float32.
-        anchors_GA: Of each anchor sample, for the rewards of all groups, `[groups, A]` float32: its credit where it is
-            a trained rationale too (`rollout.policy_role=both`).
+        rollouts_GK: Credit of each rollout from the rewards of the other groups, `[groups, K]` float32.
+        anchors_GA: Credit of each anchor sample from the rewards of all groups, `[groups, A]` float32; used if anchors
+            are trained rationales too (`rollout.policy_role=both`).
     """
 
     rollouts_GK: Tensor
@@ -25,23 +25,23 @@ class TeamCredit:
 
 
 def team_credit(inputs: RewardInputs, config: RewardConfig) -> TeamCredit:
-    """The credit that the policy gradient leaves out.
+    """Return the credit that the policy gradient leaves out.
 
-    A rationale of text j enters the rewards of other texts too, as a rival. Drawing it rather than a typical one of its
-    group changes the sum R of their final rewards by about
+    A rationale of text j also enters the rewards of other texts, as a rival. If it is drawn instead of a typical one of
+    its group, the sum R of their final rewards changes by about
 
-        dR / du . (u - mean of u over the group)            u: the rationale's embedding at length 1
+        dR / du . (u - mean of u over the group)            u: the rationale's unit embedding
 
-    which is exact where R is linear along the way, and of second order in the spread of the group otherwise. The
-    rewards of the rationale's own text, its siblings' among them, are left to the advantage. A policy gradient with
-    reward plus credit is that of the sum of all rewards, to first order.
+    This is exact if R is linear between the two; otherwise the error is of second order in the spread of the group. The
+    rewards of the rationale's own text, also those of its siblings, are left to the advantage. A policy gradient with
+    reward plus credit is, to first order, that of the sum of all rewards.
 
     Args:
         inputs: Embeddings of all groups of the step.
-        config: Of the reward.
+        config: Settings of the reward.
 
     Returns:
-        Credits without a graph; zero where a rationale is not kept, or where rewards have no gradient.
+        Credits, detached from the graph; 0 where a rationale is not kept, or where rewards have no gradient.
 
     Raises:
         ValueError: As `compose_reward`.
@@ -52,7 +52,7 @@ def team_credit(inputs: RewardInputs, config: RewardConfig) -> TeamCredit:
         leaves = replace(inputs, rollouts_GKH=rollouts_GKH, anchors_GAH=anchors_GAH, differentiable=True)
         reward = compose_reward(leaves, config)
         of_groups_G = (reward.final_GK * reward.kept_GK).sum(dim=1)
-    if not of_groups_G.requires_grad:  # of a reward of ranks, form and length alone
+    if not of_groups_G.requires_grad:  # false for a reward of ranks, form and length only
         return TeamCredit(torch.zeros_like(reward.final_GK), torch.zeros_like(inputs.anchors_GAH[..., 0]))
     by_rollouts_GKH, by_anchors_GAH = _gradients(of_groups_G.sum(), rollouts_GKH, anchors_GAH)
     own_GKH = torch.stack([_gradients(value, rollouts_GKH)[0][group] for group, value in enumerate(of_groups_G)])
@@ -71,7 +71,7 @@ def _gradients(value: Tensor, *leaves: Tensor) -> list[Tensor]:
 
 
 def _against_the_mean(gradients_GNH: Tensor, unit_GNH: Tensor, kept_GN: Tensor) -> Tensor:
-    """`gradients . (unit - mean of the group's kept)`, `[groups, n]` float32; zero where not kept."""
+    """Return `gradients . (unit - mean of the group's kept)`, `[groups, n]` float32; 0 where not kept."""
     weights_GN1 = kept_GN.double()[..., None]
     mean_G1H = (unit_GNH * weights_GN1).sum(dim=1, keepdim=True) / weights_GN1.sum(dim=1, keepdim=True).clamp_min(1)
     credit_GN: Tensor = (gradients_GNH * (unit_GNH - mean_G1H) * weights_GN1).sum(dim=-1).float()

@@ -1,13 +1,13 @@
-"""How long the sequences of a run may become."""
+"""The longest sequence of a run."""
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.policy.model_checks import Longest
 
 
 def longest_tokens(config: GraceConfig) -> Longest:
-    """Longest prompt plus longest rationale that the run can ask for.
+    """Return the longest prompt plus the longest rationale that the run can ask for.
 
-    A method that writes no rationales, and measures none, reads prompts alone.
+    If the method writes no rationales and measures none, only prompts count.
     """
     prompt = config.prompt.max_tokens
     if config.job.name == "train" and config.method.prompt_only and not config.evaluation.sets:

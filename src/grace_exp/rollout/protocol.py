@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers: token ids in, token ids out."""
+"""The interface of engines: they take token ids and return token ids."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Rationales wanted for one prompt.
+    """A request for rationales of one prompt.
 
     Attributes:
         prompt_ids: Token ids of the prompt.
         n: Number of rationales, each from its own random stream.
         max_tokens: Longest rationale, end token included.
-        temperature: 0 is greedy; otherwise samples come from softmax(logits / temperature), the whole vocabulary.
-        seed: Root of the random streams: equal seeds and prompts give equal rationales whatever else is in the call.
-        pooling: Also pool the hidden states of prompt and rationale; for engines with `pools_states`. It changes no
-            rationale.
+        temperature: 0 is greedy; otherwise tokens are sampled from softmax(logits / temperature) over the whole
+            vocabulary.
+        seed: Root of the random streams. Equal seeds and prompts give equal rationales, whatever else the call holds.
+        pooling: Also pool the hidden states of prompt and rationale, in engines with `pools_states`. The rationales do
+            not change.
     """
 
     prompt_ids: tuple[int, ...]
@@ -38,10 +39,11 @@ class Completion:
     """One rationale.
 
     Attributes:
-        token_ids: Sampled tokens, the end token included where one was written.
-        logprobs: Of those tokens under the distribution they were sampled from (temperature 1 for greedy), nats.
+        token_ids: The sampled tokens, with the end token if one was written.
+        logprobs: Log-probs of these tokens under the distribution they were sampled from (temperature 1 for greedy),
+            nats.
         finish_reason: `stop` after an end token, `length` at `max_tokens` without one.
-        pooled: Hidden states, where the request asked for them and the engine has them; no part of the rationale.
+        pooled: Pooled hidden states, if the request asked for them and the engine has them.
     """
 
     token_ids: tuple[int, ...]
@@ -51,43 +53,44 @@ class Completion:
 
     @property
     def truncated(self) -> bool:
-        """Whether the length limit ended it."""
+        """Whether the rationale ended at the length limit."""
         return self.finish_reason == "length"
 
 
 class RolloutEngine(Protocol):
-    """Writes rationales. Knows nothing of training: the caller says when the weights have changed.
+    """Writes rationales. It knows nothing of training; the caller tells it when the weights have changed.
 
-    An engine that can pool hidden states has a true attribute `pools_states`.
+    An engine that can pool hidden states has the attribute `pools_states`, set to True.
     """
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answer every request, in order, each with its `n` completions.
+        """Return the `n` completions of every request, in order.
 
-        Processes that share an engine (`rollout.vllm.tensor_parallel`) call it together, if need be with no request.
+        Processes that share an engine (`rollout.vllm.tensor_parallel`) must call it together, also those without a
+        request.
         """
         ...
 
     def sync(self, model: "nn.Module") -> None:
-        """Take over the model's present weights; later rationales come from them. This wakes no engine that sleeps."""
+        """Copy the model's present weights for all later rationales. An engine that sleeps is not woken."""
         ...
 
     def sleep(self) -> None:
-        """Give the device's memory to others until the next `generate`; an engine that holds none does nothing.
+        """Free the engine's device memory until the next `generate`; an engine without memory does nothing.
 
-        `generate` wakes an engine that sleeps, with the weights that its model has then.
+        `generate` wakes the engine, with the weights that its model has then.
         """
         ...
 
     def close(self) -> None:
-        """Give back processes and memory."""
+        """End the engine's processes and free its memory."""
         ...
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from what identifies a draw, e.g. (run seed, step, role, instance).
+    """Return a 63-bit seed for a draw that the parts identify, e.g. (run seed, step, role, instance).
 
-    Hashed rather than added, so that neighbouring steps or instances never share a stream.
+    The parts are hashed rather than added, so that neighbouring steps or instances never share a stream.
     """
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,4 +1,4 @@
-"""Seeded sampling inside transformers' `generate`: every sequence draws from a stream of its own."""
+"""Seeded sampling inside transformers' `generate`: every sequence has its own random stream."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,15 @@ from transformers import LogitsProcessor, StoppingCriteria
 from grace_exp.rollout.protocol import Request
 
 _BLOCK = 128
-"""Tokens whose probabilities are summed in float32; vocabularies are mostly multiples of it."""
+"""Tokens per block, whose probabilities are summed in float32; most vocabularies are multiples of it."""
 
 
 class SeededSampler(LogitsProcessor):
-    """Chooses each next token itself and leaves `generate` only that one.
+    """Chooses each next token and leaves `generate` no other choice.
 
-    `generate` samples a batch from one global stream, so a rationale would depend on its neighbours. Here token t of
-    sequence s is the inverse of the cumulative distribution at one uniform number fixed by (request seed, sample, t).
+    `generate` samples a batch from one global stream, so a rationale would depend on the others of its batch. Here,
+    token t of sequence s is where the cumulative distribution passes a uniform number that (request seed, sample, t)
+    fixes.
     """
 
     def __init__(
@@ -27,9 +28,10 @@ class SeededSampler(LogitsProcessor):
 
         Args:
             requests: The request of every row.
-            samples: Which of its request's n samples a row is.
-            prompt_width: Columns of the (left-padded) prompts; column prompt_width + t holds rationale token t.
-            device: Where the logits are.
+            samples: For every row, which of its request's n samples it is.
+            prompt_width: Number of columns of the (left-padded) prompts; column prompt_width + t holds rationale token
+                t.
+            device: The device of the logits.
         """
         self._prompt_width = prompt_width
         longest = max(request.max_tokens for request in requests)
@@ -57,19 +59,19 @@ class SeededSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)  # type: ignore[return-value]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows [n] alone, of those that there were at first."""
+        """Continue with these rows [n] only; they are numbered as at the start."""
         self._rows = rows
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens at which the cumulative distributions pass the uniform numbers, [rows] int64.
+    """Return the tokens at which the cumulative distributions pass the uniform numbers, [rows] int64.
 
-    The cumulative sum is taken over blocks of tokens and then inside one block: a float32 running sum over 150k tokens
-    would lose the tail, and a float64 one of all of them takes as long as a layer of the model.
+    The cumulative sum is taken over blocks of tokens, and then inside one block. A float32 running sum over 150k tokens
+    would lose the tail, and a float64 sum over all of them takes as long as a layer of the model.
 
     Args:
-        probabilities: float32, [rows, vocabulary].
-        uniforms: In [0, 1), float64, [rows].
+        probabilities: Probabilities in float32, [rows, vocabulary].
+        uniforms: Numbers in [0, 1), float64, [rows].
     """
     rows, vocabulary = probabilities.shape
     if missing := -vocabulary % _BLOCK:
@@ -81,29 +83,29 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     block = torch.searchsorted(ends, targets, right=True).clamp_(max=blocks.shape[1] - 1)
     end, mass = ends.gather(1, block), masses.gather(1, block)
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).double().cumsum_(dim=-1)
-    # As a share of the block: its two sums differ in their last bits, and a token of no probability must not be chosen.
+    # Relative to the block: its two sums differ in their last bits, and a token of probability 0 must not be chosen.
     share = (1 - (end - targets) / mass).clamp_(min=0)
     token = torch.searchsorted(inside, share * inside[:, -1:], right=True).clamp_(max=_BLOCK - 1)
     return (block * _BLOCK + token).squeeze(1).clamp_(max=vocabulary - 1)
 
 
 class Finished(StoppingCriteria):
-    """Stops every row at an end token or its own request's `max_tokens`, and all of them when half are done.
+    """Stops a row at an end token or at its request's `max_tokens`, and stops all rows when half of them are done.
 
-    `generate` goes on feeding rows that have ended. After such a stop it can be called again with the others, so that
-    no more than twice the rows that still write are computed; the cache is copied for half of its rows at most.
+    `generate` keeps computing rows that have ended. After such a stop it can be called again with the other rows. So at
+    most twice the unfinished rows are computed, and each stop copies at most half of the cache.
     """
 
     def __init__(
         self, requests: Sequence[Request], end_token_ids: Sequence[int], prompt_width: int, device: torch.device
     ) -> None:
-        """Take the limit of every row's request.
+        """Store the limit of every row's request.
 
         Args:
             requests: The request of every row.
             end_token_ids: Tokens that end a rationale.
             prompt_width: As in `SeededSampler`.
-            device: Where the tokens are.
+            device: The device of the tokens.
         """
         self._limits = torch.tensor([request.max_tokens for request in requests], device=device) + prompt_width
         self._ends = torch.tensor(end_token_ids, dtype=torch.long, device=device)
@@ -112,8 +114,8 @@ class Finished(StoppingCriteria):
         self._settled = self._ended
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: object) -> Tensor:
-        """Which rows are done, [rows] bool."""
-        # Done before this token: the last token of these has been fed too, and its hidden state is there.
+        """Return which rows are done, [rows] bool."""
+        # Done before this token: the last token of these rows has been fed, and its hidden state is known.
         self._settled = self._ended[self._rows]
         at_limit = input_ids.shape[1] >= self._limits[self._rows]
         done = self._settled | torch.isin(input_ids[:, -1], self._ends) | at_limit
@@ -121,9 +123,9 @@ class Finished(StoppingCriteria):
         return torch.ones_like(done) if 2 * int(self._settled.sum()) >= len(done) else done
 
     def rest(self) -> Tensor:
-        """Rows that are still to be decoded, [n], in order, when some are; none when all are done."""
+        """Return the rows that are not finished, [n], in order; none if all are done."""
         return self._rows[:0] if bool(self._ended.all()) else self._rows[~self._settled]
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows [n] alone, of those that there were at first."""
+        """Continue with these rows [n] only; they are numbered as at the start."""
         self._rows = rows

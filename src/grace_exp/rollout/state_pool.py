@@ -1,4 +1,4 @@
-"""Hidden states pooled while transformers' `generate` writes, so that no second forward is needed for embeddings."""
+"""Pool hidden states while transformers' `generate` writes, so that embeddings need no second forward."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,17 +14,17 @@ from grace_exp.policy.pooled_states import Method, PooledStates, StatePooling
 
 
 class StateTap(threading.local):
-    """The hidden states of the last forward, of each thread its own."""
+    """The hidden states of the last forward, separately for each thread."""
 
     states: Tensor
 
     def __reduce__(self) -> tuple[type["StateTap"], tuple[()]]:
-        """Another process gets a tap of its own: an encoder is sent to processes."""
+        """Give another process a new tap: an encoder is sent to processes."""
         return type(self), ()
 
     @contextmanager
     def on(self, model: PreTrainedModel, layer: int) -> Iterator[None]:
-        """Tap a layer; threads that decode start inside."""
+        """Record the output of a layer; threads that decode must start inside."""
 
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             self.states = states_in(output)
@@ -39,8 +39,8 @@ class StateTap(threading.local):
 class StatePool(LogitsProcessor):
     """The pooled hidden states of one batch.
 
-    As a logits processor it is told of every token that was fed: `generate` calls it behind each forward, before the
-    next token is chosen. It changes no score. The last token of a rationale is never fed: see `unfed`.
+    As a logits processor it sees every token that was fed: `generate` calls it after each forward, before it chooses
+    the next token. The scores do not change. The last token of a rationale is not fed by `generate`: see `unfed`.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class StatePool(LogitsProcessor):
         end_token_ids: Tensor,
         prompt_width: int,
     ) -> None:
-        """Start with nothing.
+        """Start without pooled states.
 
         Args:
-            tap: Of the layer that is pooled.
-            poolings: Of each prompt; None: nothing is pooled.
-            rows: The prompt of every row that is decoded, [rows].
-            limits: Of every row: its longest rationale, [rows].
+            tap: Tap of the layer that is pooled.
+            poolings: The pooling of each prompt; None: its states are not pooled.
+            rows: For every row that is decoded, the number of its prompt, [rows].
+            limits: Longest rationale of every row, [rows].
             end_token_ids: Tokens that end a rationale, [n].
-            prompt_width: Columns of the padded prompts.
+            prompt_width: Number of columns of the padded prompts.
         """
         self._tap = tap
         self._poolings = poolings
@@ -81,14 +81,14 @@ class StatePool(LogitsProcessor):
         self._fed: Tensor | None = None
 
     def keep(self, rows: Tensor) -> None:
-        """From here on only these rows [n] of the first are decoded; the last token of the others was fed."""
+        """Note that from now on only these rows [n] are decoded; the last token of the other rows was fed."""
         self._fed = rows
 
     def read(self, positions: Tensor, mask: Tensor) -> None:
-        """Columns of the prompts were read, those of all in common by one row.
+        """Add the states of prompt columns that were read; columns that all prompts share are read by one row.
 
         Args:
-            positions: Of their tokens in the prompts, [prompts, columns].
+            positions: Positions of the columns' tokens in the prompts, [prompts, columns].
             mask: 1 at real tokens, [prompts, columns].
         """
         member = (mask == 1) & (positions >= self._starts[:, None])
@@ -96,8 +96,8 @@ class StatePool(LogitsProcessor):
         self._text = _pooled(self._method, self._text, self._tap.states, member)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Take in the token that each row [rows, tokens] ends with."""
-        if input_ids.shape[1] == self._prompt_width:  # the last of the prompt
+        """Add the state of the last token of each row [rows, tokens]."""
+        if input_ids.shape[1] == self._prompt_width:  # the last token of the prompt
             self._text_tokens += 1
             self._text_tokens = self._text_tokens[self._rows]
             text = None if self._text is None else self._text[self._rows]
@@ -110,16 +110,16 @@ class StatePool(LogitsProcessor):
         return scores
 
     def unfed(self) -> Tensor:
-        """Rows whose last token is still to be fed, [n]."""
+        """Return the rows whose last token has not been fed, [n]."""
         return self._alive().nonzero()[:, 0]
 
     def add_last(self, rows: Tensor, tokens: Tensor) -> None:
-        """The last tokens [n] of such rows [n] were fed."""
+        """Add the states of the last tokens [n] of the rows [n] from `unfed`, after they were fed."""
         everywhere, states = self._scattered(rows, tokens, self._tap.states)
         self._add(everywhere, states, torch.zeros_like(self._ended).index_fill_(0, rows, True))
 
     def _scattered(self, rows: Tensor, tokens: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Of all rows, zeros where nothing was fed."""
+        """Return tokens and states for all rows, with zeros where nothing was fed."""
         all_states = states.new_zeros(len(self._rows), 1, states.shape[-1])
         all_states[rows] = states
         everywhere = self._rows.new_zeros(len(self._rows))
@@ -135,7 +135,7 @@ class StatePool(LogitsProcessor):
         self._ended |= torch.isin(tokens, self._ends)
 
     def found(self) -> list[PooledStates | None]:
-        """Of every row."""
+        """Return the pooled states of every row."""
         assert self._text is not None and self._rationale is not None
         numbers = zip(self._text_tokens.tolist(), self._tokens.tolist(), self._wanted.tolist(), strict=True)
         return [
@@ -145,13 +145,13 @@ class StatePool(LogitsProcessor):
 
 
 def _pooled(method: Method, before: Tensor | None, states: Tensor, member: Tensor) -> Tensor:
-    """Pool more tokens.
+    """Add more tokens to pooled states.
 
     Args:
-        method: How.
-        before: What was pooled before, float32 [n, hidden].
-        states: Hidden states [n, tokens, hidden], or [1, tokens, hidden] of tokens that all have in common.
-        member: Which of them count, [n, tokens].
+        method: The pooling method.
+        before: The states pooled so far, float32 [n, hidden].
+        states: Hidden states [n, tokens, hidden], or [1, tokens, hidden] of tokens that all rows share.
+        member: Which of the tokens count, [n, tokens].
     """
     count, hidden = len(member), states.shape[-1]
     if before is None:

@@ -1,8 +1,8 @@
-"""One decoding thread a core, instead of all cores on every small product.
+"""Decode with one thread per core, instead of all cores on every small product.
 
-A decoding step multiplies a few dozen rows with each weight matrix: too little for two threads to share, so most of
-their time goes into waiting for one another, and where other programs run beside, nearly all of it. Whole requests
-divide without waiting.
+A decoding step multiplies a few dozen rows with each weight matrix. That is too little for two threads to share: they
+spend most of the time waiting for each other, and nearly all of it if other programs run beside them. Whole requests
+can be divided without waiting.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,11 @@ def shares(requests: Sequence[Request], workers: int) -> list[list[int]]:
 
 
 def map_on_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Call `function` on every item, each on a thread of its own with one torch thread; the results in order."""
+    """Call `function` on every item, each on its own thread with one torch thread, and return the results in order."""
     if len(items) <= 1:
         return [function(item) for item in items]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads started from here on inherit it
+    torch.set_num_threads(1)  # threads that start from here on inherit this
     try:
         with ThreadPoolExecutor(len(items)) as pool:
             return list(pool.map(function, items))

@@ -19,10 +19,10 @@ from grace_exp.rollout.threads import map_on_threads, shares
 
 
 class TransformersEngine:
-    """Writes rationales with the live model, or with a merged copy of it where there are adapters.
+    """Writes rationales with the model itself, or with a merged copy of it if there are adapters.
 
-    What prompts have in common is read once, each prompt's rest once, and its key-value cache serves all n of its
-    rationales.
+    The common beginning of all prompts is read once, and the rest of each prompt once. The key-value cache of a prompt
+    serves all n of its rationales.
     """
 
     pools_states = True
@@ -41,10 +41,10 @@ class TransformersEngine:
         Args:
             model: A causal language model, with or without peft adapters.
             end_token_ids: Tokens that end a rationale.
-            pad_token_id: Fills shorter rows; masked by position, so it may equal an end token.
+            pad_token_id: Token that fills shorter rows; it is masked by position, so it may equal an end token.
             batch_tokens: Upper bound of sequences x (prompt + max_tokens) decoded at once, by each thread on a CPU.
-            sharded: Whether `model`, whole as yet, will be shared out among processes: the engine then writes with a
-                copy of its own, for which they all come to the next `generate` after a `sync`.
+            sharded: Whether `model`, which is still whole, will be sharded among processes. The engine then writes with
+                a separate copy; after a `sync` all processes must call the next `generate`.
         """
         self._model = model
         self._merged = MergedCopy(model, apart=True) if sharded else None
@@ -55,11 +55,11 @@ class TransformersEngine:
         self._tap = StateTap()
 
     def sync(self, model: nn.Module) -> None:
-        """Without adapters the engine reads the policy's own weights; a copy is refreshed when it writes next."""
+        """Refresh the merged copy at its next use; without adapters the engine reads the policy's own weights."""
         self._fresh = False
 
     def _writer(self) -> PreTrainedModel:
-        """The model that decodes. The copy is made at first use: by then the model is on its device."""
+        """Return the model that decodes. The copy is made at its first use, when the model is on its device."""
         if self._merged is None:
             if not isinstance(self._model, PeftModel):
                 return self._model
@@ -80,7 +80,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answer every request, in order.
+        """Return the completions of every request, in order.
 
         Raises:
             torch.OutOfMemoryError: A batch does not fit; lower `rollout.batch_tokens`.
@@ -98,11 +98,11 @@ class TransformersEngine:
         answers = {index: completions for part in parts for index, completions in part.items()}
         return [answers[index] for index in range(len(requests))]
 
-    @torch.no_grad()  # again: the mode belongs to the thread
+    @torch.no_grad()  # repeated, because the mode belongs to the thread
     def _write(
         self, model: PreTrainedModel, requests: Sequence[Request], share: Sequence[int]
     ) -> dict[int, list[Completion]]:
-        """The answers to the requests `share`, by index."""
+        """Return the answers to the requests in `share`, by index."""
         answers: dict[int, list[Completion]] = {}
         for indices in self._batches(requests, share):
             written = self._generate_batch(model, [requests[index] for index in indices])
@@ -110,7 +110,7 @@ class TransformersEngine:
         return answers
 
     def _batches(self, requests: Sequence[Request], share: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of requests of similar length, within the token budget; a request is never split."""
+        """Give batches of request indices, of similar length and within the token budget; a request is never split."""
         order = sorted(share, key=lambda i: (len(requests[i].prompt_ids), requests[i].max_tokens))
         batch: list[int] = []
         for index in order:
@@ -127,7 +127,7 @@ class TransformersEngine:
         device = model.device
         prompts = [request.prompt_ids for request in requests]
         width = max(map(len, prompts))
-        # Shorter prompts are padded behind what all have in common (the head of the chat template): it is read once.
+        # Shorter prompts are padded after the tokens that all prompts share (the head of the chat template), read once.
         columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
         head = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
         ids = torch.full((len(requests), width), self._pad_token_id, device=device)
@@ -165,16 +165,16 @@ class TransformersEngine:
         finished: Finished,
         pool: StatePool | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write; whenever half of the rows are done, go on with the others.
+        """Decode; whenever half of the rows are done, continue with the others.
 
         Args:
-            model: Writes.
+            model: The model that writes.
             ids: Prompts, [rows, width].
             mask: 1 at their real tokens, [rows, width].
-            cache: Of all prompt columns but the last.
-            sampler: Chooses tokens.
-            finished: Knows when rows are done.
-            pool: Takes in the hidden states.
+            cache: Key-value cache of all prompt columns except the last.
+            sampler: Chooses the tokens.
+            finished: Says which rows are done.
+            pool: Collects the hidden states.
 
         Returns:
             Prompts and rationales [rows, width], and the rows [n] that were decoded to the end, which the cache holds.
@@ -212,7 +212,7 @@ class TransformersEngine:
     def _pool(
         self, requests: Sequence[Request], row_requests: Sequence[Request], rows: torch.Tensor, width: int
     ) -> StatePool | None:
-        """What pools the hidden states of a batch, where one of its requests asks for that."""
+        """Return the pool for the hidden states of a batch; None if no request asks for them."""
         if all(request.pooling is None for request in requests):
             return None
         limits = torch.tensor([request.max_tokens for request in row_requests], device=rows.device)
@@ -228,15 +228,15 @@ class TransformersEngine:
         left: torch.Tensor,
         pool: StatePool,
     ) -> None:
-        """The forward over the last tokens, which decoding needs not, for their hidden states.
+        """Compute the hidden states of the last tokens, which decoding does not need.
 
         Args:
-            model: Reads.
+            model: The model that reads.
             output: Prompts and rationales, [rows, width].
             mask: 1 at the prompts' real tokens, [rows, prompt width].
-            cache: Of all columns but the last.
-            left: The rows that it holds, [n].
-            pool: Takes them in.
+            cache: Key-value cache of all columns except the last.
+            left: The rows in the cache, [n].
+            pool: Collects the hidden states.
         """
         rows = pool.unfed()
         if not len(rows):
@@ -259,14 +259,14 @@ class TransformersEngine:
     def _read_prompts(
         model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, head: int, pool: StatePool | None
     ) -> DynamicCache:
-        """The key-value cache of all prompt tokens but the last, which `generate` reads itself.
+        """Return the key-value cache of all prompt tokens except the last, which `generate` reads itself.
 
         Args:
-            model: Reads.
+            model: The model that reads.
             ids: Prompts, [rows, width].
             mask: 1 at real tokens, [rows, width].
-            head: Leading columns that are the same in every row.
-            pool: Takes in the hidden states.
+            head: Number of leading columns that are equal in every row.
+            pool: Collects the hidden states.
         """
         cache = DynamicCache(config=model.config)
         positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
@@ -302,10 +302,10 @@ class TransformersEngine:
 
 @contextmanager
 def _decoding(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Evaluation mode, without the sampling settings that models bring along.
+    """Switch to evaluation mode, without the sampling settings that the model's files contain.
 
-    `generate` applies them where the call is silent: a repetition penalty (Qwen2.5 has one) would make the rationales
-    those of another distribution than the policy's.
+    `generate` applies those settings unless the call overrides them. With a repetition penalty (Qwen2.5 has one) the
+    rationales would not come from the policy's distribution.
     """
     training, settings = model.training, model.generation_config
     model.eval()

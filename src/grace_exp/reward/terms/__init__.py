@@ -1,4 +1,4 @@
-"""The terms of the reward. A new one is a file here, a line below and a field of `TermsConfig`."""
+"""The terms of the reward. A new term needs a file here, a line below and a field of `TermsConfig`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from grace_exp.reward.terms.positive import positive_term
 from grace_exp.reward.terms.softmax_negative import softmax_negative_term
 
 Term = Callable[[RewardInputs, Any], Tensor]
-"""From inputs and the term's own config to unweighted values `[groups, K]`, signed so that more is better."""
+"""A function from inputs and the term's settings to unweighted values `[groups, K]`, where more is better."""
 
 TERMS: dict[str, Term] = {
     "positive": positive_term,
@@ -36,4 +36,4 @@ TERMS: dict[str, Term] = {
     "faithfulness": faithfulness_term,
     "custom": custom_term,
 }
-"""By their names in `TermsConfig`, in its order."""
+"""The terms by their names in `TermsConfig`, in its order."""

@@ -1,4 +1,4 @@
-"""The rationales of one text near one another."""
+"""Rewards rationales of one text that are near each other."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,12 @@ from grace_exp.reward.inputs import RewardInputs
 def consistency_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
     """Mean cosine of each rollout with the others of its group (GRACE, arXiv 2510.04506).
 
-    consistency_i^k = mean over l != k of sim(h_i^k, h_i^l). With K = 2 it is the same for both, and moves no advantage.
+    consistency_i^k = mean over l != k of sim(h_i^k, h_i^l). With K = 2 both have the same value, and no advantage
+    changes.
 
     Args:
         inputs: Embeddings.
-        config: Nothing of it is read.
+        config: Not read.
 
     Returns:
         `[groups, K]` in [-1, 1]; zero where K is 1.

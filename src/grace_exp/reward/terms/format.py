@@ -1,4 +1,4 @@
-"""A well-formed rationale: reasoning within <think></think>, then the understanding."""
+"""Rewards a well-formed rationale: reasoning within <think></think>, then the understanding."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class ParsedRationale:
     """The parts of a rationale.
 
     Attributes:
-        reasoning: What stands in the <think> block, stripped.
-        understanding: What follows it, stripped.
-        score: Share of the four marks of form that it has: 0, 0.25, 0.5, 0.75 or 1.
+        reasoning: The text inside the <think> block, stripped.
+        understanding: The text after the block, stripped.
+        score: Share of the four marks of form that the rationale has: 0, 0.25, 0.5, 0.75 or 1.
     """
 
     reasoning: str
@@ -27,18 +27,19 @@ class ParsedRationale:
 
 
 def parse_rationale(text: str) -> ParsedRationale:
-    """Split a rationale as the paper's prompt asks for it, and score its form.
+    """Split a rationale into the parts that the paper's prompt asks for, and score its form.
 
-    The marks of form: it begins with its only <think>; its only </think> is not before that; there is reasoning; there
-    is an understanding. Where the block is not whole the parser falls back: without </think> all after <think> is
-    reasoning (it ran out of tokens); without <think> all before </think> is reasoning (chat templates may open the
-    block); without either all is understanding, which is the one mark it has.
+    There are four marks of form: the rationale begins with its only <think>; its only </think> does not come before
+    that; there is reasoning; there is an understanding. If the block is incomplete, the parser falls back. Without
+    </think> all text after <think> is reasoning (the rationale ran out of tokens). Without <think> all text before
+    </think> is reasoning (the chat template may open the block). Without either all text is understanding, the only
+    mark it has.
 
     Args:
-        text: As decoded, without special tokens.
+        text: The decoded rationale, without special tokens.
 
     Returns:
-        Parts and score. A mark counts for the parts as the parser found them.
+        Parts and score. The marks are scored on the parts as the parser found them.
     """
     before, opened, block = text.partition(OPEN)
     if not opened:
@@ -53,11 +54,11 @@ def parse_rationale(text: str) -> ParsedRationale:
 
 
 def format_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
-    """The share of marks of form that a rationale has: `parse_rationale(text).score`.
+    """Share of the marks of form that a rationale has: `parse_rationale(text).score`.
 
     Args:
-        inputs: `well_formed_GK` is read, no embedding.
-        config: Nothing of it is read.
+        inputs: Only `well_formed_GK` is read.
+        config: Not read.
 
     Returns:
         `[groups, K]` in [0, 1].

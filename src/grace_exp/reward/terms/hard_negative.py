@@ -1,4 +1,4 @@
-"""Far from the other instances of the batch."""
+"""Rewards a distance from the other instances of the batch."""
 
 import torch
 from torch import Tensor
@@ -10,16 +10,16 @@ from grace_exp.reward.inputs import RewardInputs
 def hard_negative_term(inputs: RewardInputs, config: HardNegativeConfig) -> Tensor:
     """Minus the mean similarity to the other groups (GRACE, arXiv 2510.04506, and its released code).
 
-    - `anchor: query` (paper; released code, supervised): -mean over j != i of max over l of sim(q_i, h_j^l). With
-      positives trained it is the same for every rollout of a group, so it moves rewards and, untruncated, no
-      advantage. With queries trained q_i is the rollout and h_j^l the anchors, and it acts.
-    - `anchor: rollout` (released code, unsupervised): -mean over j != i of sim(h_i^k, q_j), which acts.
-    - `anchor: auto`: `query` for instances that have a negative, `rollout` for those that have none: what the released
-      code does to supervised and to unsupervised data, here in one batch.
+    - `anchor: query` (paper; released code, supervised): -mean over j != i of max over l of sim(q_i, h_j^l). If
+      positives are trained, it is the same for every rollout of a group: it changes rewards but, without truncation, no
+      advantage. If queries are trained, q_i is the rollout and h_j^l the anchors, and it changes advantages.
+    - `anchor: rollout` (released code, unsupervised): -mean over j != i of sim(h_i^k, q_j), which changes advantages.
+    - `anchor: auto`: `query` for instances with a negative, `rollout` for those without. The released code does this to
+      supervised and to unsupervised data; here both can be in one batch.
 
-    Over anchor samples the mean is taken, but for the paper's max over the samples of a document.
+    The mean is taken over anchor samples, except for the paper's max over the samples of a document.
 
-    Groups j that hold a text of the instance's own pair are other instances too in the paper; with
+    In the paper, groups j that share a text with the instance's pair count as other instances; with
     `equal_texts: mask` they are left out.
 
     Args:
@@ -53,6 +53,6 @@ def _from_rollout(inputs: RewardInputs, own_GG: Tensor) -> Tensor:
 
 
 def _mean_over_others(similarity_GxG: Tensor, own_GG: Tensor) -> Tensor:
-    """From `[groups, any, groups]` to the means over the groups that are not `own`, `[groups, any]`; zero without."""
+    """Return the means of `[groups, any, groups]` over the groups that are not `own`, `[groups, any]`; 0 if none."""
     others_GxG = similarity_GxG.masked_fill(own_GG[:, None], 0.0)
     return others_GxG.sum(dim=-1) / (~own_GG).sum(dim=-1).clamp(min=1)[:, None]

@@ -1,4 +1,4 @@
-"""The rationale's embedding nearer to its anchor than to anything else."""
+"""Rewards a rationale that is nearer to its anchor than to anything else."""
 
 import math
 
@@ -12,27 +12,26 @@ from grace_exp.reward.inputs import RewardInputs
 def infonce_term(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
     """Log-probability of picking the right partner among the batch: InfoNCE (arXiv 1807.03748) as a reward.
 
-    With s = sim / temperature, N_i the hard negatives (the instance's own, or all of the batch), and the mean taken
-    over anchor samples:
+    With s = sim / temperature, N_i the hard negatives (the instance's own, or all of the batch), and the mean over
+    anchor samples:
 
     - `rollout_to_anchors`: s(h_i^k, q_i) - log [ sum over all j of exp s(h_i^k, q_j)
-      + sum over N_i of exp s(h_i^k, d) ]. Candidates are compared with the rollout, so that negatives differ between
-      the rollouts of a group and act.
+      + sum over N_i of exp s(h_i^k, d) ]. Candidates are compared with the rollout, so negatives differ between the
+      rollouts of a group and change advantages.
     - `anchor_to_rollouts`: s(q_i, h_i^k) - log [ exp s(q_i, h_i^k) + sum over j != i of mean over l of
-      exp s(q_i, h_j^l) + sum over N_i of exp s(q_i, d) ]. Each other text counts once, whatever K; the rollout's
-      siblings are no rivals. Its rivals are the same for a whole group: they set how much a difference in `positive`
-      is worth, which is little where the anchor already finds its text.
+      exp s(q_i, h_j^l) + sum over N_i of exp s(q_i, d) ]. Each other text counts once, for any K; the rollout's
+      siblings are not rivals. The rivals are the same for a whole group: they set how much a difference in `positive`
+      is worth, which is little if the anchor already finds its text.
     - `both`: the mean of the two, as in CLIP (arXiv 2103.00020).
 
-    Groups and negatives that hold a text of the instance's own pair are no rivals and are left out, as in the
-    contrastive baseline.
+    Groups and negatives that share a text with the instance's pair are left out, as in the contrastive baseline.
 
     Args:
         inputs: Embeddings.
         config: Temperature of the softmax over cosines, direction, hard negatives.
 
     Returns:
-        `[groups, K]` in nats, at most zero; zero with one group and no negatives, where nothing can be confused.
+        `[groups, K]` in nats, at most 0; 0 with one group and no negatives, because nothing can be confused.
     """
     match config.direction:
         case "rollout_to_anchors":
@@ -61,12 +60,12 @@ def _anchor_to_rollouts(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
 
 
 def _own(inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
-    """`[groups, K, A]`."""
+    """Return the logits of the rollouts with their own anchors, `[groups, K, A]`."""
     return inputs.rollouts_to_own_anchors_GKA / config.temperature
 
 
 def _negatives(unit_GxH: Tensor, inputs: RewardInputs, config: InfoNceConfig) -> Tensor:
-    """Logits `[groups, any, M or groups x M]` of vectors `[groups, any, hidden]` with hard negatives."""
+    """Return logits `[groups, any, M or groups x M]` of vectors `[groups, any, hidden]` with hard negatives."""
     if config.negatives == "own":
         logits_GxC = unit_GxH @ inputs.unit_negatives_GMH.transpose(1, 2)
         there_G1C = inputs.rival_negatives_GGM.diagonal().T[:, None]  # diagonal() puts the groups last

@@ -8,16 +8,16 @@ from grace_exp.reward.inputs import RewardInputs
 
 
 def length_term(inputs: RewardInputs, config: LengthConfig) -> Tensor:
-    """What a rationale's length costs.
+    """The cost of a rationale's length.
 
     - `relative_to: budget` (soft over-long punishment of DAPO, arXiv 2503.14476): with budget L and f = free x L,
       0 up to f tokens, -(length - f) / (L - f) up to L, and -1 beyond.
     - `relative_to: group` (length reward of Kimi k1.5, arXiv 2501.12599): 0.5 - (length - min) / (max - min), with min
-      and max over the group: it acts at any length. 0 where all are equally long.
+      and max over the group, so it acts at any length. 0 if all lengths are equal.
 
     Args:
-        inputs: `lengths_GK` and, without a budget of its own, `max_tokens` are read, no embedding.
-        config: Chooses the formula, and its budget.
+        inputs: Only `lengths_GK` is read, and `max_tokens` if the settings have no budget.
+        config: The formula and its budget.
 
     Returns:
         `[groups, K]` in [-1, 0] or [-0.5, 0.5].

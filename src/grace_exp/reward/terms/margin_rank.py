@@ -1,4 +1,4 @@
-"""The positive outranks the candidates, by a margin."""
+"""Rewards a positive that outranks the candidates by a margin."""
 
 import math
 
@@ -10,23 +10,23 @@ from grace_exp.reward.inputs import RewardInputs
 
 
 def margin_rank_term(inputs: RewardInputs, config: MarginRankConfig) -> Tensor:
-    """Share of candidates that a rollout's own anchor outranks, times the margin (this project's).
+    """Share of the candidates that a rollout's own anchor outranks, times the margin (ours).
 
     Candidates c of rollout (i, k) are the other groups' anchors and the instance's own negatives. With
 
         share  = share of candidates with sim(h_i^k, q_i) > sim(h_i^k, c)
         margin = sim(h_i^k, q_i) - max (`hardest`) or mean (`mean`) over c of sim(h_i^k, c)
 
-    the value is share x margin where the margin is positive, and (1 - share) x margin where it is negative, since a
-    plain product would prefer outranking nothing to outranking much by a negative margin. It never falls when
-    sim(h_i^k, q_i) rises, and never rises when a candidate comes nearer. The mean is taken over anchor samples.
+    The value is share x margin if the margin is positive, and (1 - share) x margin if it is negative; a plain product
+    would prefer outranking nothing to outranking much with a negative margin. The value never falls when sim(h_i^k,
+    q_i) rises, and never rises when a candidate comes nearer. The mean is taken over anchor samples.
 
     Args:
         inputs: Embeddings.
-        config: Chooses the margin.
+        config: The margin.
 
     Returns:
-        `[groups, K]` in [-2, 2]; zero where there is no candidate.
+        `[groups, K]` in [-2, 2]; 0 if there is no candidate.
     """
     anchors_GKAG = inputs.rollouts_to_anchors_GKGA.transpose(2, 3)
     negatives_GKAM = inputs.rollouts_to_negatives_GKM[:, :, None].expand(*anchors_GKAG.shape[:3], -1)

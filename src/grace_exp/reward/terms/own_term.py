@@ -1,4 +1,4 @@
-"""A term of the user's own."""
+"""A term that the user writes."""
 
 import torch
 from torch import Tensor
@@ -10,22 +10,22 @@ from grace_exp.reward.inputs import RewardInputs
 
 
 class CustomTermError(GraceError):
-    """A term of the user's own gave something that is no reward."""
+    """A user's term returned something that is not a reward."""
 
 
 def custom_term(inputs: RewardInputs, config: CustomConfig) -> Tensor:
-    """What the user's function gives, checked.
+    """Return the values of the user's function, checked.
 
     Args:
         inputs: Embeddings.
-        config: Names the function: from `inputs` to values `[groups, K]`, signed so that more is better.
+        config: Names the function: from `inputs` to values `[groups, K]`, where more is better.
 
     Returns:
         `[groups, K]` float64.
 
     Raises:
         ConfigError: There is no such function.
-        CustomTermError: It gave no tensor, one of another shape, or nan or inf.
+        CustomTermError: It did not return a tensor of this shape, or values are nan or inf.
     """
     part = OwnPart("reward.terms.custom", config.path, config.name, ("inputs",))
     values_GK = part.load()(inputs)
@@ -55,7 +55,7 @@ def try_custom_term(config: CustomConfig) -> None:
 
     Raises:
         ConfigError: There is no such function.
-        CustomTermError: It cannot be used, or it raised.
+        CustomTermError: It returned something unusable, or raised.
     """
     draw = torch.Generator().manual_seed(0)
     groups, samples, hidden = 3, 4, 8
@@ -79,7 +79,7 @@ def try_custom_term(config: CustomConfig) -> None:
         custom_term(inputs, config)
     except GraceError:
         raise
-    except Exception as error:  # whatever the user's function raises
+    except Exception as error:  # the user's function may raise anything
         raise CustomTermError(
             f"reward.terms.custom ({config.path}: {config.name}) raised {type(error).__name__}: {error} when it was "
             f"tried with random embeddings of {groups} groups, K = {samples}"

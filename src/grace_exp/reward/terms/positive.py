@@ -1,4 +1,4 @@
-"""The rationale's embedding near its anchor's."""
+"""Rewards a rationale whose embedding is near its anchor's."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ def positive_term(inputs: RewardInputs, config: TermConfig) -> Tensor:
 
     Args:
         inputs: Embeddings.
-        config: Nothing of it is read.
+        config: Not read.
 
     Returns:
         `[groups, K]` in [-1, 1].

@@ -1,4 +1,4 @@
-"""Do engine and policy agree? A few tokens, after every sync, where `rollout.vllm.probe` asks for it."""
+"""Check after every sync that engine and policy agree on a few tokens, if `rollout.vllm.probe` is set."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _PROMPT_TOKENS = 64
-"""Some blocks of the key-value cache: what a forgotten prefix cache has kept of older weights would show."""
+"""Length of the prompt: some blocks of the key-value cache, so that a prefix cache of older weights shows."""
 _TOKENS = 8
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2}
-"""Mean absolute difference, nats."""
+"""Largest mean absolute difference, in nats, by precision."""
 
 
 @torch.no_grad()
@@ -26,19 +26,19 @@ def probe(
     max_model_len: int,
     dtype: torch.dtype,
 ) -> float:
-    """Let the engine write, score the same tokens with the policy, and compare.
+    """Let the engine write, score the same tokens with the policy, and compare the log-probs.
 
     Args:
-        generate: Of the engine.
+        generate: The engine's `generate`.
         model: The policy, with or without adapters.
         max_model_len: Longest sequence of the engine.
-        dtype: Of the engine's weights.
+        dtype: Precision of the engine's weights.
 
     Returns:
         The mean absolute difference of the log-probs, nats.
 
     Raises:
-        GraceError: They disagree by more than rounding explains.
+        GraceError: They differ by more than rounding explains.
     """
     tokens = min(_TOKENS, max_model_len - 1)
     length = min(_PROMPT_TOKENS, max_model_len - tokens)

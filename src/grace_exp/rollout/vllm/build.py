@@ -1,4 +1,4 @@
-"""A vLLM engine from the settings of a run."""
+"""Build a vLLM engine from the settings of a run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def build_vllm(config: GraceConfig, model: "PreTrainedModel", end_token_ids: Sequence[int]) -> VllmEngine:
-    """The engine in process, for `rollout=vllm`.
+    """Return the engine in process, for `rollout=vllm`.
 
     Raises:
-        ConfigError: It does not fit into the device's memory, or the model reads shorter sequences than are asked for.
-        GraceError: It cannot start.
+        ConfigError: It does not fit into the device's memory, or the run needs longer sequences than the model reads.
+        GraceError: It does not start.
     """
     device = _device(config)
     return VllmEngine(
@@ -53,22 +53,22 @@ def build_vllm(config: GraceConfig, model: "PreTrainedModel", end_token_ids: Seq
 def build_vllm_server(
     config: GraceConfig, model: "PreTrainedModel", end_token_ids: Sequence[int], *, first: bool
 ) -> VllmServerEngine:
-    """The engine over HTTP, for `rollout=vllm_server`.
+    """Return the engine over HTTP, for `rollout=vllm_server`.
 
     Args:
-        config: The run.
+        config: The run's settings.
         model: The policy.
         end_token_ids: Tokens that end a rationale.
-        first: Whether this is the process that starts a server.
+        first: Whether this process starts the server.
 
     Raises:
-        ConfigError: The model reads shorter sequences than are asked for, or the port is taken.
-        GraceError: There is no server, or none that one can train with.
+        ConfigError: The run needs longer sequences than the model reads, or the port is taken.
+        GraceError: There is no server, or it cannot be trained with.
     """
     device, vllm = _device(config), _settings(config)
     kv_cache = None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB)
     if kv_cache is None and device == "cpu" and vllm.server.url is None:
-        kv_cache = _memory(config, model, device).kv_cache  # vLLM's default is all the memory there is
+        kv_cache = _memory(config, model, device).kv_cache  # vLLM would take all memory by default
     return VllmServerEngine(
         model,
         vllm,
@@ -83,10 +83,10 @@ def build_vllm_server(
 
 
 def longest_sequence(config: GraceConfig, model: "PreTrainedModel") -> int:
-    """Longest prompt plus longest rationale that the run can ask for, tokens.
+    """Return the longest prompt plus the longest rationale that the run can ask for, in tokens.
 
     Raises:
-        ConfigError: The model reads shorter ones only.
+        ConfigError: The model reads only shorter sequences.
     """
     longest = longest_tokens(config)
     check_positions(model.config, config.backbone.name, longest)
@@ -98,7 +98,7 @@ def _device(config: GraceConfig) -> Literal["cpu", "cuda"]:
 
 
 def _settings(config: GraceConfig) -> VllmConfig:
-    """Room for as many sequences as are asked for, and no more: each has its share of cache and sampling memory."""
+    """Return settings with room for as many sequences as the run asks for: each takes cache and sampling memory."""
     return replace(config.rollout.vllm, max_sequences=sequences_at_once(config))
 
 
@@ -128,5 +128,5 @@ def _memory(config: GraceConfig, model: "PreTrainedModel", device: Literal["cpu"
         tensor_parallel=vllm.tensor_parallel,
         copies=weight_copies(device),
         kv_cache=None if vllm.kv_cache_gib is None else int(vllm.kv_cache_gib * GIB),
-        kept_free=0.5,  # the policy's forwards need room while the engine is awake, on CPUs other programs too
+        kept_free=0.5,  # the policy's forwards need room while the engine is awake; on CPUs other programs need it too
     )

@@ -1,4 +1,4 @@
-"""HTTP to a vLLM server, bounded in time."""
+"""HTTP requests to a vLLM server, each with a time limit."""
 
 import asyncio
 import os
@@ -20,38 +20,38 @@ class RefusedByServer(GraceError):
     """The server answered with an error."""
 
     def __init__(self, message: str, status: int) -> None:
-        """Keep the status."""
+        """Store the HTTP status."""
         super().__init__(message)
         self.status = status
 
 
 class VllmClient:
-    """Calls a server's endpoints; a call returns what the server said or raises.
+    """Calls a server's endpoints; a call returns the server's answer or raises.
 
-    `VLLM_API_KEY`, where it is set, is the password, as it is for the server.
+    If `VLLM_API_KEY` is set, it is sent as the password; the server reads the same variable.
     """
 
     def __init__(self, url: str) -> None:
-        """Call the server at `url`, e.g. http://127.0.0.1:8000."""
+        """Set the server's address, e.g. http://127.0.0.1:8000."""
         self.url = url.rstrip("/")
         key = os.environ.get("VLLM_API_KEY")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str, *, seconds: float, params: Mapping[str, str] | None = None) -> Any:
-        """GET; the decoded JSON.
+        """Send GET and return the decoded JSON.
 
         Raises:
-            ServerGone: Nobody answers, or the connection broke.
-            GraceError: It took longer than `seconds`, or the server said no.
+            ServerGone: No server answers, or the connection broke.
+            GraceError: The call took longer than `seconds`, or the server answered with an error.
         """
         return self._run([("GET", path, None, params)], seconds)[0]
 
     def post(self, path: str, body: Any = None, *, seconds: float, params: Mapping[str, str] | None = None) -> Any:
-        """POST; the decoded JSON. Raises as `get` does."""
+        """Send POST and return the decoded JSON. It raises as `get` does."""
         return self._run([("POST", path, body, params)], seconds)[0]
 
     def post_all(self, path: str, bodies: Sequence[Any], *, seconds: float) -> list[Any]:
-        """POST all at the same time; the answers in order. Raises as `get` does."""
+        """Send all POST requests at the same time, and return the answers in order. It raises as `get` does."""
         return self._run([("POST", path, body, None) for body in bodies], seconds)
 
     def healthy(self) -> bool:
@@ -83,7 +83,7 @@ class VllmClient:
         return aiohttp.ClientSession(
             self.url,
             headers=self._headers,
-            connector=aiohttp.TCPConnector(limit=0),  # all at once: the server knows best what to do together
+            connector=aiohttp.TCPConnector(limit=0),  # all at once: the server decides best what to batch
             timeout=aiohttp.ClientTimeout(total=None),
         )
 

@@ -1,6 +1,7 @@
-"""What vLLM's CPU build is given to be fast: packed weights that follow the policy, its own norms, another sampler.
+"""Make vLLM's CPU build fast: packed weights that follow the policy, simple norms, and another sampler.
 
-Measured with benchmarks/rollout.py; vLLM expects a compiler to do some of it, which takes longer than it saves.
+The gains are measured by benchmarks/rollout.py. vLLM leaves some of this to a compiler, which takes longer than it
+saves.
 """
 
 from typing import Any
@@ -18,14 +19,14 @@ from grace_exp.rollout.vllm.constants import BLOCK_TOKENS, CPU_NORMS
 
 
 def prepare() -> None:
-    """Change what is to be changed in this process, before the engine is made; again does nothing."""
-    # With oneDNN every layer works on a packed copy of its weight, which vLLM makes once and instead of the weight; of
-    # new weights the copy of a tied output head would know nothing. `pack` makes the copies after each sync.
+    """Change vLLM in this process before the engine is made; a second call does nothing."""
+    # With oneDNN every layer uses a packed copy of its weight. vLLM makes the copy once and drops the weight, so the
+    # copy of a tied output head would not follow new weights. `pack` makes the copies after each sync.
     cpu_ops._supports_onednn = False
     if CPU_NORMS not in ir.ops.rms_norm.impls:
         ir.ops.rms_norm.register_impl(CPU_NORMS, supports_args=_plain)(_rms_norm)
         ir.ops.fused_add_rms_norm.register_impl(CPU_NORMS, supports_args=_plain_sum, inplace=True)(_fused_add_rms_norm)
-        # vLLM offers multiples of 32 only, but has a kernel for these: short prompts share most of their tokens' keys.
+        # vLLM offers multiples of 32 only, but has a kernel for this size: short prompts then share most of their keys.
         CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(
             lambda kv_cache_spec=None: [MultipleOf(BLOCK_TOKENS)]
         )
@@ -33,7 +34,7 @@ def prepare() -> None:
 
 
 def pack(model: nn.Module) -> None:
-    """Give every linear layer oneDNN's packed copy of its present weight: decoding is twice as fast as without."""
+    """Give every linear layer oneDNN's packed copy of its present weight, which doubles the speed of decoding."""
     cpu_ops._supports_onednn = True
     try:
         for layer in model.modules():
@@ -67,7 +68,7 @@ def _fused_add_rms_norm(
 
 
 def _sampler(theirs: Any) -> Any:
-    """One uniform number a row instead of noise for every token, which took as long as four layers."""
+    """Draw one uniform number a row instead of noise for every token, which took as long as four layers."""
 
     def forward_cpu(
         self: Any, logits: Tensor, generators: dict[int, torch.Generator], k: Tensor | None, p: Tensor | None

@@ -1,7 +1,7 @@
-"""Runs a server for as long as whoever started it lives: `python -P guard.py COMMAND...`, standard library only.
+"""Run a server as long as the process that started it lives: `python -P guard.py COMMAND...`, standard library only.
 
-Standard input is a pipe that nobody writes to. It ends when the other side closes it or dies, by kill -9 too; then the
-server and all processes it has started are ended. They end as well when the server itself dies and leaves some behind.
+Standard input is a pipe to which nobody writes. It ends when the other side closes it or dies, also by kill -9. The
+guard then ends the server and all processes that the server has started. It also ends them if the server itself dies.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    """Guard the command in `sys.argv`; its exit code, or 128 + the signal that ended it."""
+    """Guard the command in `sys.argv`; return its exit code, or 128 + the signal that ended it."""
     asked_to_end: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: asked_to_end.append(received))
     server = subprocess.Popen(
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # a group of its own, which can be ended as a whole
+        start_new_session=True,  # a separate process group, which can be ended as a whole
         preexec_fn=_die_with_parent,
     )
     while server.poll() is None and not asked_to_end:
@@ -39,12 +39,12 @@ def main() -> int:
 
 
 def _die_with_parent() -> None:
-    """Should the guard itself be killed, the kernel ends the server."""
+    """Let the kernel end the server if the guard itself is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end_group(server: "subprocess.Popen[bytes]") -> None:
-    """Ask the server's whole group to end, then make it."""
+    """Ask the server's process group to end, and kill it if it does not."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_SECONDS

@@ -1,4 +1,4 @@
-"""vLLM in the policy's own process: one engine a process, or one for several of them that share its weights."""
+"""vLLM in the policy's own process: one engine per process, or one for several processes that share its weights."""
 
 import shutil
 import tempfile
@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 class VllmEngine:
-    """Writes rationales with vLLM; its weights are those of the last `sync`."""
+    """Writes rationales with vLLM, with the weights of the last `sync`."""
 
     pools_states = True
 
@@ -45,23 +45,23 @@ class VllmEngine:
         device: str,
         processes: int = 1,
     ) -> None:
-        """Start an engine; its first weights are those that `model` has at the first call.
+        """Start an engine; at its first call it takes over the weights that `model` has then.
 
-        In a run of several processes it starts at its first use, when they have found each other.
+        In a run of several processes it starts at its first use, when the processes have connected.
 
         Args:
             model: A causal language model, with or without peft adapters.
-            settings: How to run.
-            memory: What it may take.
+            settings: Settings of vLLM.
+            memory: The memory it may use.
             end_token_ids: Tokens that end a rationale.
             max_model_len: Longest prompt plus longest rationale, tokens.
-            dtype: Of its weights and cache.
+            dtype: Precision of its weights and cache.
             device: `cpu` or `cuda`.
-            processes: Of the run.
+            processes: Number of processes of the run.
 
         Raises:
-            MissingResourceError: vLLM is not there, or not a supported version.
-            GraceError: It cannot start.
+            MissingResourceError: vLLM is not installed, or its version is not supported.
+            GraceError: It does not start.
         """
         if problem := vllm_problem("cpu" if device == "cpu" else "gpu"):
             raise MissingResourceError(f"rollout=vllm: {problem}")
@@ -91,10 +91,10 @@ class VllmEngine:
     # ---- the protocol ---------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answer every request, in order.
+        """Return the completions of every request, in order.
 
         Raises:
-            GraceError: vLLM failed, took longer than `generate_timeout`, or a sequence would be too long for it.
+            GraceError: vLLM failed, took longer than `generate_timeout`, or cannot hold a sequence of this length.
         """
         check_lengths(requests, self._max_model_len)
         if not self._synced or self._asleep:
@@ -108,9 +108,9 @@ class VllmEngine:
         )
 
     def sync(self, model: nn.Module) -> None:
-        """Take over the model's present weights and forget what the prefix cache has of older ones.
+        """Copy the model's present weights, and empty the prefix cache, which belongs to older ones.
 
-        An engine that sleeps goes on sleeping: it takes them over when the next rationales are asked for.
+        An engine that sleeps is not woken: it copies the weights at the next `generate`.
 
         Raises:
             GraceError: vLLM failed, took longer than `sync_timeout`, or its log-probs disagree with the model's
@@ -137,10 +137,10 @@ class VllmEngine:
             probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self.dtype)
 
     def sleep(self) -> None:
-        """Give the device's memory back until the next `generate` (CUDA; nothing to do elsewhere)."""
+        """Free the device's memory until the next `generate` (CUDA only)."""
         if self._device == "cpu" or not self._settings.sleep or self._llm is None or self._asleep:
             return
-        # Weights that waking up replaces are dropped; those that it leaves alone are kept in the host's memory.
+        # Weights that waking up replaces are dropped; the others are kept in the host's memory.
         level = 1 if self._adapters else 2
         self._call(
             lambda: self._llm.sleep(level=level),
@@ -151,7 +151,7 @@ class VllmEngine:
         self._asleep = True
 
     def close(self) -> None:
-        """End the engine and give its memory back."""
+        """End the engine and free its memory."""
         if self._llm is not None and not self._thread.stuck:
             self._call(self._end, self._settings.sync_timeout, "its end", "the process can be ended")
         self._thread.close()
@@ -201,7 +201,7 @@ class VllmEngine:
     def _load_adapter(self, model: Any) -> None:
         from vllm.lora.request import LoRARequest
 
-        # A name and number of its own each time: vLLM keeps what it knows under an old one.
+        # A new name and number each time: vLLM keeps what it has loaded under an old one.
         self._lora_count += 1
         folder = Path(self._scratch.name) / f"adapter-{self._lora_count}"
         save_adapter(model, folder)
@@ -228,7 +228,7 @@ class VllmEngine:
         for mark, number in enumerate(pooled):
             length = len(all_requests[number].prompt_ids)
             settings[number] = marked(settings[number], mark, self._max_model_len, length)
-        # These first, so that what prompts have in common is computed for one whose states are kept.
+        # These requests come first, so that tokens that prompts share are computed for one whose states are kept.
         marks = {number: mark for mark, number in enumerate(pooled)}
         order = [*pooled, *(number for number in range(len(all_requests)) if number not in marks)]
         outputs = self._llm.generate(
@@ -248,16 +248,16 @@ class VllmEngine:
         return [answers[number] for number in range(len(all_requests))][own_places]
 
     def _pools(self, request: Request) -> bool:
-        """Whether states are collected: those of the last layer, and of requests for one rationale."""
+        """Whether states are collected: only those of the last layer, and of requests for one rationale."""
         if request.pooling is None or request.n > 1:
             return False
         layers = self._model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
         return bool(request.pooling.layer in (-1, layers))
 
     def _shared(self, requests: Sequence[Request]) -> tuple[Sequence[Request], slice]:
-        """All requests of the processes that share the engine, and the place of this process's among them.
+        """Return all requests of the processes that share the engine, and which of them are this process's.
 
-        Each must ask for the same in the same order.
+        All these processes must ask for the same in the same order.
         """
         if self._settings.tensor_parallel == 1:
             return requests, slice(None)
@@ -270,12 +270,12 @@ class VllmEngine:
         return [request for part in parts for request in part], slice(start, start + len(requests))
 
     def _call(self, function: Callable[[], Result], seconds: float, what: str, hint: str) -> Result:
-        device = torch.cuda.current_device() if self._device == "cuda" else None  # a thread has a device of its own
+        device = torch.cuda.current_device() if self._device == "cuda" else None  # every thread has its own
 
         def run() -> Result:
             if device is not None:
                 torch.cuda.set_device(device)
-                torch.cuda.synchronize()  # what the policy's thread has started is done
+                torch.cuda.synchronize()  # wait for what the policy's thread has started
             with torch.no_grad():
                 return function()
 
@@ -295,7 +295,7 @@ class VllmEngine:
 
 
 def _tokens(output: Any) -> tuple[list[int], list[float]]:
-    """Token ids and log-probs of one of vLLM's completions."""
+    """Return the token ids and log-probs of one of vLLM's completions."""
     token_ids = list(output.token_ids)
     if not token_ids:
         raise GraceError(f"vLLM gave a request up (finish reason {output.finish_reason!r}): see its log")

@@ -1,4 +1,4 @@
-"""Calls into vLLM that leave the trainer's process as it was, and that end."""
+"""Call vLLM without changing the trainer's process, and within a time limit."""
 
 import contextlib
 import os
@@ -17,12 +17,12 @@ from grace_exp.errors import GraceError
 Result = TypeVar("Result")
 
 _CHANGED_ENVIRONMENT = ("LD_PRELOAD", "NUMEXPR_MAX_THREADS", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""What vLLM, or we for it, set for its start; children of the trainer should not inherit it."""
+"""Environment variables set for vLLM's start, by vLLM or by this package; child processes must not inherit them."""
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Puts back the global random generators, torch's threads and the environment.
+    """Restore the global random generators, torch's threads and the environment afterwards.
 
     vLLM seeds the generators when it starts, draws from them, and on CPUs turns `torch.set_num_threads` into a no-op.
     """
@@ -49,10 +49,10 @@ def undisturbed() -> Iterator[None]:
 
 
 class TimedThread:
-    """Runs calls one after another on a thread of its own, each within a time limit.
+    """Runs calls one after another on a separate thread, each with a time limit.
 
-    A call into an engine cannot be interrupted; it can be left behind. The thread is a daemon, so that a call that
-    never comes back does not keep the process alive.
+    A call into an engine cannot be interrupted, but it can be abandoned. The thread is a daemon, so a call that never
+    returns does not keep the process alive.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,16 +62,16 @@ class TimedThread:
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(self, function: Callable[[], Result], *, seconds: float, what: str, hint: str) -> Result:
-        """Run `function` and return what it returns.
+        """Run `function` and return its result.
 
         Args:
-            function: Takes nothing; raises as it would here.
-            seconds: The limit.
-            what: Names the call in the error, e.g. "writing rationales".
-            hint: What to check when it does not come back.
+            function: A function without arguments; what it raises is raised here.
+            seconds: The time limit.
+            what: Name of the call in the error, e.g. "writing rationales".
+            hint: What to check if the call does not return.
 
         Raises:
-            GraceError: It did not come back in time, or an earlier call did not.
+            GraceError: The call, or an earlier one, did not return in time.
         """
         if self._stuck is not None:
             raise GraceError(self._stuck)
@@ -81,20 +81,20 @@ class TimedThread:
             return future.result(timeout=seconds)  # type: ignore[return-value]
         except BaseException as error:
             if future.done():
-                raise  # its own
+                raise  # the function's own TimeoutError
             if isinstance(error, TimeoutError):
                 self._stuck = f"vLLM has not come back from {what} within {seconds:g} s: {hint}"
                 raise GraceError(self._stuck) from error
-            self._stuck = f"vLLM was interrupted in {what}"  # by Ctrl-C: nobody waits for it any more
+            self._stuck = f"vLLM was interrupted in {what}"  # Ctrl-C: no caller waits for the result any more
             raise
 
     @property
     def stuck(self) -> bool:
-        """Whether a call has not come back, or was interrupted."""
+        """Whether a call has not returned, or was interrupted."""
         return self._stuck is not None
 
     def close(self) -> None:
-        """End the thread after the call under way."""
+        """End the thread after the present call."""
         self._calls.put(None)
 
     def _run(self) -> None:

@@ -1,4 +1,4 @@
-"""vLLM's engine object: how it is made and ended inside a process that is not its own."""
+"""Make and end vLLM's engine object inside a process that it does not own."""
 
 import gc
 import os
@@ -17,11 +17,11 @@ from grace_exp.rollout.vllm.runner_states import RunnerStates
 from grace_exp.rollout.vllm.weights import write_model_folder
 
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's `max_lora_rank` may be."""
+"""Values that vLLM allows for `max_lora_rank`."""
 
 
 class _SharedState:
-    """The process group that vLLM makes where there is none; the process's last engine ends it."""
+    """The process group that vLLM makes if there is none; the last engine of the process ends it."""
 
     def __init__(self) -> None:
         self.engines = 0
@@ -53,18 +53,18 @@ def make_llm(
     dtype: torch.dtype,
     device: str,
 ) -> tuple[Any, RunnerStates]:
-    """A `vllm.LLM` for `model`, and what pools hidden states in this process's worker.
+    """Return a `vllm.LLM` for `model`, and the object that pools hidden states in this process's worker.
 
     Args:
-        model: The policy; its weights come later, but for those below adapters that are sent by themselves.
-        settings: How to run.
-        memory: What it may take.
-        folder: Gets the model's configuration.
+        model: The policy. Its weights are sent later, except the base weights if adapters are sent separately.
+        settings: Settings of vLLM.
+        memory: The memory it may use.
+        folder: Folder for the model's configuration.
         max_model_len: Longest prompt plus longest rationale, tokens.
-        dtype: Of weights and cache.
+        dtype: Precision of weights and cache.
         device: `cpu` or `cuda`.
     """
-    # Read at import. Worker processes of its own would cost half a minute, and tensors do not reach them.
+    # Read at import. Worker processes would cost half a minute, and tensors cannot be sent to them.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # the policy needs the cores too
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -72,7 +72,7 @@ def make_llm(
     adapters = settings.lora == "adapter"
     write_model_folder(model, folder, weights=adapters, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's, about its own parts
+        warnings.simplefilter("ignore")  # vLLM's warnings about its own code
         from vllm import LLM
         from vllm.config import WeightTransferConfig
         from vllm.platforms import current_platform
@@ -96,7 +96,7 @@ def make_llm(
             enforce_eager=runs_eagerly(settings, device),
             use_tqdm_on_load=False,
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
-            generation_config="vllm",  # not the model authors' recommendations
+            generation_config="vllm",  # without the sampling settings in the model's files
             weight_transfer_config=WeightTransferConfig(backend=worker.BACKEND),
             **_device_arguments(settings, memory, device),
             **_placement(settings),
@@ -109,10 +109,10 @@ def make_llm(
 
 
 def end_llm(llm: Any) -> None:
-    """End an engine and give its memory back; nobody else may hold it."""
+    """End an engine and free its memory; no other object may hold the engine."""
     from vllm.v1.engine import core
 
-    # vLLM would take the process's groups with it: those of the run, those of another engine.
+    # vLLM would also end process groups that are not its own: those of the run, and those of another engine.
     clean_up, core.cleanup_dist_env_and_memory = core.cleanup_dist_env_and_memory, lambda: None
     try:
         llm.llm_engine.engine_core.shutdown()
@@ -124,17 +124,17 @@ def end_llm(llm: Any) -> None:
 
 
 def runs_eagerly(settings: VllmConfig, device: str) -> bool:
-    """Whether vLLM neither compiles nor captures graphs."""
+    """Whether vLLM runs without compilation and CUDA graphs."""
     return device == "cpu" if settings.eager is None else settings.eager
 
 
 def local_rank(processes: int) -> int:
-    """Which of the machine's GPUs is, or will be, this process's; known before Lightning sets the device.
+    """Return the number of this process's GPU on its machine; it is known before Lightning sets the device.
 
-    torchrun and Lightning's own launcher say it in LOCAL_RANK, Slurm in SLURM_LOCALID.
+    torchrun and Lightning's launcher set it in LOCAL_RANK, Slurm in SLURM_LOCALID.
 
     Args:
-        processes: Of the run; one alone takes the first GPU, wherever it was started.
+        processes: Number of processes of the run; a single process takes the first GPU, wherever it was started.
     """
     if processes == 1:
         return 0
@@ -146,18 +146,19 @@ def _device_arguments(settings: VllmConfig, memory: MemoryPlan, device: str) -> 
         return {"ir_op_priority": CPU_NORM_PRIORITY}
     _, total = torch.cuda.mem_get_info()  # of this thread's device
     return {
-        # Asked of what is free at the start; the cache has its size by `kv_cache_memory_bytes`.
+        # vLLM checks this share against the free memory at the start; `kv_cache_memory_bytes` sets the size of the
+        # cache.
         "gpu_memory_utilization": memory.engine / total,
         "enable_sleep_mode": settings.sleep,
     }
 
 
 def _placement(settings: VllmConfig) -> dict[str, Any]:
-    """One engine here, or this process's part of those that the run's processes form."""
+    """Return the arguments for an engine in this process, or for this process's part of a shared engine."""
     group = torch.distributed
     if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
         return {}
-    # vLLM joins the process group that is there, as it does under torchrun, whose variables it reads.
+    # vLLM joins the existing process group, as under torchrun, whose variables it reads.
     rank, world = group.get_rank(), group.get_world_size()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ["LOCAL_RANK"] = str(local_rank(world))
@@ -175,5 +176,5 @@ def _lora_arguments(model: Any) -> dict[str, Any]:
 
 
 def lora_rank_setting(rank: int) -> int:
-    """The least `max_lora_rank` that vLLM allows for adapters of a rank."""
+    """Return the least `max_lora_rank` that vLLM allows for adapters of this rank."""
     return min(allowed for allowed in _LORA_RANKS if allowed >= rank)

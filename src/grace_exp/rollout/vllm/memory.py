@@ -1,4 +1,4 @@
-"""Does an engine fit beside its policy? Answered from the model's shape, before vLLM starts."""
+"""Check from the model's shape, before vLLM starts, that an engine fits beside its policy."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 BATCHED_TOKENS = 8192
-"""Tokens of one forward of the engine: prompts are read in pieces of at most this many."""
+"""Tokens of one forward of the engine; longer prompts are read in several pieces."""
 CUDA_GRAPHS = 1 * GIB
-"""Of an engine that captures them."""
+"""Memory of CUDA graphs, for an engine that captures them."""
 CONTEXT = 1 * GIB
-"""Of CUDA and its libraries, for each process."""
+"""Memory of CUDA and its libraries, per process."""
 COMMUNICATION = 1 * GIB
-"""NCCL's buffers, where there are several processes."""
+"""NCCL's buffers, if there are several processes."""
 _FLOAT32 = 4
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What memory depends on.
+    """The sizes of a model on which its memory depends.
 
     Attributes:
         parameters: Weights without adapters.
@@ -33,9 +33,9 @@ class ModelShape:
         layers: Decoder layers.
         kv_heads: Key-value heads of a layer.
         head_dim: Width of a head.
-        hidden: Width of the model.
-        intermediate: Width of its feed-forward layers.
-        vocabulary: Tokens.
+        hidden: Width of the hidden states.
+        intermediate: Width of the feed-forward layers.
+        vocabulary: Number of tokens.
     """
 
     parameters: int
@@ -49,7 +49,7 @@ class ModelShape:
 
 
 def model_shape(model: nn.Module) -> ModelShape:
-    """The shape of a language model, with or without adapters."""
+    """Return the shape of a language model, with or without adapters."""
     base = plain_model(model)
     config = base.config.get_text_config()
     heads = config.num_attention_heads
@@ -74,10 +74,10 @@ class MemoryPlan:
         sequence: Key-value cache of one sequence of full length: 2 x layers x kv_heads x head_dim x bytes x
             max_model_len / tensor_parallel.
         kv_cache: Key-value cache of the engine.
-        activations: Of the engine's largest forward, logits included.
-        policy: What the policy beside it is still to take: see `policy_bytes`.
+        activations: Activations of the engine's largest forward, logits included.
+        policy: What the policy beside it will still take: see `policy_bytes`.
         overhead: CUDA graphs, context and communication: see `device_overhead`.
-        available: What the device has left before either is there.
+        available: Free memory of the device before either is there.
     """
 
     weights: int
@@ -90,11 +90,11 @@ class MemoryPlan:
 
     @property
     def engine(self) -> int:
-        """All that is the engine's by its size."""
+        """The engine's bytes: weights, cache and activations."""
         return self.weights + self.kv_cache + self.activations
 
     def __str__(self) -> str:
-        """The sum in GiB."""
+        """Return the sum in GiB, with its parts."""
         parts = {
             "engine weights": self.weights,
             "key-value cache": self.kv_cache,
@@ -107,7 +107,7 @@ class MemoryPlan:
 
 
 def weight_copies(device: str) -> int:
-    """How often an engine holds its weights: on CPUs as they are, for new ones, and packed, to compute with."""
+    """Return how many copies of the weights an engine holds: on CPUs one that takes new values, and a packed one."""
     return 2 if device == "cpu" else 1
 
 
@@ -128,20 +128,20 @@ def plan_memory(
     """Divide a device's memory.
 
     Args:
-        shape: Of the model.
+        shape: The model's shape.
         value_bytes: 4 for float32, 2 for bfloat16.
         max_model_len: Longest prompt plus longest rationale, tokens.
-        max_sequences: Decoded at one time.
-        available: Bytes the device has left.
-        policy: Bytes the policy will take of them, see `policy_bytes`.
-        overhead: Bytes that go to CUDA, see `device_overhead`.
-        tensor_parallel: Devices that share the engine.
-        copies: Of the weights, see `weight_copies`.
-        kv_cache: Bytes, where they are configured; else what `max_sequences` full sequences take, within the rest.
-        kept_free: Share of the rest that such a cache leaves alone.
+        max_sequences: Sequences decoded at one time.
+        available: Free bytes of the device.
+        policy: Bytes that the policy will take of them, see `policy_bytes`.
+        overhead: Bytes that CUDA takes, see `device_overhead`.
+        tensor_parallel: Number of devices that share the engine.
+        copies: Number of copies of the weights, see `weight_copies`.
+        kv_cache: Bytes of the cache, if configured; None: enough for `max_sequences` full sequences, within the rest.
+        kept_free: Share of the rest that such a cache does not take.
 
     Raises:
-        ConfigError: It cannot fit: not one sequence of full length.
+        ConfigError: The device has no room for one sequence of full length.
     """
     weights = copies * shape.parameters * value_bytes // tensor_parallel
     kv_heads = max(1, shape.kv_heads // tensor_parallel)
@@ -172,15 +172,15 @@ def plan_memory(
 
 
 def policy_bytes(model: nn.Module, device: str, *, trains: bool, shards: int = 1) -> int:
-    """What a policy is still to take of the device: weights that are not there yet, gradients and optimizer moments.
+    """Return the bytes that a policy will still take: weights not on the device yet, gradients, optimizer moments.
 
-    Gradients of several processes live in the buckets that are exchanged, so that they are there once.
+    With several processes gradients are stored once, in the buckets that are exchanged.
 
     Args:
         model: With or without adapters; training adds gradients and two moments in float32 to what requires them.
         device: `cpu` or `cuda`.
-        trains: Whether it is trained; an evaluation holds the weights alone.
-        shards: Processes that share out weights, gradients and moments; each holds its part, rounded up.
+        trains: Whether it is trained; an evaluation holds only the weights.
+        shards: Number of processes that share weights, gradients and moments; each holds its part, rounded up.
     """
     weights = sum(value.numel() * value.element_size() for value in model.parameters() if value.device.type != device)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -188,14 +188,14 @@ def policy_bytes(model: nn.Module, device: str, *, trains: bool, shards: int = 1
 
 
 def device_overhead(device: str, *, processes: int, eager: bool) -> int:
-    """What a GPU gives to CUDA beside the model: figures from experience, rounded up, as vLLM measures its own late."""
+    """Return what CUDA takes of a GPU beside the model: experience, rounded up, as vLLM measures its own only later."""
     if device == "cpu":
         return 0
     return CONTEXT + (COMMUNICATION if processes > 1 else 0) + (0 if eager else CUDA_GRAPHS)
 
 
 def available_bytes(device: "torch.device") -> int:
-    """What a device has left."""
+    """Return the free memory of a device, in bytes."""
     import torch
 
     if device.type == "cuda":

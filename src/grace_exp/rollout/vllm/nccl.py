@@ -1,4 +1,4 @@
-"""Weights from a CUDA trainer to a vLLM server, GPU to GPU, by vLLM's own transfer."""
+"""Send weights from a CUDA trainer to a vLLM server, GPU to GPU, by vLLM's own transfer."""
 
 import socket
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from grace_exp.rollout.vllm.weights import checkpoint_weights, weight_shapes
 
 
 class NcclTransfer:
-    """A communicator with the server's workers, made at the first sending.
+    """A communicator with the server's workers; it connects when weights are first sent.
 
     https://docs.vllm.ai/en/latest/training/weight_transfer/nccl/
     """
 
     def __init__(self, client: VllmClient, dtype: torch.dtype, settings: VllmConfig) -> None:
-        """Prepare.
+        """Prepare the transfer without connecting.
 
         Args:
-            client: Of the server.
-            dtype: What weights are sent as.
-            settings: Limits.
+            client: Client of the server.
+            dtype: Precision in which weights are sent.
+            settings: The settings with the time limits.
         """
         self._client = client
         self._dtype = dtype
@@ -39,7 +39,7 @@ class NcclTransfer:
         """Send the model's present weights.
 
         Raises:
-            GraceError: It did not end in time, or the server refused.
+            GraceError: Sending took too long, or the server refused.
         """
         device = torch.cuda.current_device()
 
@@ -48,7 +48,7 @@ class NcclTransfer:
             self._model = model
             if self._trainer is None:
                 self._trainer = self._connect()
-            torch.cuda.synchronize()  # the optimizer's last kernels, which the policy's thread has started, are done
+            torch.cuda.synchronize()  # wait for the optimizer's last kernels, which the policy's thread has started
             self._trainer.send_weights()
 
         with undisturbed():
@@ -106,7 +106,7 @@ class _ControlPlane:
 
 
 def _own_address(url: str) -> tuple[str, int]:
-    """This machine's address as the server sees it, and a free port."""
+    """Return this machine's address as the server sees it, and a free port."""
     server = urlsplit(url)
     family, kind, protocol, _, address = socket.getaddrinfo(
         server.hostname, server.port or 80, type=socket.SOCK_STREAM

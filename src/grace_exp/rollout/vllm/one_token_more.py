@@ -1,7 +1,7 @@
-"""Rationales whose last token vLLM reads, too: it is asked for one token more, and ends behind it.
+"""Let vLLM also read the last token of a rationale: it is asked for one more token, and stops after that.
 
-An engine has no need of the last token's hidden state, but an embedding has. vLLM's scheduler asks one function whether
-a request is done; for requests that are marked it says so a token later. What is written until then is the same.
+Decoding does not need the hidden state of the last token, but an embedding does. vLLM's scheduler asks one function
+whether a request is done; for marked requests that function answers one token later. The tokens before do not change.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ _MARK = "grace_exp"
 
 
 def marked(settings: dict[str, Any], number: int, max_model_len: int, prompt_tokens: int) -> dict[str, Any]:
-    """The arguments of `SamplingParams` for such a request.
+    """Return the arguments of `SamplingParams` for a marked request.
 
     Args:
-        settings: Those of an ordinary one.
-        number: Of the request, for whoever collects its states.
-        max_model_len: Of the engine; a sequence that fills it up has no room for the token more.
+        settings: Arguments of an ordinary request.
+        number: The request's number, by which its states are collected.
+        max_model_len: Longest sequence of the engine; a sequence of this length has no room for one more token.
         prompt_tokens: Length of the prompt.
     """
     return settings | {
@@ -29,7 +29,7 @@ def marked(settings: dict[str, Any], number: int, max_model_len: int, prompt_tok
 
 
 def mark_of(sampling_params: Any) -> int | None:
-    """The number of a marked request."""
+    """Return the number of a marked request; None if it is not marked."""
     found = ((sampling_params and sampling_params.extra_args) or {}).get(_MARK)
     return None if found is None else int(found["number"])
 
@@ -37,7 +37,7 @@ def mark_of(sampling_params: Any) -> int | None:
 def without_it(
     request: Request, written: tuple[Sequence[int], Sequence[float]], end_token_ids: Sequence[int]
 ) -> Completion:
-    """What a request without the mark would have got."""
+    """Return the completion that the request would have got without the mark."""
     tokens, logprobs = list(written[0])[: request.max_tokens], written[1]
     end = next((place for place, token in enumerate(tokens) if token in end_token_ids), None)
     length = len(tokens) if end is None else end + 1
@@ -45,7 +45,7 @@ def without_it(
 
 
 def prepare() -> None:
-    """Put our function in the place of vLLM's, in this process and once; other requests get vLLM's answer."""
+    """Replace vLLM's function in this process, once; requests without a mark still get vLLM's answer."""
     from vllm.v1.core.sched import scheduler
     from vllm.v1.request import RequestStatus
 

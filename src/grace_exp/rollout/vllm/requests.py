@@ -1,4 +1,4 @@
-"""Requests and completions in vLLM's terms, the same in process and over HTTP."""
+"""Requests and completions in vLLM's terms, for the engine in process and over HTTP."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from grace_exp.rollout.protocol import Completion, Request, derive_seed
 
 
 def sampling_settings(request: Request, end_token_ids: Sequence[int]) -> dict[str, Any]:
-    """Arguments of vLLM's `SamplingParams`: the whole distribution, nothing that the model's authors recommend.
+    """Return the arguments of vLLM's `SamplingParams`: the whole distribution, without settings from the model's files.
 
     vLLM gives sample i the seed s + i. Hashing the request's seed first keeps neighbouring requests apart.
     """
@@ -18,8 +18,8 @@ def sampling_settings(request: Request, end_token_ids: Sequence[int]) -> dict[st
         "max_tokens": request.max_tokens,
         "seed": derive_seed(request.seed, "vllm"),
         "stop_token_ids": list(end_token_ids),
-        "ignore_eos": True,  # its own end tokens; ours are above
-        "logprobs": 0,  # of the sampled token only
+        "ignore_eos": True,  # vLLM's end tokens; those of the request are set above
+        "logprobs": 0,  # only that of the sampled token
         "detokenize": False,
         "top_p": 1.0,
         "top_k": 0,
@@ -31,16 +31,16 @@ def sampling_settings(request: Request, end_token_ids: Sequence[int]) -> dict[st
 
 
 def samples(request: Request) -> int:
-    """How many vLLM is asked for: greedy rationales are all the same, and vLLM writes no more than one."""
+    """Return how many samples vLLM writes: one for greedy requests, because all n would be equal."""
     return request.n if request.temperature > 0 else 1
 
 
 def completions(
     request: Request, written: Sequence[tuple[Sequence[int], Sequence[float]]], end_token_ids: Sequence[int]
 ) -> list[Completion]:
-    """The `n` completions of a request from (token ids, log-probs) of what vLLM wrote.
+    """Return the `n` completions of a request from what vLLM wrote: (token ids, log-probs).
 
-    A rationale that ends on its last allowed token has ended.
+    A rationale whose last allowed token is an end token counts as ended.
     """
     found = [
         Completion(
@@ -54,10 +54,10 @@ def completions(
 
 
 def check_lengths(requests: Sequence[Request], max_model_len: int) -> None:
-    """Refuse what the engine has no room for.
+    """Refuse requests that are too long for the engine.
 
     Raises:
-        GraceError: A prompt and its longest rationale are longer than the engine's sequences.
+        GraceError: A prompt plus its longest rationale is longer than the engine's sequences.
     """
     for request in requests:
         wanted = len(request.prompt_ids) + request.max_tokens

@@ -1,7 +1,7 @@
-"""Hidden states out of vLLM's model runner, pooled step by step.
+"""Pool hidden states from vLLM's model runner, step by step.
 
-The runner keeps the last layer's states of a step between `execute_model` and `sample_tokens`; both are wrapped here.
-Both of vLLM's runners do so: the one for CPUs, and, read in the source and not run, the one for GPUs.
+The runner keeps the last layer's states of a step between `execute_model` and `sample_tokens`; this module wraps both.
+Both of vLLM's runners work this way: the one for CPUs, and the one for GPUs, whose source was read but not run.
 """
 
 from collections import OrderedDict
@@ -17,18 +17,18 @@ from grace_exp.rollout.vllm.constants import BLOCK_TOKENS
 from grace_exp.rollout.vllm.one_token_more import mark_of
 
 _PREFIXES = 4096
-"""Whole blocks of prompts whose pooled states are remembered: vLLM does not compute again what its cache has."""
+"""Prompt prefixes of whole blocks whose pooled states are kept: vLLM does not recompute what its cache holds."""
 
 
 @dataclass
 class _Sequence:
-    """A prompt and its rationale on their way through the engine; positions count from the prompt's start."""
+    """A prompt and its rationale in the engine; positions count from the prompt's start."""
 
     prompt: tuple[int, ...]
     start: int
     slot: int
     position: int = -1
-    """The next one; -1: nothing has been computed."""
+    """The next position; -1: nothing has been computed."""
     text: Tensor | None = None
     whole: bool = True
     """Whether all pooled tokens up to `position` were seen."""
@@ -41,7 +41,7 @@ class RunnerStates:
         """Wrap the methods of a model runner.
 
         Args:
-            runner: Of vLLM.
+            runner: A model runner of vLLM.
         """
         self._runner = runner
         self._execute: Callable[..., Any] = runner.execute_model
@@ -53,15 +53,15 @@ class RunnerStates:
         self._scheduled: Any = None
         self._rationales: Tensor | None = None
         self._before: Tensor | None = None
-        """The same without the newest token: vLLM may compute a step more than it gives out."""
+        """The pooled states without the newest token: vLLM may compute a step more than it returns."""
         self._prefixes: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
     def begin(self, prompts: Sequence[tuple[int, ...]], poolings: Sequence[StatePooling]) -> None:
         """Start a call.
 
         Args:
-            prompts: Of the marked requests, in the order of their numbers.
-            poolings: What to pool of each; of one method, and the last layer.
+            prompts: Prompts of the marked requests, in the order of their numbers.
+            poolings: The pooling of each; all have the same method and pool the last layer.
         """
         self._by_id.clear()
         self._rationales = self._before = None
@@ -73,11 +73,11 @@ class RunnerStates:
             self._method = poolings[0].method
 
     def forget(self) -> None:
-        """The weights have changed, and vLLM's prefix cache is empty."""
+        """Forget the states of prefixes; called when the weights have changed and vLLM's prefix cache is empty."""
         self._prefixes.clear()
 
     def found(self, number: int, tokens: int) -> PooledStates | None:
-        """Of a marked request that got so many tokens; None: not all of its states passed by here."""
+        """Return the states of a marked request that got `tokens` tokens; None if some of its states were not seen."""
         sequence = self._sequences[number]
         computed = sequence.position - len(sequence.prompt)
         if not sequence.whole or sequence.text is None or self._rationales is None or self._before is None:
@@ -85,7 +85,7 @@ class RunnerStates:
         if computed not in (tokens, tokens + 1):
             return None
         source = self._rationales if computed == tokens else self._before
-        # Copies: rows would keep the whole call's states.
+        # Copies, because views would keep the whole call's states in memory.
         return PooledStates(
             sequence.text.clone(),
             source[sequence.slot].clone(),
@@ -111,7 +111,7 @@ class RunnerStates:
         return self._sample(*args, **kwargs)
 
     def _take(self, state: Any) -> None:
-        """All rows of a step: single tokens of rationales together, parts of prompts one by one."""
+        """Add all rows of a step: single tokens of rationales together, parts of prompts one by one."""
         hidden = state.hidden_states
         slots: list[int] = []
         places: list[int] = []
@@ -135,7 +135,7 @@ class RunnerStates:
             rationales[rows] = _joined(self._method, old, states)
 
     def _rows(self, state: Any) -> list[tuple[str, int, int]]:
-        """Request, first position and number of tokens of every row of a step, in the order of the states."""
+        """Return the request, first position and number of tokens of each row of a step, in the order of the states."""
         batch = getattr(state, "input_batch", None)
         if batch is not None:  # vLLM's runner for GPUs
             firsts, counts = batch.num_computed_tokens_np.tolist(), batch.num_scheduled_tokens.tolist()
@@ -147,14 +147,16 @@ class RunnerStates:
     def _take_part(self, sequence: _Sequence, first: int, states: Tensor) -> None:
         if sequence.position < 0:
             sequence.position = first
-            if first > sequence.start:  # the rest is in vLLM's prefix cache, and was pooled here when it got there
+            if (
+                first > sequence.start
+            ):  # vLLM's prefix cache holds the tokens before; they were pooled when they were computed
                 sequence.text = self._prefix(sequence, first)
                 sequence.whole = sequence.text is not None
         if first > sequence.position:
             sequence.whole = False
         if not sequence.whole:
             return
-        states = states[sequence.position - first :].float()  # what is computed again after a pause counts once
+        states = states[sequence.position - first :].float()  # states that vLLM recomputes after a pause count once
         length = len(sequence.prompt)
         inside = max(0, min(length - sequence.position, len(states)))
         skipped = min(max(0, sequence.start - sequence.position), inside)
@@ -169,7 +171,7 @@ class RunnerStates:
         sequence.position += len(states)
 
     def _take_text(self, sequence: _Sequence, first: int, states: Tensor) -> None:
-        """Tokens of a prompt from position `first` on, all of them pooled."""
+        """Add tokens of a prompt from position `first` on, all of which are pooled."""
         if self._method == "mean":
             running = states.cumsum(dim=0)
         else:
@@ -192,7 +194,7 @@ class RunnerStates:
         return self._prefixes.get(key)
 
     def _of_rationales(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """[sequences, hidden], and the same without the newest tokens."""
+        """Return the pooled states, [sequences, hidden], with and without the newest tokens."""
         if self._rationales is None or self._before is None:
             fill = -torch.inf if self._method == "max" else 0.0
             shape = (len(self._sequences), like.shape[-1])
@@ -202,7 +204,7 @@ class RunnerStates:
 
 
 def _joined(method: Method, before: Tensor, states: Tensor) -> Tensor:
-    """What was pooled, with one token more for each row."""
+    """Add one token to the pooled states of each row."""
     if method == "mean":
         return before + states
     return torch.maximum(before, states) if method == "max" else states

@@ -1,4 +1,4 @@
-"""vLLM over HTTP: a server that the run starts and ends, or one that the user names."""
+"""vLLM over HTTP: a server that the run starts and ends, or one that the user runs."""
 
 import shutil
 import tempfile
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _CONTROL_SECONDS = 60.0
 _NOT_FINITE = -9999.0
-"""What a server says for log-probs of nan and -inf, which JSON has no word for."""
+"""What a server sends for log-probs of nan and -inf, which JSON cannot express."""
 
 
 class VllmServerEngine:
-    """Writes rationales with a vLLM server; its weights are those of the last `sync`.
+    """Writes rationales with a vLLM server, with the weights of the last `sync`.
 
-    In a run of several processes all ask the same server, and the first sends it weights.
+    In a run of several processes all use the same server, and the first process sends it weights.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class VllmServerEngine:
         log: Path,
         first: bool = True,
     ) -> None:
-        """Find the server, or start it; its first weights are those that `model` has at the first call.
+        """Find or start the server; at its first call it gets the weights that `model` has then.
 
         Args:
             model: A causal language model, with or without peft adapters.
-            settings: How to run.
+            settings: Settings of vLLM.
             end_token_ids: Tokens that end a rationale.
             max_model_len: Longest prompt plus longest rationale, tokens.
-            kv_cache: Bytes of the server's key-value cache; None leaves them to vLLM.
-            dtype: Of its weights and cache.
-            device: Of the policy, `cpu` or `cuda`; weights go by NCCL or through a file.
-            log: Takes what a server of the run's own prints.
-            first: Whether this is the process that starts a server.
+            kv_cache: Bytes of the server's key-value cache; None: vLLM decides.
+            dtype: Precision of its weights and cache.
+            device: Device of the policy, `cpu` or `cuda`; weights are sent by NCCL or through a file.
+            log: File for the output of the run's own server.
+            first: Whether this process starts the server.
 
         Raises:
-            GraceError: There is no server, it does not start, or it is not one that can be trained with.
+            GraceError: There is no server, it does not start, or it cannot be trained with.
         """
         self._model: nn.Module = model
         self._settings = settings
@@ -88,11 +88,11 @@ class VllmServerEngine:
     # ---- the protocol ---------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answer every request, in order.
+        """Return the completions of every request, in order.
 
         Raises:
-            GraceError: The server is gone, refused, took longer than `generate_timeout`, or a sequence would be too
-                long for it.
+            GraceError: The server is gone, refused, took longer than `generate_timeout`, or cannot hold a sequence of
+                this length.
         """
         check_lengths(requests, self._max_model_len)
         if not self._syncs:
@@ -114,7 +114,7 @@ class VllmServerEngine:
         ]
 
     def sync(self, model: nn.Module) -> None:
-        """Send the model's present weights, and have the server forget what its prefix cache has of older ones.
+        """Send the model's present weights, and let the server empty its prefix cache, which belongs to older ones.
 
         Raises:
             GraceError: The server is gone, refused, took longer than `sync_timeout`, or its log-probs disagree with the
@@ -136,10 +136,10 @@ class VllmServerEngine:
             probe(self.generate, causal_lm, max_model_len=self._max_model_len, dtype=self.dtype)
 
     def sleep(self) -> None:
-        """Nothing: the server has devices of its own."""
+        """Do nothing: the server has its own devices."""
 
     def close(self) -> None:
-        """End the server, if it is the run's own."""
+        """End the server if the run started it."""
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -194,7 +194,7 @@ class VllmServerEngine:
             raise GraceError("the vLLM server could not reset its prefix cache: does anyone else use it?")
 
     def _send_adapter(self, model: Any, seconds: float) -> None:
-        # A name of its own each time: vLLM keeps what it knows under an old one.
+        # A new name each time: vLLM keeps what it has loaded under an old one.
         name = _adapter_name(self._syncs)
         folder = self._exchange / name
         save_adapter(model, folder)
@@ -215,7 +215,7 @@ class VllmServerEngine:
 
 
 def _tokens(choice: Any) -> tuple[list[int], list[float]]:
-    """Token ids and log-probs of one choice of an answer."""
+    """Return the token ids and log-probs of one choice of an answer."""
     if not choice["token_ids"]:
         raise GraceError(f"the vLLM server gave a request up (finish reason {choice['finish_reason']!r}): see its log")
     logprobs = [position["logprob"] for position in choice["logprobs"]["content"]]
@@ -231,7 +231,7 @@ def _lora_rank(model: Any) -> int:
 
 
 def _url(host: str, port: int) -> str:
-    """Where a server on `host` is reached from the same machine."""
+    """Return the URL of a server on `host`, seen from the same machine."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 

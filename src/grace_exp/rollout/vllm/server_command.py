@@ -1,4 +1,4 @@
-"""The command that starts a server one can train with, and whether a running server is one."""
+"""The command that starts a server for training, and the check that a running server fits."""
 
 import json
 import os
@@ -34,18 +34,18 @@ def serve_command(
     kv_cache: int | None,
     lora_rank: int | None,
 ) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a server.
+    """Return the command and environment of a server.
 
     Args:
-        folder: The model's configuration; its weights too where `lora_rank` is given, otherwise the first sync sends
+        folder: Folder with the model's configuration; with `lora_rank` also its weights, otherwise the first sync sends
             them.
-        settings: How to run.
+        settings: Settings of vLLM.
         max_model_len: Longest prompt plus longest rationale, tokens.
-        dtype: Of weights and cache.
+        dtype: Precision of weights and cache.
         device: `cpu` or `cuda`.
-        port: Where it listens.
-        kv_cache: Bytes; None leaves them to vLLM.
-        lora_rank: Of adapters that are sent by themselves.
+        port: The port to listen on.
+        kv_cache: Bytes of the key-value cache; None: vLLM decides.
+        lora_rank: Rank of the adapters, if they are sent separately.
     """
     arguments = [
         *_needed_arguments(max_model_len, dtype, device, lora_rank),
@@ -61,26 +61,26 @@ def serve_command(
     if runs_eagerly(settings, device):
         arguments.append("--enforce-eager")
     environment = {
-        _DEVELOPMENT: "1",  # the endpoints that change weights
+        _DEVELOPMENT: "1",  # enables the endpoints that change weights
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "INFO",  # it has a file to itself
+        "VLLM_LOGGING_LEVEL": "INFO",  # the server has its own log file
     }
     if device == "cpu":
         arguments += ["--ir-op-priority", json.dumps(CPU_NORM_PRIORITY)]
     if device == "cpu" and settings.tensor_parallel == 1:
-        # One process less, which is half a minute at the start.
+        # One process fewer saves half a minute at the start.
         arguments += ["--distributed-executor-backend", "uni"]
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = _visible(settings.server.device_list)
-    # `vllm serve` without its command line, which does not run in the CPU build (it asks for the version of "vllm").
+    # The function behind `vllm serve`; the command itself fails in the CPU build (it asks for the version of "vllm").
     program = [sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(folder)]
     return [*program, *arguments], environment
 
 
 def _visible(devices: Sequence[str]) -> str:
-    """The server's CUDA_VISIBLE_DEVICES: numbers count what this process sees, which may be a part of the machine."""
+    """Return the server's CUDA_VISIBLE_DEVICES; numbers count the GPUs that this process sees."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     seen = visible.split(",") if visible is not None else None
     if seen is None:
@@ -96,10 +96,10 @@ def _visible(devices: Sequence[str]) -> str:
 def check_server(
     client: VllmClient, settings: VllmConfig, *, max_model_len: int, dtype: torch.dtype, device: str
 ) -> None:
-    """Can one train with the server that the user named?
+    """Check that the user's server can be trained with.
 
     Raises:
-        MissingResourceError: Nobody answers, its version is not supported, or it does not let its weights be changed.
+        MissingResourceError: No server answers, its version is not supported, or it does not let weights be changed.
         ConfigError: It was started with settings that give other log-probs or shorter sequences.
     """
     lora_rank = None if settings.lora == "merged" else 64
@@ -142,7 +142,7 @@ def check_server(
 
 
 def _needed_arguments(max_model_len: int, dtype: torch.dtype, device: str, lora_rank: int | None) -> list[str]:
-    """What results depend on."""
+    """Return the arguments on which results depend."""
     lora: Sequence[str] = ()
     if lora_rank is not None:
         lora = ("--enable-lora", "--max-loras", "1", "--max-lora-rank", str(lora_rank_setting(lora_rank)))

@@ -1,4 +1,4 @@
-"""The life of a vLLM server that a run starts."""
+"""Start, watch and end a vLLM server."""
 
 import contextlib
 import os
@@ -20,15 +20,15 @@ _CLEAN_UP_SECONDS = 5.0
 
 
 class ServerProcess:
-    """A process that ends with this one, however this one ends (see `guard`)."""
+    """A process that ends when this process ends, for whatever reason (see `guard`)."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         """Start the command.
 
         Args:
             command: Program and arguments.
-            environment: Set on top of this process's own.
-            log: Takes what it prints.
+            environment: Variables added to this process's environment.
+            log: File for its output.
         """
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -39,19 +39,19 @@ class ServerProcess:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C is for the trainer, which ends the server when it is done with it
+                start_new_session=True,  # Ctrl-C goes to the trainer only, which ends the server itself
             )
 
     @property
     def pid(self) -> int:
-        """Of the guard; the server is its child."""
+        """Process id of the guard; the server is its child."""
         return self._guard.pid
 
     def wait_until_ready(self, client: VllmClient, seconds: float) -> None:
         """Return when the server answers.
 
         Raises:
-            GraceError: It died, or took longer than `seconds`; the message has the end of its log.
+            GraceError: The server died, or took longer than `seconds`; the message shows the end of its log.
         """
         deadline = time.monotonic() + seconds
         while not client.healthy():
@@ -66,10 +66,10 @@ class ServerProcess:
 
     @staticmethod
     def wait_for_another(client: VllmClient, seconds: float) -> None:
-        """Return when a server answers that another process of the run starts.
+        """Return when the server that another process of the run starts answers.
 
         Raises:
-            GraceError: It did not within `seconds`.
+            GraceError: It did not answer within `seconds`.
         """
         deadline = time.monotonic() + seconds
         while not client.healthy():
@@ -81,8 +81,8 @@ class ServerProcess:
             time.sleep(_POLL_SECONDS)
 
     def exit_status(self) -> str | None:
-        """How it ended, for one that seems to have; None if it runs after all."""
-        # The guard ends after it has cleaned up behind a server that died, which is asked politely first.
+        """Return how the server ended, if it seems to have ended; None if it runs."""
+        # After the server died, the guard first ends what it left behind, and then itself.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._guard.wait(guard.GRACE_SECONDS + _CLEAN_UP_SECONDS)
         code = self._guard.poll()
@@ -91,12 +91,12 @@ class ServerProcess:
         return f"killed by signal {code - 128}" if code > 128 else f"exit code {code}"
 
     def last_words(self) -> str:
-        """The end of its log, and where the rest is."""
+        """Return the end of the log, and where the rest is."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.is_file() else []
         return "\n  ".join([f"the end of {self.log}:", *lines[-_LOG_LINES:]])
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """End the server and all processes that it started."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         try:
@@ -107,10 +107,10 @@ class ServerProcess:
 
 
 def choose_port(host: str, port: int | None) -> int:
-    """The configured port, or any free one.
+    """Return the configured port, or any free one.
 
     Raises:
-        ConfigError: Something else listens there.
+        ConfigError: Another program listens on the port.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

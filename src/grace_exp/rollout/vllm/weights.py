@@ -1,4 +1,4 @@
-"""A policy's weights as an engine wants them: under their checkpoint names, adapters folded in or apart."""
+"""A policy's weights for an engine: under their checkpoint names, with adapters merged in or separate."""
 
 import copy
 from collections.abc import Collection, Iterator
@@ -21,15 +21,15 @@ _BASE_LAYER = ".base_layer."
 def checkpoint_weights(
     model: nn.Module, *, adapters: bool = True, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and value of every weight; tied ones come once.
+    """Give the name and value of every weight; tied weights come once.
 
-    Folded weights are made one at a time, so that nothing is held twice. Of a model that processes share out among
-    themselves, all of them go through all weights, each of which comes together on every process.
+    Adapters are merged into one weight at a time, so that no second copy of the model is needed. If the model is
+    sharded, all processes must iterate over all weights; each weight is gathered on every process.
 
     Args:
         model: With or without peft's adapters.
-        adapters: Fold the adapters' updates in; otherwise leave them out.
-        dtype: Of the values; null: as they are.
+        adapters: Whether the adapters' updates are merged in; otherwise they are left out.
+        dtype: Precision of the values; None: unchanged.
     """
     base = plain_model(model)
     for name, parameter in base.named_parameters():
@@ -45,25 +45,25 @@ def checkpoint_weights(
 
 
 def weight_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every weight of `checkpoint_weights`, in its order, without computing any."""
+    """Give the name and shape of every weight of `checkpoint_weights`, in its order, without computing any."""
     for name, parameter in plain_model(model).named_parameters():
         if ".lora_" not in name:
             yield name.replace(_BASE_LAYER, "."), tuple(parameter.shape)
 
 
 def take_part(model: nn.Module) -> None:
-    """On a process that needs no weights: what `checkpoint_weights` of another process waits for."""
+    """Take part in gathering the weights for another process's `checkpoint_weights`, on a process that needs none."""
     if is_sharded(model):
         for _ in checkpoint_weights(model):
             pass
 
 
 def save_adapter(model: Any, folder: Path | None) -> None:
-    """Write the adapters as peft does; of a sharded model all processes call it, those without a folder to take part.
+    """Write the adapters as peft does. If the model is sharded, all processes call it, those without a folder too.
 
     Args:
         model: With adapters.
-        folder: Where to; None: nowhere.
+        folder: Where the adapters are written; None: not written.
     """
     state = {name: whole(value.detach()) for name, value in model.named_parameters() if ".lora_" in name}
     if folder is not None:
@@ -71,7 +71,7 @@ def save_adapter(model: Any, folder: Path | None) -> None:
 
 
 def plain_model(model: nn.Module) -> "PreTrainedModel":
-    """The language model below peft's wrapper."""
+    """Return the language model below peft's wrapper."""
     from peft import PeftModel
 
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -92,7 +92,7 @@ def write_weights(model: nn.Module, file: Path, *, adapters: bool, dtype: torch.
     """Write `checkpoint_weights` to a safetensors file.
 
     Raises:
-        GraceError: The disk is full or the folder cannot be written to.
+        GraceError: The disk is full, or the folder is not writable.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -105,13 +105,13 @@ def write_weights(model: nn.Module, file: Path, *, adapters: bool, dtype: torch.
 
 
 def load_into(model: Any, weights: Iterator[tuple[str, Tensor]], expected: Collection[str]) -> None:
-    """Copy weights into vLLM's model; runs where that model is.
+    """Copy weights into vLLM's model, in the process of that model.
 
     Args:
-        model: Of vLLM.
-        weights: Names and values of a checkpoint.
-        expected: Names of the model's parameters. During vLLM's layer-by-layer reload tied modules have parameters of
-            their own, so that they must be taken before.
+        model: vLLM's model.
+        weights: Names and values in checkpoint format.
+        expected: Names of the model's parameters. They must be listed before vLLM's layer-by-layer reload, during which
+            tied modules have separate parameters.
 
     Raises:
         RuntimeError: A parameter got no value.

@@ -1,8 +1,8 @@
-"""What runs inside vLLM's workers: a weight-transfer back end for weights that are near.
+"""Code that runs inside vLLM's workers: a weight-transfer back end for weights on the same machine.
 
-vLLM's own back ends need CUDA, and two processes (a CUDA IPC handle cannot be opened where it was made). This one takes
-weights from the same process, or from a file that trainer and server both see, on any device. It plugs into vLLM's
-weight-transfer interface: https://docs.vllm.ai/en/latest/training/weight_transfer/
+vLLM's own back ends need CUDA and two processes (a CUDA IPC handle cannot be opened in the process that made it). This
+one takes weights from the same process, or from a file that trainer and server both see, on any device. It implements
+vLLM's weight-transfer interface: https://docs.vllm.ai/en/latest/training/weight_transfer/
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,12 +25,12 @@ BACKEND = "grace_exp"
 
 @dataclass
 class NearbyInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Nothing to agree on."""
+    """The back end needs no information at the start."""
 
 
 @dataclass
 class NearbyUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """One of the two.
+    """Where the new weights are: exactly one of the two.
 
     Attributes:
         weights: Names and values, in process.
@@ -48,22 +48,22 @@ class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # 
     update_info_cls = NearbyUpdateInfo
 
     def init_transfer_engine(self, init_info: NearbyInitInfo) -> None:
-        """Nothing to connect."""
+        """Do nothing: there is no connection to make."""
 
     def start_weight_update(self) -> None:
-        """Let kernels that keep weights in a layout of their own take the new ones in layer by layer."""
-        self._names = {name for name, _ in self.model.named_parameters()}  # tied modules share theirs now, not later
+        """Let kernels that keep weights in their own layout take the new weights layer by layer."""
+        self._names = {name for name, _ in self.model.named_parameters()}  # while tied modules still share theirs
         if self._by_layer:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
             initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: NearbyUpdateInfo) -> None:
-        """Load them all."""
+        """Load all weights."""
         load_into(self.model, _weights(update_info), self._names)
 
     def finish_weight_update(self) -> None:
-        """The counterpart of `start_weight_update`."""
+        """End the update that `start_weight_update` began."""
         if self._by_layer:
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
@@ -75,26 +75,26 @@ class NearbyWeights(WeightTransferEngine[NearbyInitInfo, NearbyUpdateInfo]):  # 
 
     @property
     def _by_layer(self) -> bool:
-        """CPU kernels compute with what `pack` makes of the weights, so that these need no layout of their own."""
+        """Whether weights are reloaded layer by layer. CPU kernels use the copies of `pack` and need no reload."""
         return bool(self.device.type != "cpu")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive, and wait for the device if there is one."""
+        """Receive the weights, and wait for the device if there is one."""
         if self.device.type == "cpu":
             self.receive_weights(self.parse_update_info(update_info))
         else:
             super().update_weights(update_info)
 
     def shutdown(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 class WorkerExtension:
-    """Named to vLLM as `worker_extension_cls`, so that its workers import this module."""
+    """vLLM gets its name as `worker_extension_cls`, so that its workers import this module."""
 
 
 def prepare() -> None:
-    """Make the back end known to vLLM in this process, before the engine is made."""
+    """Register the back end with vLLM in this process, before the engine is made."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, NearbyWeights)
     if current_platform.is_cpu():
