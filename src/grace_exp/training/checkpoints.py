@@ -25,28 +25,28 @@ class Interrupted(GraceError):
 
 
 def checkpoint_path(run_dir: Path, completed_steps: int) -> Path:
-    """Where the checkpoint after that many steps is."""
+    """Return the path of the checkpoint after that many steps."""
     return run_dir / FOLDER / f"step-{completed_steps:06d}.ckpt"
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps in a run folder, None if there is none."""
+    """Return the checkpoint with the most steps in a run folder; None if there is none."""
     return max(_checkpoints(run_dir), key=_steps_of, default=None)
 
 
 @rank_zero_only
 def drop_checkpoints_after(run_dir: Path, completed_steps: int) -> None:
-    """Delete checkpoints with more steps: a run that goes on from an earlier one has left them behind."""
+    """Delete checkpoints with more steps; a run that continues from an earlier one has left them behind."""
     for path in _checkpoints(run_dir):
         if _steps_of(path) > completed_steps:
             path.unlink()
 
 
 class StepCheckpoints(Callback):
-    """Saves every n GRACE steps, at the last and where the run was asked to stop; keeps the newest, and the best.
+    """Saves every n GRACE steps, at the last step and when the run stops; keeps the newest and the best ones.
 
-    Lightning's own callback counts optimizer updates, of which a step has several. A resumed run goes on comparing with
-    the best figure of its checkpoint.
+    Lightning's own callback counts optimizer updates, of which a step has several. A resumed run compares with the best
+    value of its checkpoint.
     """
 
     def __init__(self, config: CheckpointConfig, run_dir: Path, steps: int) -> None:
@@ -58,12 +58,12 @@ class StepCheckpoints(Callback):
         self._best_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop a best checkpoint that is not of this run."""
+        """Delete a best checkpoint that is not from this run."""
         if trainer.is_global_zero and self._config.monitor is not None and self._best is None:
             (self._run_dir / FOLDER / BEST).unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save where it is time."""
+        """Save if it is time."""
         module = step_module(pl_module)
         completed = module.completed_steps
         if self._config.monitor is not None:
@@ -73,7 +73,7 @@ class StepCheckpoints(Callback):
             self.save(trainer, completed)
 
     def save(self, trainer: Trainer, completed: int) -> Path:
-        """Write the checkpoint of `completed` steps and drop the oldest beyond `keep`; all processes call it."""
+        """Write the checkpoint of `completed` steps and delete the oldest beyond `keep`; all processes must call it."""
         path = checkpoint_path(self._run_dir, completed)
         _write(trainer, path)
         if trainer.is_global_zero:
@@ -82,16 +82,16 @@ class StepCheckpoints(Callback):
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The best figure so far, of what, and after how many steps."""
+        """Return the best value so far, its metric, and its number of steps."""
         return {"monitor": self._config.monitor, "mode": self._mode, "best": self._best, "at": self._best_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing, unless with another figure."""
+        """Restore the best value, unless another metric is watched now."""
         if (state_dict["monitor"], state_dict["mode"]) == (self._config.monitor, self._mode):
             self._best, self._best_at = state_dict["best"], state_dict.get("at")
 
     def better_than_last(self) -> Path | None:
-        """The best checkpoint, where one is kept and it is not that of the last step."""
+        """Return the best checkpoint, if one is kept and it is not that of the last step."""
         path = self._run_dir / FOLDER / BEST
         return path if self._config.monitor is not None and self._best_at != self._steps and path.is_file() else None
 
@@ -100,30 +100,30 @@ class StepCheckpoints(Callback):
         return self._config.mode or ("max" if (self._config.monitor or "").startswith("val/") else "min")
 
     def _compare(self, trainer: Trainer, completed: int, figure: float | None) -> None:
-        """Save if the step's figure is the best so far; it has none where the metric was not measured."""
+        """Save if the step's value is the best so far; it is None if the metric was not measured."""
         sign = 1 if self._mode == "max" else -1
         better = (
             figure is not None and math.isfinite(figure) and (self._best is None or sign * (figure - self._best) > 0)
         )
-        if trainer.strategy.broadcast(better):  # one process's word, in case of rounding
+        if trainer.strategy.broadcast(better):  # the first process decides, in case of rounding
             self._best, self._best_at = figure, completed
             _write(trainer, self._run_dir / FOLDER / BEST)
 
 
 class GracefulStop(Callback):
-    """The first Ctrl-C or SIGTERM ends the run after the step under way, with a checkpoint; the second one at once.
+    """The first Ctrl-C or SIGTERM ends the run after the present step, with a checkpoint; the second ends it at once.
 
-    A step that is cut in two has updated part of its mini-batches: it could not be resumed. A run whose last step is
-    done is not interrupted: it goes on to its figures and exports. Stands before `StepCheckpoints` among the callbacks.
+    A step that is cut off has made a part of its updates and could not be resumed. A run whose last step is done is not
+    interrupted: it still measures and exports. It must come before `StepCheckpoints` in the list of callbacks.
     """
 
     def __init__(self, run_dir: Path, steps: int, announce: Callable[[str], None]) -> None:
-        """Wait for signals.
+        """Prepare to catch signals.
 
         Args:
             run_dir: The run folder, for the message.
-            steps: Of the whole run.
-            announce: Told that a signal was understood, for the terminal.
+            steps: Number of steps of the run.
+            announce: Called with a message for the terminal when a signal arrives.
         """
         self._run_dir = run_dir
         self._steps = steps
@@ -133,7 +133,7 @@ class GracefulStop(Callback):
         self._stopped_after: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take over the signals."""
+        """Install the signal handlers."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             self._signal = signal.Signals(number).name
@@ -145,17 +145,17 @@ class GracefulStop(Callback):
             self._previous[number] = signal.signal(number, stop)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Stop all processes after the same step, though the signal reached them at different ones, or one only."""
+        """Stop all processes after the same step, even if the signal reached them at different times or one only."""
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             trainer.should_stop = True
             self._stopped_after = step_module(pl_module).completed_steps
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._restore()
 
     def _restore(self) -> None:
@@ -165,11 +165,11 @@ class GracefulStop(Callback):
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal ended the run before its last step; the same on all processes."""
+        """Whether a signal ended the run before its last step; the answer is the same on all processes."""
         return self._stopped_after is not None and self._stopped_after < self._steps
 
     def raise_if_interrupted(self) -> None:
-        """After `fit`: tell the user where the state is.
+        """Say after `fit` where the checkpoint is.
 
         Raises:
             Interrupted: A signal ended the run before its last step.
@@ -184,10 +184,10 @@ class GracefulStop(Callback):
 
 def _write(trainer: Trainer, path: Path) -> None:
     if not trainer.is_global_zero:
-        trainer.save_checkpoint(path)  # takes part, writes nothing
+        trainer.save_checkpoint(path)  # takes part, but writes no file
         return
-    # Lightning writes into the system's temporary folder and moves; over file systems that is a copy, which a kill
-    # would cut short.
+    # Lightning writes into the system's temporary folder and moves the file. Between file systems this is a copy, and
+    # a kill would cut it off.
     with atomic_path(path) as temporary:
         trainer.save_checkpoint(temporary)
 

@@ -1,4 +1,4 @@
-"""Signs that a run collapses, read from the metrics of its steps."""
+"""Detect the collapse of a run from the metrics of its steps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Sign:
-    """One kind of collapse.
+    """A sign of one kind of collapse.
 
     Attributes:
-        kind: Its name.
-        metric: Where it shows.
-        crossed: Whether a step's figures cross the threshold.
-        message: About the last of these steps.
+        kind: Name of the collapse.
+        metric: Metric that shows it.
+        crossed: Returns whether a step's metrics cross the threshold.
+        message: Returns the message for the last of these steps.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class Sign:
 
 
 class Collapse:
-    """Watches steps, and says once of each kind of collapse that it has lasted for `patience` steps."""
+    """Observes steps, and reports each kind of collapse once, when it has lasted for `patience` steps."""
 
     def __init__(self, config: WatchdogConfig, *, truncation: bool) -> None:
         """Start before the first step.
@@ -42,10 +42,10 @@ class Collapse:
         self._said: set[str] = set()
 
     def observe(self, figures: Figures) -> list[tuple[str, str]]:
-        """Take in a step; a figure that it has not, or that is nan, says nothing.
+        """Observe a step; a metric that is missing or nan is ignored.
 
         Returns:
-            (kind, message) of every collapse that is found with this step.
+            (kind, message) of every collapse that is found in this step.
         """
         found = []
         for sign in self._signs:

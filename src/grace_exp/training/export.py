@@ -1,4 +1,4 @@
-"""What a run leaves for others: Hugging Face folders with a model card."""
+"""The exports of a run: Hugging Face folders with a model card."""
 
 import json
 import tempfile
@@ -25,15 +25,15 @@ FOLDER = "export"
 
 
 def export_folder(config: GraceConfig, kind: str) -> Path:
-    """Where a format goes."""
+    """Return the folder of an export format."""
     return Path(config.run_dir) / FOLDER / kind
 
 
 def check_exportable(backbone: Backbone) -> None:
-    """Save what is small of an export, before training, into a folder that is deleted again.
+    """Save the small files of an export before training, into a folder that is deleted again.
 
     Raises:
-        ConfigError: Configuration or tokenizer cannot be saved.
+        ConfigError: The model's configuration or the tokenizer cannot be saved.
     """
     base: Any = backbone.model.get_base_model() if isinstance(backbone.model, PeftModel) else backbone.model
     with tempfile.TemporaryDirectory() as folder:
@@ -50,19 +50,19 @@ def check_exportable(backbone: Backbone) -> None:
 
 
 def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[str, Any]) -> Path:
-    """Write a format under `<run_dir>/export/`: the whole folder, in the place of an earlier one, or nothing.
+    """Write an export under `<run_dir>/export/`. It replaces an earlier one as a whole, or not at all.
 
-    `merged` loads with `AutoModelForCausalLM.from_pretrained`; `adapter` with peft's `AutoPeftModelForCausalLM`.
-    Merging dissolves the adapters into the weights: `merged` comes last.
+    `merged` loads with `AutoModelForCausalLM.from_pretrained`, `adapter` with peft's `AutoPeftModelForCausalLM`.
+    Merging adds the adapters to the weights, so `merged` must come last.
 
     Args:
         backbone: The trained model.
-        config: The run.
+        config: The settings of the run.
         kind: `adapter` or `merged`.
-        results: Figures for the model card, see `jobs.run_end`.
+        results: Results for the model card, see `jobs.run_end`.
 
     Returns:
-        The folder written.
+        The folder.
     """
     folder = export_folder(config, kind)
     model = backbone.model
@@ -77,7 +77,7 @@ def export(backbone: Backbone, config: GraceConfig, kind: Export, results: dict[
 
 
 def _save_model(folder: Path, kind: str, model: Any, backbone: Backbone, config: GraceConfig) -> None:
-    """Weights, tokenizer, and what sentence-transformers reads."""
+    """Write the weights, the tokenizer, and the files of sentence-transformers."""
     builder = PromptBuilder(backbone.tokenizer, config.prompt, config.backbone.template_kwargs, allow_empty=True)
     pooling, layers = config.backbone.pooling, model.config.get_text_config().num_hidden_layers
     if kind == "merged" and config.method.prompt_only and fits_stock_modules(builder, pooling, layers):
@@ -104,13 +104,13 @@ def _settings(config: GraceConfig) -> dict[str, Any]:
 
 
 def _found_from_anywhere(path: str | None) -> str | None:
-    """The path of a local model made absolute; a hub name stays."""
+    """Return the path of a local model as an absolute path, and a hub name unchanged."""
     local = path is not None and Path(path).expanduser().is_dir()
     return str(Path(path).expanduser().resolve()) if local and path is not None else path
 
 
 def _name_base(file: Path) -> None:
-    """Write the base model into peft's settings as it is found from any folder."""
+    """Write the base model's path into peft's settings so that it is found from any folder."""
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings["base_model_name_or_path"] = _found_from_anywhere(settings.get("base_model_name_or_path"))
     write_json_atomic(file, settings)

@@ -1,4 +1,4 @@
-"""The README of an exported model, with front matter that hubs read."""
+"""The README of an exported model, with the front matter that hubs read."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from grace_exp.config.root import GraceConfig
 from grace_exp.encoder.pretrained import SETTINGS_FILE
 
 _LICENSES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0", "Qwen/Qwen2.5-1.5B-Instruct": "apache-2.0"}
-"""Of base models; others' are not guessed."""
+"""Licences of known base models; other licences are not guessed."""
 _TASKS = {"sts": ("sentence-similarity", "Spearman of cosines x 100"), "retrieval": ("retrieval", "nDCG@10 x 100")}
 
 _METHODS = {
@@ -31,7 +31,7 @@ def _region(config: GraceConfig) -> str:
 
 
 def _recipe(config: GraceConfig) -> list[str]:
-    """What the model card says of reward, objective and rationales."""
+    """Return what the model card says about reward, objective and rationales."""
     rollout, method = config.rollout, config.method
     sampled = f"up to {rollout.max_tokens} tokens"
     if method.name == "grace":
@@ -51,10 +51,10 @@ def _base_model(config: GraceConfig) -> str | None:
 
 
 def model_card(config: GraceConfig, kind: str, results: Mapping[str, Any], *, stock: bool) -> str:
-    """A README: what it is, figures with intervals, snippets that run in the folder above, limits.
+    """Return a README: description, results with intervals, code to use it from the folder above, limits.
 
     Args:
-        config: Of the run.
+        config: The settings of the run.
         kind: `merged` or `adapter`, the folder's name.
         results: The run's summary.
         stock: Whether sentence-transformers loads it without grace-exp.
@@ -95,7 +95,7 @@ def model_card(config: GraceConfig, kind: str, results: Mapping[str, Any], *, st
 
 
 def _index(config: GraceConfig, heldout: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Figures after training, as hubs list them."""
+    """Return the results after training, in the format of hubs."""
     entries = []
     for name, figures in heldout.items():
         chosen = config.evaluation.sets[name]
@@ -123,7 +123,7 @@ def _figures(config: GraceConfig, results: Mapping[str, Any]) -> list[str]:
     head = ["| set | before | after | prompt only, after |", "|---|---|---|---|"]
     shown = ["## Held-out figures", "", "With 95 % bootstrap intervals.", "", *head, *rows, ""]
     timed = {name: row for name, row in results.get("latency", {}).items() if row["ms_per_text"] is not None}
-    if not timed or config.method.prompt_only:  # times are those of texts with rationales
+    if not timed or config.method.prompt_only:  # times are measured for texts with rationales
         return shown
     machine = next(iter(timed.values()))["machine"]
     processes = f", {config.processes} processes" if config.processes > 1 else ""
@@ -140,12 +140,12 @@ def _figures(config: GraceConfig, results: Mapping[str, Any]) -> list[str]:
 
 
 def with_section(card: str, title: str, lines: Sequence[str]) -> str:
-    """A README with a section, in the place of the one of that title, or before `## Use`.
+    """Return the README with a section that replaces the one of the same title, or comes before `## Use`.
 
     Args:
         card: The README.
-        title: Of the section.
-        lines: What stands below the title.
+        title: Title of the section.
+        lines: Text below the title.
     """
     head = f"## {title}\n"
     without = re.sub(rf"^{re.escape(head)}.*?(?=^## |\Z)", "", card, flags=re.MULTILINE | re.DOTALL)

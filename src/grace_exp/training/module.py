@@ -1,4 +1,4 @@
-"""What the training modules of all methods share: steps, updates, several processes, logging, optimizer, state."""
+"""What the training modules of all methods share: steps, updates, processes, logging, optimizer, state."""
 
 import warnings
 from abc import abstractmethod
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Backward = Callable[[Tensor, bool], None]
-"""Backward of a loss; the second argument says whether it is the update's last, after which gradients are exchanged."""
+"""Backward of a loss; the second argument says whether it is the last of the update, which exchanges gradients."""
 
 
 class StepModule(LightningModule):
-    """A training module whose `training_step` is one step of the run: one batch, one or several optimizer updates."""
+    """A training module whose `training_step` is one step of the run: one batch, and one or several updates."""
 
     def __init__(self, config: GraceConfig, *, policy: Policy, engine: RolloutEngine, prompts: PromptBuilder) -> None:
-        """Put the parts together.
+        """Store the parts of the run.
 
         Args:
-            config: The whole run.
+            config: The settings of the run.
             policy: The language model.
-            engine: Writes rationales.
-            prompts: Builds prompts.
+            engine: Engine that writes rationales.
+            prompts: Builder of prompts.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -55,7 +55,7 @@ class StepModule(LightningModule):
         self.completed_steps = 0
         self.skipped_updates = 0
         self.usage: Usage | None = None
-        """Logs what a step used; None: nothing is planned."""
+        """Measures what a step uses; None: the run has no plan."""
         self.history: list[dict[str, float]] = []
         """Metrics of every step of this run, for the summary."""
 
@@ -63,14 +63,14 @@ class StepModule(LightningModule):
 
     @abstractmethod
     def step(self, batch: TextBatch) -> dict[str, float]:
-        """Everything between a batch and its metrics, which are the same on all processes."""
+        """Run the step and return its metrics, which are the same on all processes."""
 
     def settle(self) -> None:
-        """Wait until the engine writes nothing, before it gets new weights."""
+        """Wait until the engine is idle, before it gets new weights."""
 
     def training_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """One step of the run."""
-        # Dropout is the only draw from the global generators: fixed by step and rank, a resume needs no stored state.
+        """Run one step."""
+        # Only dropout draws from the global generators; with seeds by step and rank, a resume needs no stored state.
         seed_everything(derive_seed(self.config.seed, batch.step, "process", self.global_rank) % 2**32, verbose=False)
         with self.timer("step"):
             metrics = self.step(batch)
@@ -82,7 +82,7 @@ class StepModule(LightningModule):
         self._log_metrics(batch.step, metrics)
 
     def mini_batches(self, instances: Sequence[Instance]) -> list[tuple[int, Sequence[Instance]]]:
-        """This process's share of each of the step's updates, with the place of its first instance."""
+        """Return this process's share of each update of the step, with the position of its first instance."""
         share = self.config.objective.mini_batch_size // self.trainer.world_size
         return [(start, instances[start : start + share]) for start in range(0, len(instances), share)]
 
@@ -93,12 +93,12 @@ class StepModule(LightningModule):
         evidence: Callable[[], dict[str, Any]],
         accumulate: Callable[[Backward], Tensor],
     ) -> dict[str, float]:
-        """One optimizer update.
+        """Make one optimizer update.
 
         Args:
-            step: Of the run.
-            first: Place of the first instance in this process's batch, to name a bad update.
-            evidence: Gives what it is made from as plain data, to be saved if it is bad.
+            step: Number of the step.
+            first: Position of the first instance in this process's batch, to identify a bad update.
+            evidence: Returns the inputs of the update as plain data, which are saved if it is bad.
             accumulate: Runs forwards and backwards; returns the update's loss, without gradient.
 
         Returns:
@@ -118,7 +118,7 @@ class StepModule(LightningModule):
         parameters = self.policy.trainable_parameters()
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         learning_rate = float(optimizer.param_groups[0]["lr"])
-        # Gradients are averaged over processes, so a bad one anywhere is seen everywhere; a bad loss is not.
+        # Gradients are averaged over processes, so all processes see a bad gradient of one; a bad loss is not shared.
         finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
         if self.trainer.strategy.reduce_boolean_decision(finite, all=True):
             if self.config.optim.max_grad_norm is not None:
@@ -148,30 +148,30 @@ class StepModule(LightningModule):
         }
 
     def advance_schedule(self) -> None:
-        """Go on to the next update's learning rate, whether this update was made or skipped."""
+        """Advance to the next update's learning rate, whether this update was made or skipped."""
         scheduler = self.lr_schedulers()
         assert not isinstance(scheduler, list) and scheduler is not None
         with warnings.catch_warnings():
-            # A skipped update keeps its place in the schedule; torch takes it for a mistake if it is the first of all.
+            # A skipped update keeps its place in the schedule; if it is the first one, torch warns of a mistake.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             scheduler.step()
 
     # ---- several processes ----------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Under `hardware.strategy=fsdp2`, leave this process its part of the weights; Lightning calls it."""
+        """Shard the weights under `hardware.strategy=fsdp2`; Lightning calls this."""
         if self.config.hardware.strategy == "fsdp2" and not self.policy.sharded:
             self.shard(self.device_mesh["data_parallel"])  # type: ignore[index]
 
     def shard(self, mesh: "DeviceMesh") -> None:
-        """Share the weights out among the processes of `mesh`."""
+        """Shard the weights among the processes of `mesh`."""
         self.policy.shard(mesh)
 
     def on_train_start(self) -> None:
-        """Under DDP, make the buckets that are exchanged the gradients' only storage from the first update on.
+        """Under DDP, let the exchange buckets be the gradients' only storage from the first update on.
 
-        They become it in a backward pass that exchanges, and are laid out anew in the second of these. Gradients that
-        are accumulated before would be held beside them.
+        They become it in a backward pass that exchanges gradients, and are laid out again in the second such pass.
+        Gradients that are accumulated before would be stored beside them.
         """
         if self._has_buckets:
             for _ in range(2):
@@ -183,15 +183,15 @@ class StepModule(LightningModule):
         return isinstance(self.trainer.strategy, DDPStrategy)
 
     def _zero_gradients(self) -> None:
-        self._optimizer().zero_grad(set_to_none=not self._has_buckets)  # none would leave the buckets
+        self._optimizer().zero_grad(set_to_none=not self._has_buckets)  # None would detach gradients from the buckets
 
     @property
     def world_size(self) -> int:
-        """How many processes share the run."""
+        """The number of processes of the run."""
         return self.trainer.world_size
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Concatenate over processes along the first dimension, in rank order; no gradient."""
+        """Concatenate a tensor over processes along the first dimension, in rank order, without gradient."""
         if self.trainer.world_size == 1:
             return tensor
         gathered = self.all_gather(tensor)
@@ -199,17 +199,17 @@ class StepModule(LightningModule):
         return gathered.flatten(0, 1)
 
     def own(self, tensor: Tensor) -> Tensor:
-        """This process's rows of a gathered tensor."""
+        """Return this process's rows of a gathered tensor."""
         return tensor.chunk(self.trainer.world_size)[self.global_rank]
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over processes."""
+        """Return the sum over processes."""
         reduced = self.trainer.strategy.reduce(value, reduce_op="sum")
         assert isinstance(reduced, Tensor)
         return reduced
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over processes."""
+        """Return the mean over processes."""
         reduced = self.trainer.strategy.reduce(value, reduce_op="mean")
         assert isinstance(reduced, Tensor)
         return reduced
@@ -230,7 +230,7 @@ class StepModule(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
         self.history.append({"step": float(step)} | metrics)
-        # For callbacks that watch a figure; the loggers have it already.
+        # For callbacks that watch a metric; the loggers have it already.
         for name, value in metrics.items():
             if not name.startswith(("time/", "perf/")):
                 self.log(name, value, logger=False, rank_zero_only=True, batch_size=1)
@@ -238,7 +238,7 @@ class StepModule(LightningModule):
     # ---- optimizer and state --------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trainable parameters and a schedule counted in updates."""
+        """Return AdamW over the trainable parameters, and a schedule counted in updates."""
         from transformers import get_scheduler
 
         optim = self.config.optim
@@ -256,7 +256,7 @@ class StepModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what training changes, and how far it has come."""
+        """Store what training changes, and how many steps are done."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["grace"] = {
@@ -268,9 +268,9 @@ class StepModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the counts of a checkpoint; `training.resume` has compared its settings with ours."""
+        """Restore the counts of a checkpoint; `training.resume` has compared its settings with the present ones."""
         state = checkpoint["grace"]
-        # Of a run that was finished, Lightning would count the epoch as done, and train nothing where steps were added.
+        # If the checkpoint's run was finished, Lightning would count the epoch as done and not train the added steps.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
         self.completed_steps = state["completed_steps"]
         self.skipped_updates = state["skipped_updates"]
@@ -278,10 +278,10 @@ class StepModule(LightningModule):
         self.history = [dict(row) for row in state["history"]]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load the trained weights; every one of them must be there, and nothing else.
+        """Load the trained weights. All of them must be there, and no others.
 
         Raises:
-            RuntimeError: Names that are missing or unknown.
+            RuntimeError: Names are missing or unknown.
         """
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if trained != set(state_dict):
@@ -295,6 +295,6 @@ class StepModule(LightningModule):
 
 
 def step_module(module: LightningModule) -> StepModule:
-    """The module that Lightning hands to a callback, by its own type."""
+    """Return the module that Lightning hands to a callback, as a `StepModule`."""
     assert isinstance(module, StepModule)
     return module

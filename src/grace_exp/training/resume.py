@@ -1,4 +1,4 @@
-"""Where to continue, and whether the settings still fit."""
+"""Find the checkpoint to resume from, and check that the settings still fit."""
 
 import pickle
 import zipfile
@@ -16,8 +16,8 @@ from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.tracking.run_folder import stored_config
 from grace_exp.training.checkpoints import FOLDER, newest_checkpoint
 
-# May change between a run and its continuation: they alter neither weights nor metrics of a step, or (token budgets and
-# layout, which running out of memory forces to change) their last bits only.
+# Settings that may change between a run and its continuation. They change neither weights nor metrics of a step, or
+# only their last bits (token budgets and layout, which must change after running out of memory).
 _FREE = (
     "run_dir",
     "cache_dir",
@@ -52,14 +52,14 @@ _FREE = (
     "hardware.peak_tflops",
     "hardware.memory_bandwidth",
 )
-# What runs did before these settings existed, where that is not the default of today.
+# What runs did before these settings existed, if it differs from the present default.
 _OLDER_RUNS: dict[str, object] = {"reward.terms.hard_negative.equal_texts": "keep"}
-# Must agree for weights to be loaded at all.
+# Settings that must agree before weights are loaded.
 _ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")
 
 
 def find_checkpoint(resume: str) -> Path:
-    """The checkpoint that `job.resume` names: itself, or the newest of a run folder.
+    """Return the checkpoint that `job.resume` names: the file itself, or the newest of a run folder.
 
     Raises:
         MissingResourceError: There is none.
@@ -74,10 +74,10 @@ def find_checkpoint(resume: str) -> Path:
 
 
 def check_new(run_dir: Path) -> None:
-    """Refuse to start a run in the folder of one.
+    """Refuse to start a run in the folder of another run.
 
     Raises:
-        ConfigError: The folder holds a checkpoint; the message says how its run is continued.
+        ConfigError: The folder holds a checkpoint; the message says how to continue its run.
     """
     if (newest := newest_checkpoint(run_dir)) is not None:
         raise ConfigError(
@@ -87,13 +87,13 @@ def check_new(run_dir: Path) -> None:
 
 
 def run_folder(resume: str) -> Path:
-    """The run folder that `job.resume` names: itself, or that of a checkpoint.
+    """Return the run folder that `job.resume` names: the folder itself, or that of a checkpoint.
 
-    The checkpoint, or its folder, may be a link to another disk: the way it was named counts first, then where the
-    links lead.
+    The checkpoint or its folder may be a link to another disk. The path as given is tried first, then the targets of
+    its links.
 
     Raises:
-        MissingResourceError: A checkpoint that stands outside a run folder, or there is nothing of the name.
+        MissingResourceError: The checkpoint is outside a run folder, or the path does not exist.
     """
     named = Path(resume).expanduser()
     if named.is_dir():
@@ -101,7 +101,7 @@ def run_folder(resume: str) -> Path:
     for path in _behind_links(named):
         if path.is_file() and path.parent.name == FOLDER and stored_config(path.parent.parent) is not None:
             return path.parent.parent
-    find_checkpoint(resume)  # says so where there is nothing
+    find_checkpoint(resume)  # raises if there is nothing
     raise MissingResourceError(
         f"job.resume: {named} is not in the folder {FOLDER}/ of a run, so there is no run folder to go on in: name the "
         "run folder, or the checkpoint inside it"
@@ -109,7 +109,7 @@ def run_folder(resume: str) -> Path:
 
 
 def _behind_links(path: Path) -> Iterator[Path]:
-    """The path as it is named, what the links it names lead to one after the other, and where it really is."""
+    """Give the path as named, then the targets of its links one after the other, and the resolved path."""
     real = path.resolve()
     while path.is_symlink():
         yield path
@@ -118,13 +118,14 @@ def _behind_links(path: Path) -> Iterator[Path]:
 
 
 def continued(config: GraceConfig) -> tuple[GraceConfig, Path | None, int]:
-    """The configuration with the interrupted run's folder, the checkpoint to continue from, and its completed steps.
+    """Return the configuration with the interrupted run's folder, the checkpoint to resume, and its completed steps.
 
-    Without a checkpoint (None) where the run was killed before its first one: it begins again in its folder.
+    The checkpoint is None if the run was killed before its first one; the run then starts again in its folder.
 
     Raises:
-        MissingResourceError: There is neither a checkpoint nor a run that had begun, or it stands outside a run folder.
-        ConfigError: The settings are not those of the interrupted run, or more steps than asked for are done.
+        MissingResourceError: There is neither a checkpoint nor a started run, or the checkpoint is outside a run
+            folder.
+        ConfigError: The settings differ from those of the interrupted run, or it has more steps than asked for.
     """
     assert config.job.resume is not None
     folder = run_folder(config.job.resume)
@@ -146,16 +147,16 @@ def continued(config: GraceConfig) -> tuple[GraceConfig, Path | None, int]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU; data only, no code is run.
+    """Return a checkpoint's contents, on the CPU. It holds data only; no code is run.
 
-    They are mapped: read where they are used. Of several processes the first reads all of it, to compare checksums.
+    The file is mapped, so values are read where they are used. The first process reads all of it to compare checksums.
 
     Raises:
         MissingResourceError: The file is not a checkpoint of this project.
     """
     try:
         if int(getattr(rank_zero_only, "rank", 0)) == 0:
-            with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums it writes
+            with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not check them
                 damaged = archive.testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
@@ -171,10 +172,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_same_run(saved: dict[str, Any], config: GraceConfig) -> None:
-    """Refuse to continue a run under other settings.
+    """Refuse to continue a run with other settings.
 
     Raises:
-        ConfigError: Every setting that differs, with both values.
+        ConfigError: The message lists every setting that differs, with both values.
     """
     differing = [
         line for key, line in _differences(saved, config).items() if not any(_within(key, free) for free in _FREE)
@@ -187,10 +188,10 @@ def check_same_run(saved: dict[str, Any], config: GraceConfig) -> None:
 
 
 def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
-    """Refuse to put a checkpoint's weights into another model.
+    """Refuse to load a checkpoint's weights into another model.
 
     Raises:
-        ConfigError: Every setting of the model that differs, with both values.
+        ConfigError: The message lists every setting of the model that differs, with both values.
     """
     differing = [
         line for key, line in _differences(saved, config).items() if any(_within(key, part) for part in _ARCHITECTURE)
@@ -200,7 +201,7 @@ def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
 
 
 def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:
-    """A line for each setting that differs; a setting that is newer than the checkpoint counts as its default."""
+    """Return a line for each setting that differs; a setting newer than the checkpoint counts as its default."""
     now, stored = _flat(asdict(config)), _flat(saved)
     before = {key: _untupled(_default(config, key)) if _is_newer(key, stored) else None for key in now} | stored
     return {
@@ -211,13 +212,13 @@ def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:
 
 
 def _is_newer(key: str, stored: dict[str, Any]) -> bool:
-    """Whether neither a setting nor a group that holds it is in a checkpoint; a group that was null is."""
+    """Whether a checkpoint has neither a setting nor its group; a group that was null counts as present."""
     parts = key.split(".")
     return not any(".".join(parts[:length]) in stored for length in range(1, len(parts) + 1))
 
 
 def _default(config: GraceConfig, key: str) -> object:
-    """What runs did that did not know a setting: what the schema has; None where it must be given."""
+    """Return what runs did before a setting existed: the schema's default; None if it has none."""
     if key in _OLDER_RUNS:
         return _OLDER_RUNS[key]
     *groups, name = key.split(".")
@@ -242,5 +243,5 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _untupled(value: Any) -> Any:
-    """As YAML and JSON hold it, which know no tuples."""
+    """Return the value as YAML and JSON store it, without tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What a run says at its end: summary.json, and a page on the terminal."""
+"""What a run reports at its end: summary.json, and a page on the terminal."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def write_summary(
 
     Keys: `reward_per_step` (empty without a reward), `loss_per_step`, `heldout` (per set: before, after, rise,
     prompt_only_before, prompt_only_after, minilm, each with a 95 % interval), `seconds` per phase, `peak_memory_gib`,
-    `table` (the same figures as text), `latency` (per set: tokens_per_text, ms_per_text, machine), and what identifies
+    `table` (the same results as text), `latency` (per set: tokens_per_text, ms_per_text, machine), and what identifies
     the run.
     """
     sets = {name: _figures(name, config, heldout, minilm) for name in config.evaluation.sets}
@@ -82,7 +82,7 @@ def _latency(result: SetResult) -> dict[str, float | str | None]:
 
 
 def final_figures(module: StepModule, heldout: Results) -> dict[str, float]:
-    """The last step's metrics and the held-out figures, by metric name: what a sweep may optimise."""
+    """Return the last step's metrics and the held-out results, by metric name; a sweep may optimise any of them."""
     figures = dict(module.history[-1])
     for name, result in heldout.get("after", {}).items():
         figures[f"val/{name}/rationale"] = result.rationale.figure()
@@ -96,7 +96,7 @@ def print_report(
     heldout: Results,
     folders: Sequence[Path],
 ) -> None:
-    """What improved, two texts with their rationales before and after, where things are, what to run next."""
+    """Print the improvement, two texts with their rationales before and after, the folders, and the next command."""
     console.rule(f"{config.name}: {summary['steps']} steps, seed {config.seed}")
     if summary["table"]:
         console.print(heldout_table(config, summary["table"]))
@@ -120,11 +120,11 @@ def print_report(
 
 
 def heldout_table(config: GraceConfig, rows: Mapping[str, Mapping[str, str]]) -> Table:
-    """Figures by set (columns) and kind of embedding (rows).
+    """Return a table of results by set (columns) and kind of embedding (rows).
 
     Args:
-        config: Names the sets and what was trained on.
-        rows: Per set, the text of each figure.
+        config: The settings, for the names of the sets and of the training data.
+        rows: The text of each result, by set.
     """
     table = Table(title="Held-out, 95 % bootstrap intervals", title_justify="left")
     names = {
@@ -162,7 +162,7 @@ def _print_examples(console: Console, heldout: Results) -> None:
 
 
 def _next_command(config: GraceConfig) -> str | None:
-    """This run's command as a sweep, or as an evaluation on a GPU's run; None where no command line started it."""
+    """Return this run's command as a sweep, or as an evaluation for a GPU run; None without a command line."""
     if config.hardware.accelerator == "cpu":
         weighed = not config.method.is_infonce and config.reward.terms.consistency is not None
         vary = "reward.terms.consistency.weight=0,0.2,1" if weighed else "seed=0,1,2"

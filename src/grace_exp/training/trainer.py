@@ -24,7 +24,7 @@ _TIMEOUT = timedelta(hours=2)
 def build_trainer(
     hardware: HardwareConfig, *, steps: int, loggers: Sequence[Logger], callbacks: Sequence[Callback]
 ) -> Trainer:
-    """One epoch of `steps` batches; optimisation, logging, checkpoints and progress are ours."""
+    """Return a trainer for one epoch of `steps` batches; optimisation, logging, checkpoints and progress are ours."""
     return Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -46,10 +46,10 @@ def build_trainer(
 
 
 def _without_srun(hardware: HardwareConfig) -> list[ClusterEnvironment]:
-    """Lightning's usual way to start processes where a SLURM allocation is there, but no `srun` has started this one.
+    """Return Lightning's usual launcher if there is a SLURM allocation but `srun` did not start this process.
 
-    `salloc` and batch scripts set SLURM_NTASKS, from which Lightning takes this process for one of several. What `srun`
-    starts has the number of its step, too.
+    `salloc` and batch scripts set SLURM_NTASKS, from which Lightning concludes that this process is one of several. A
+    process that `srun` has started also has the number of its step.
     """
     alone = "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ and hardware.nodes == 1
     return [LightningEnvironment()] if alone else []
@@ -60,15 +60,15 @@ def _strategy(hardware: HardwareConfig) -> Strategy | str:
         return "auto"
     if hardware.strategy == "fsdp2":
         return ShardedStrategy(hardware.devices * hardware.nodes, timeout=_TIMEOUT)
-    # Gradients live in the buckets that are exchanged (`StepModule.on_train_start`). The time limit is that of one
-    # exchange; what a slow process writes between two of them must fit into it.
+    # Gradients are stored in the exchange buckets (`StepModule.on_train_start`). The time limit is that of one
+    # exchange; whatever a slow process writes between two exchanges must fit into it.
     return DDPStrategy(gradient_as_bucket_view=True, timeout=_TIMEOUT)
 
 
 class MappedCheckpoints(TorchCheckpointIO):
-    """Checkpoints that are mapped into memory: what several processes of a machine read of one, it reads once."""
+    """Checkpoints that are mapped into memory, so that a machine with several processes reads them once."""
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """As `load_checkpoint` of `training.resume`, which has looked at the file: on the CPU, data only."""
+        """Load a file as `training.resume.load_checkpoint` does, which has checked it: on the CPU, data only."""
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         return checkpoint

@@ -19,32 +19,32 @@ from grace_exp.training.module import Backward, StepModule
 
 
 class ContrastiveModule(StepModule):
-    """Trains prompt-only embeddings: each query near its positive, away from the other texts of the update.
+    """Trains prompt-only embeddings: each query near its positive, and far from the other texts of the update.
 
-    The other texts are those of all processes, so that their number changes nothing; the batch is bound by the memory
-    of its embeddings only (`GradientCache`).
+    The other texts are those of all processes, so the number of processes has no effect. The batch size is limited only
+    by the memory of its embeddings (`GradientCache`).
     """
 
     def __init__(self, config: GraceConfig, *, policy: Policy, engine: RolloutEngine, prompts: PromptBuilder) -> None:
-        """As `StepModule`; weights that no embedding depends on are frozen."""
+        """Make a `StepModule`, and freeze weights that no embedding depends on."""
         super().__init__(config, policy=policy, engine=engine, prompts=prompts)
         freeze_beyond_pooling(policy)
 
     @property
     def region(self) -> Region:
-        """Where the trained embedding is pooled."""
+        """The region over which the trained embedding is pooled."""
         return "text"
 
     def sequences(self, texts: Sequence[RoleText]) -> list[TextSequence]:
-        """Texts as the model reads them: prompts alone."""
+        """Return the texts as the model reads them: prompts without rationales."""
         return [TextSequence(prompt) for prompt in self.prompts.many(texts)]
 
     def views(self, queries: list[TextSequence], others: list[TextSequence]) -> list[list[TextSequence]]:
-        """The texts as `GradientCache` takes them, queries first: all in one view."""
+        """Return the texts for `GradientCache`, queries first: all in one view."""
         return [[*queries, *others]]
 
     def step(self, batch: TextBatch) -> dict[str, float]:
-        """InfoNCE updates on the step's instances."""
+        """Make InfoNCE updates on the step's instances."""
         rows = [self._update(batch.step, first, part) for first, part in self.mini_batches(batch.instances)]
         names = dict.fromkeys(name for row in rows for name in row)
         found = {name: [row[name] for row in rows if name in row] for name in names}
@@ -63,7 +63,7 @@ class ContrastiveModule(StepModule):
             RoleText(Role.NEGATIVE, text, instance.source) for instance in instances for text in instance.negatives
         ]
         sequences = self.sequences([*queries, *others])
-        self.engine.sleep()  # forwards and updates have its memory
+        self.engine.sleep()  # frees its memory for forwards and updates
         views = self.views(sequences[: len(queries)], sequences[len(queries) :])
         self.policy.model.train()
         with self.timer("score"):
@@ -71,11 +71,11 @@ class ContrastiveModule(StepModule):
                 self.policy, views, self.region, hardware.train_budget, keep_all=hardware.keeps_forward
             )
         pairs = PairEmbeddings.gathered(cache.embeddings, instances, self.gather)
-        metrics = pairs.metrics() if pairs.finite() else {}  # else loss and gradients are bad, which `update` handles
+        metrics = pairs.metrics() if pairs.finite() else {}  # a bad loss or gradient is handled by `update`
         loss, gradients = pairs.contrast().gradients(temperature)
 
         def accumulate(backward: Backward) -> Tensor:
-            # Gradients of the weights are averaged over processes, of which each has its part of the sum.
+            # Gradients of the weights are averaged over processes; each process has its part of the sum.
             cache.backward(pairs.own_gradients(gradients, self.own) * self.trainer.world_size, backward)
             return loss
 

@@ -1,8 +1,8 @@
 """Gradients of a loss over a whole batch of embeddings, with the memory of one micro-batch.
 
-GradCache (arXiv 2101.06983): first every text is embedded without gradients; the loss then gives the gradient of each
-embedding; then each micro-batch is embedded again, with gradients and the same dropout, and the gradients of its
-embeddings are carried on into the weights.
+GradCache (arXiv 2101.06983) works in three steps. Every text is embedded without gradients. The loss gives the gradient
+of each embedding. Then each micro-batch is embedded again, with gradients and the same dropout, and the gradients of
+its embeddings are carried into the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from grace_exp.policy.random_state import RandomState
 
 
 class GradientCache:
-    """The embeddings of an update's texts, and the way back from their gradients to the weights.
+    """The embeddings of an update's texts, and the backward pass from their gradients into the weights.
 
-    The last micro-batch's forward is kept for the way back, so that a batch of one micro-batch is computed once.
+    The last micro-batch's forward is kept for the backward pass, so a batch of one micro-batch is computed once.
 
     Attributes:
-        embeddings: `[n, hidden]` float32 without gradient, view after view, each in its order.
+        embeddings: `[n, hidden]` float32 without gradient, view by view, each in its order.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class GradientCache:
         *,
         keep_all: bool = False,
     ) -> None:
-        """Embed all texts, in the mode (training or not) that the policy is in.
+        """Embed all texts in the present mode of the policy (training or evaluation).
 
         Args:
             policy: The model.
-            views: Texts. No forward holds texts of two views: equal texts of one view are computed once and share their
-                dropout, those of different views do not.
-            region: What is pooled.
-            token_budget: Of a micro-batch.
-            keep_all: Keep every forward: no second one, for the memory of all activations.
+            views: Texts. A forward never holds texts of two views: equal texts of one view are computed once and share
+                their dropout, equal texts of different views do not.
+            region: The pooled region.
+            token_budget: Token budget of a micro-batch.
+            keep_all: Keep every forward: it needs no second one, but memory for all activations.
         """
         self._policy = policy
         self._region = region
@@ -53,7 +53,7 @@ class GradientCache:
         for view, plan in plans:
             for indices in plan:
                 remaining -= 1
-                # Nothing is asked of the output head.
+                # The output head is not computed.
                 batch = policy.collate(view, indices).without_targets()
                 rows = torch.tensor(indices, dtype=torch.long, device=batch.input_ids.device) + first
                 state = RandomState(batch.input_ids.device)
@@ -67,7 +67,7 @@ class GradientCache:
             self.embeddings[part.rows] = part.embeddings.detach()
 
     def backward(self, gradients: Tensor, backward: Callable[[Tensor, bool], None]) -> None:
-        """Carry gradients of the embeddings on into the weights; once.
+        """Carry gradients of the embeddings into the weights; may be called once.
 
         Args:
             gradients: `[n, hidden]`.
@@ -75,7 +75,7 @@ class GradientCache:
         """
         parts, self._parts = self._parts, []
         while parts:
-            part = parts.pop()  # the last one, whose forward is kept, first
+            part = parts.pop()  # the last part, whose forward is kept, comes first
             embeddings = part.embeddings
             if not embeddings.requires_grad:
                 with part.state.restored():

@@ -7,21 +7,21 @@ from torch import Tensor
 from torch.nn import functional
 
 ROWS_AT_ONCE = 1024
-"""Queries whose logits exist at one time: of 65536 queries against 131072 candidates all would take 34 GB."""
+"""Queries whose logits exist at one time; for 65536 queries and 131072 candidates all logits would take 34 GB."""
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """The texts of an update: query i belongs to positive i; every other positive and every negative is against it.
+    """The texts of an update: positive i belongs to query i; all other positives and all negatives are candidates.
 
     Attributes:
         queries: `[B, hidden]` float32.
         positives: `[B, hidden]` float32.
         negatives: `[N, hidden]` float32; N may be 0.
-        query_keys: The texts by a number each, `[B]` int64. A candidate with the text of the query or of its positive
-            is no negative of it and is left out. None: all texts differ.
-        positive_keys: `[B]`.
-        negative_keys: `[N]`.
+        query_keys: A number for each text, `[B]` int64. A candidate with the text of the query or of its positive is
+            not a negative and is left out. None: all texts differ.
+        positive_keys: The same for positives, `[B]`.
+        negative_keys: The same for negatives, `[N]`.
     """
 
     queries: Tensor
@@ -32,14 +32,14 @@ class Contrast:
     negative_keys: Tensor | None = None
 
     def losses(self, temperature: float, rows: slice = slice(None)) -> Tensor:
-        """-log of the softmax share of the own positive, for the queries `rows`, in nats.
+        """Return -log of the softmax share of each query's positive, for the queries `rows`, in nats.
 
-        The loss of van den Oord et al. (arXiv 1807.03748) with cosine similarities, the same as sentence-transformers'
-        MultipleNegativesRankingLoss of scale 1 / temperature, which averages it.
+        This is the loss of van den Oord et al. (arXiv 1807.03748) with cosine similarities. The mean of it is
+        sentence-transformers' MultipleNegativesRankingLoss with scale 1 / temperature.
 
         Args:
             temperature: Divides the cosines.
-            rows: Of the queries.
+            rows: Rows of the queries.
         """
         places = torch.arange(len(self.queries), device=self.queries.device)[rows]
         with torch.autocast(self.queries.device.type, enabled=False):
@@ -50,7 +50,7 @@ class Contrast:
         )
 
     def _same_text(self, places: Tensor) -> Tensor:
-        """Candidates that are no negatives of the queries at `places`, `[rows, B + N]` bool; never the own positive."""
+        """Return candidates with a text of the queries at `places`, except the positive, `[rows, B + N]` bool."""
         count = len(self.positives) + len(self.negatives)
         if self.query_keys is None or self.positive_keys is None or self.negative_keys is None:
             return torch.zeros(len(places), count, dtype=torch.bool, device=places.device)
@@ -59,10 +59,10 @@ class Contrast:
         return same.scatter(1, places[:, None], False)
 
     def gradients(self, temperature: float) -> tuple[Tensor, "Contrast"]:
-        """The mean loss and its gradients, a part of the queries at a time.
+        """Return the mean loss and its gradients, computed for a part of the queries at a time.
 
         Returns:
-            The loss `[]`, detached, and a `Contrast` that holds gradients in the place of the embeddings.
+            The loss `[]`, detached, and a `Contrast` with gradients in place of the embeddings.
         """
         leaves = [t.detach().requires_grad_() for t in (self.queries, self.positives, self.negatives)]
         keys = (self.query_keys, self.positive_keys, self.negative_keys)

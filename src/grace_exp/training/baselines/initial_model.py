@@ -1,4 +1,4 @@
-"""Rationales of the model that a run started from, whatever has been trained since."""
+"""Rationales of the initial model of a run, whatever has been trained since."""
 
 import copy
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class InitialModel(LightningModule):
-    """The weights before the first update: with LoRA the model below its adapters, at no memory, else a frozen copy.
+    """The weights before the first update: with LoRA the model without its adapters, at no memory; else a frozen copy.
 
-    It stays in evaluation mode and out of checkpoints: it can be rebuilt from the backbone.
+    It stays in evaluation mode, and checkpoints do not hold it, because it can be rebuilt from the backbone.
     """
 
     def __init__(self, model: "PreTrainedModel", *, apart: bool = False) -> None:
-        """Follow `model`, which has had no update and no checkpoint loaded yet.
+        """Take the weights of `model`, which has had no update and no checkpoint loaded yet.
 
         Args:
             model: The language model.
-            apart: Copy it with LoRA, too, for engines that take weights and do not compute with the model itself.
+            apart: Copy the model with LoRA too, for engines that take weights and do not compute with the model itself.
         """
         super().__init__()
         from peft import PeftModel
 
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        # With adapters the model's own weights serve, held in tuples so that they are not registered a second time.
+        # With adapters it uses the model's own weights; tuples keep them from being registered a second time.
         self._adapted: tuple[Any, ...] = (model,) if isinstance(model, PeftModel) and not apart else ()
         self.copy = None if self._adapted else copy.deepcopy(base).requires_grad_(False)
         self._model: tuple[Any] = (base if self._adapted else self.copy,)
@@ -41,46 +41,46 @@ class InitialModel(LightningModule):
 
     @property
     def model(self) -> "PreTrainedModel":
-        """The language model; with adapters to be used inside `unadapted()`."""
+        """The language model; with adapters it must be used inside `unadapted()`."""
         model: PreTrainedModel = self._model[0]
         return model
 
     def unadapted(self) -> Any:
-        """Context in which `model` computes with the weights of the start."""
+        """Return a context in which `model` computes with the initial weights."""
         return self._adapted[0].disable_adapter() if self._adapted else nullcontext()
 
     def train(self, mode: bool = True) -> Self:
-        """Ignored: Lightning puts every module it holds into training mode."""
+        """Ignore the call: Lightning puts every module that it holds into training mode."""
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Empty: nothing here is learned."""
+        """Return an empty dict: the model is not trained."""
         return {}
 
 
 class InitialModelEngine:
-    """An engine whose weights are those of the start and stay so; it writes to every text once and remembers it."""
+    """An engine that keeps the initial weights; it writes to every text once and stores the rationale."""
 
     def __init__(self, start: InitialModel, engine: RolloutEngine, model_cache: ModelCache) -> None:
-        """Write with `start`.
+        """Create an engine for `start`.
 
         Args:
-            start: The model.
-            engine: Writes with `start.model`.
-            model_cache: What the model has written before, and where to keep what it writes.
+            start: The initial model.
+            engine: Engine that writes with `start.model`.
+            model_cache: Cache of the model's rationales.
         """
         self._start = start
         self._engine = engine
         self._model_cache = model_cache
 
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
-        """Answer every request, in order."""
+        """Return the completions of every request, in order."""
         with self._start.unadapted():
             works = [Work(Prompt(request.prompt_ids, 0), request) for request in requests]
             known = self._model_cache.rationales(works)
-            # Equal requests have equal answers.
+            # Equal requests get equal answers.
             missing = list(dict.fromkeys(r for r, answer in zip(requests, known, strict=True) if answer is None))
-            # With nothing missing, too: others may share the engine, and wait for this process.
+            # Called even without requests: other processes may share the engine and wait for this one.
             written = dict(zip(missing, self._engine.generate(missing), strict=True))
             if written:
                 self._model_cache.keep_rationales(
@@ -89,12 +89,12 @@ class InitialModelEngine:
         return [answer or written[request] for request, answer in zip(requests, known, strict=True)]
 
     def sync(self, model: nn.Module) -> None:
-        """Nothing: later rationales are still those of the start."""
+        """Do nothing: later rationales also come from the initial weights."""
 
     def sleep(self) -> None:
-        """Give the device's memory to others while nothing is written."""
+        """Free the engine's device memory while it writes nothing."""
         self._engine.sleep()
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """End the engine and free its memory."""
         self._engine.close()

@@ -1,4 +1,4 @@
-"""Contrastive training on rationales that the untrained model writes: GRACE without its reinforcement learning."""
+"""Contrastive training on rationales of the untrained model: GRACE without its reinforcement learning."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ from grace_exp.training.step.rollouts import NO_RATIONALE
 
 
 class ContrastiveOnRationalesModule(ContrastiveModule):
-    """Trains the embeddings of texts with rationales; who writes them stays as it was before training.
+    """Trains the embeddings of texts with rationales, which the untrained model writes.
 
-    So it is in evaluation, too: the trained model reads what the untrained one has written.
+    Evaluation works in the same way: the trained model reads rationales of the untrained one.
     """
 
     def __init__(
@@ -31,20 +31,20 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
         engine: InitialModelEngine,
         prompts: PromptBuilder,
     ) -> None:
-        """As `ContrastiveModule`; `engine` writes with `start`, which moves to the policy's device with this module."""
+        """Make a `ContrastiveModule`; `engine` writes with `start`, which moves to a device with this module."""
         super().__init__(config, policy=policy, engine=engine, prompts=prompts)
         self.start = start
         self._written: list[Completion] = []
 
     @property
     def region(self) -> Region:
-        """Where the trained embedding is pooled: as in GRACE."""
+        """The region over which the trained embedding is pooled, as in GRACE."""
         return self.config.backbone.pooling.region
 
     def sequences(self, texts: Sequence[RoleText]) -> list[TextSequence]:
-        """Texts with their rationales. A text has the same one in every step: its seed derives from run and text.
+        """Return texts with their rationales; the seed depends on run and text, so a text has the same in every step.
 
-        With `rollout.anchor_rationales=false` texts of one side have none.
+        With `rollout.anchor_rationales=false` the texts of one side have no rationale.
         """
         rollout = self.config.rollout
         prompts = self.prompts.many(texts)
@@ -72,7 +72,7 @@ class ContrastiveOnRationalesModule(ContrastiveModule):
         ]
 
     def step(self, batch: TextBatch) -> dict[str, float]:
-        """As `ContrastiveModule`, with figures of the rationales."""
+        """Make the updates of `ContrastiveModule`, and add metrics of the rationales."""
         self._written = []
         metrics = super().step(batch)
         lengths = [len(completion.token_ids) for completion in self._written]

@@ -12,19 +12,19 @@ from grace_exp.reward.inputs import RewardInputs
 from grace_exp.training.baselines.infonce_loss import Contrast
 
 MEASURED = 512
-"""Instances that `embed/*` is computed on: its cost grows with the third power of their number."""
+"""Number of instances for which `embed/*` is computed; the cost grows with its third power."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairEmbeddings:
-    """Embeddings by instance, B instances of all processes with up to M negatives each.
+    """Embeddings by instance: B instances of all processes, each with up to M negatives.
 
     Attributes:
         queries: `[B, hidden]` float32.
         positives: `[B, hidden]` float32.
-        negatives: `[B, M, hidden]` float32, zero where there is none.
+        negatives: `[B, M, hidden]` float32, 0 where there is none.
         has_negative: `[B, M]` bool.
-        keys: The texts of query, positive and negatives by a number each, `[B, 2 + M]` int64.
+        keys: A number for each text: query, positive and negatives, `[B, 2 + M]` int64.
     """
 
     queries: Tensor
@@ -37,11 +37,11 @@ class PairEmbeddings:
     def gathered(
         cls, embeddings: Tensor, instances: Sequence[Instance], gather: Callable[[Tensor], Tensor]
     ) -> "PairEmbeddings":
-        """Put the processes' embeddings together.
+        """Gather the embeddings of all processes.
 
         Args:
-            embeddings: Of this process's queries, then positives, then all negatives, `[n, hidden]`.
-            instances: This process's.
+            embeddings: Embeddings of this process's queries, then positives, then all negatives, `[n, hidden]`.
+            instances: This process's instances.
             gather: Concatenates a tensor over processes along its first dimension, in rank order.
         """
         device, count = embeddings.device, len(instances)
@@ -60,11 +60,11 @@ class PairEmbeddings:
         )
 
     def finite(self) -> bool:
-        """Whether no embedding holds nan or inf; the same on all processes."""
+        """Return whether all embeddings are finite; the answer is the same on all processes."""
         return all(bool(torch.isfinite(part).all()) for part in (self.queries, self.positives, self.negatives))
 
     def contrast(self) -> Contrast:
-        """What InfoNCE is computed on."""
+        """Return the inputs of InfoNCE."""
         return Contrast(
             self.queries,
             self.positives,
@@ -75,11 +75,11 @@ class PairEmbeddings:
         )
 
     def own_gradients(self, gradients: Contrast, own_rows: Callable[[Tensor], Tensor]) -> Tensor:
-        """This process's part of the gradients, in the order of the embeddings it gave, `[n, hidden]`.
+        """Return this process's part of the gradients, in the order of its embeddings, `[n, hidden]`.
 
         Args:
-            gradients: Of `contrast()`.
-            own_rows: This process's rows of a gathered tensor.
+            gradients: Gradients of `contrast()`.
+            own_rows: Returns this process's rows of a gathered tensor.
         """
         negatives = torch.zeros_like(self.negatives)
         negatives[self.has_negative] = gradients.negatives
@@ -87,7 +87,7 @@ class PairEmbeddings:
         return torch.cat([own_rows(gradients.queries), own_rows(gradients.positives), own_negatives])
 
     def metrics(self) -> dict[str, float]:
-        """`embed/*`, of the first instances."""
+        """Return `embed/*` of the first instances."""
         positives = self.positives[:MEASURED, None]
         nothing = torch.zeros(positives.shape[:2], device=positives.device)
         any_negative = bool(self.has_negative[:MEASURED].any())

@@ -1,6 +1,6 @@
 """Rejection sampling: cross-entropy on the best-rewarded rationale of each group (RAFT, arXiv 2304.06767).
 
-Rationales, rewards and batches are GRACE's; only the update differs: one rationale of a group is imitated, where the
+Rationales, rewards and batches are GRACE's. Only the update differs: it imitates one rationale of a group, where the
 policy gradient weighs all of them.
 """
 
@@ -17,10 +17,10 @@ from grace_exp.training.step.update import MiniBatch
 
 
 class RejectionSftModule(GraceModule):
-    """A GRACE step with cross-entropy in the place of the policy gradient."""
+    """A GRACE step with cross-entropy in place of the policy gradient."""
 
     def _one_update(self, step: int, start: int, mini_batch: MiniBatch) -> dict[str, float]:
-        """Token mean over the chosen rationales of all processes, at temperature 1; a group without any has none."""
+        """Minimise the token mean over all processes' chosen rationales, at temperature 1; a group may have none."""
         rewards, kept = mini_batch.rewards, mini_batch.kept
         assert rewards is not None and kept is not None
         groups, k = rewards.shape
@@ -55,5 +55,5 @@ class RejectionSftModule(GraceModule):
 
 
 def _mean(rewards: Tensor, kept: Tensor) -> Tensor:
-    """Mean reward of the rationales of each group that count, [groups]."""
+    """Return the mean reward of each group's kept rationales, [groups]."""
     return torch.where(kept, rewards, 0.0).sum(dim=1) / kept.sum(dim=1).clamp_min(1)

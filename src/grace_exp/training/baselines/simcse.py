@@ -1,4 +1,4 @@
-"""SimCSE (arXiv 2104.08821): the positive of a text is the text itself under another dropout mask."""
+"""SimCSE (arXiv 2104.08821): the positive of a text is the same text under another dropout mask."""
 
 from typing import Any
 
@@ -15,29 +15,29 @@ class SimCseModule(ContrastiveModule):
     """Contrastive training on single texts, each embedded twice."""
 
     def __init__(self, config: GraceConfig, *, policy: Policy, engine: RolloutEngine, prompts: PromptBuilder) -> None:
-        """As `ContrastiveModule`, with dropout on the backbone.
+        """Make a `ContrastiveModule` with dropout on the backbone.
 
         Raises:
-            ConfigError: The backbone's attention knows no dropout.
+            ConfigError: The backbone's attention has no dropout.
         """
         super().__init__(config, policy=policy, engine=engine, prompts=prompts)
         assert config.method.dropout is not None  # checked by MethodConfig
         set_attention_dropout(policy, config.method.dropout)
 
     def views(self, queries: list[TextSequence], others: list[TextSequence]) -> list[list[TextSequence]]:
-        """One view each, so that no forward holds a text twice: it would be computed once."""
+        """Return queries and positives as two views, because a forward computes equal texts of one view only once."""
         return [queries, others]
 
 
 def set_attention_dropout(policy: Policy, probability: float) -> None:
     """Drop attention weights with this probability in training mode.
 
-    Instruct LLMs are trained without dropout and have none inside their layers but this one, at 0. LLM2Vec (arXiv
-    2404.05961) makes SimCSE's views with it, on LLMs of the kind here. Dropout of adapters would not do: they start at
-    zero, where dropping their input changes nothing.
+    Instruct LLMs are trained without dropout; the only dropout inside their layers is that of attention, set to 0.
+    LLM2Vec (arXiv 2404.05961) makes SimCSE's views with it on similar LLMs. Dropout on adapters has no effect at the
+    start: they start at zero.
 
     Raises:
-        ConfigError: The backbone's attention knows no dropout.
+        ConfigError: The backbone's attention has no dropout.
     """
     modules: list[Any] = [module for module in policy.causal_lm.modules() if hasattr(module, "attention_dropout")]
     if not modules:

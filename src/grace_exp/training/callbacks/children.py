@@ -1,4 +1,4 @@
-"""The other processes of this machine, which end when the first one fails."""
+"""End the other processes of this machine when the first one fails."""
 
 import contextlib
 import signal
@@ -9,28 +9,28 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 _BY_THEMSELVES = 2.0
-"""Seconds for processes that fail with the same error."""
+"""Seconds in which processes that fail with the same error may end by themselves."""
 _AFTER_SIGTERM = 3.0
 _AT_THE_END = 60.0
 
 
 class EndChildren(Callback):
-    """Ends the processes that this one has started as soon as the run fails here.
+    """Ends the processes that this process has started when the run fails here.
 
-    Lightning does it after Ctrl-C only. Processes that wait in a collective call of NCCL would wait on, up to its time
-    limit of hours, and hold their GPUs.
+    Lightning does this only after Ctrl-C. Processes in a collective call of NCCL would wait up to its time limit of
+    hours, and hold their GPUs.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End them before anything here is taken down, which could wait for them."""
+        """End the processes before this one frees resources, which could wait for them."""
         end_children(trainer.strategy.launcher)
 
 
 def end_children(launcher: Any) -> None:
-    """End the processes that Lightning's launcher has started: by themselves, by SIGTERM, by SIGKILL.
+    """End the processes that Lightning's launcher has started: let them end, then send SIGTERM, then SIGKILL.
 
     Args:
-        launcher: Of a strategy; one that has started none, or None, is left alone.
+        launcher: Launcher of a strategy; None, or one that has started no process, is ignored.
     """
     children = list(_children_of(launcher))
     for number, seconds in ((None, _BY_THEMSELVES), (signal.SIGTERM, _AFTER_SIGTERM), (signal.SIGKILL, _AFTER_SIGTERM)):
@@ -38,16 +38,16 @@ def end_children(launcher: Any) -> None:
             if number is not None and child.poll() is None:
                 child.send_signal(number)
         _wait(children, seconds)
-    _children_of(launcher).clear()  # Lightning's observer of the same list would kill this process, too
+    _children_of(launcher).clear()  # Lightning's observer of the same list would also kill this process
 
 
 def wait_for_children(launcher: Any) -> None:
-    """Let the processes that Lightning's launcher has started come to their end, which would be cut off by ours."""
+    """Wait until the processes that Lightning's launcher has started end; our end would cut them off."""
     _wait(_children_of(launcher), _AT_THE_END)
 
 
 def _children_of(launcher: Any) -> "list[subprocess.Popen[bytes]]":
-    """The launcher's own list."""
+    """Return the launcher's own list."""
     children: list[subprocess.Popen[bytes]] = getattr(launcher, "procs", [])
     return children
 

@@ -1,4 +1,4 @@
-"""The same texts over the run: what the policy writes to them, what it is rewarded with, and what they lie near."""
+"""The evolution table: rationales, rewards and nearest neighbours of the same texts over the run."""
 
 import json
 from collections.abc import Callable
@@ -25,29 +25,29 @@ EvolutionSink = Callable[[int, list[dict[str, object]]], None]
 
 
 class Evolution(Callback):
-    """Writes to the first instances of the first batch before training, every n steps, and after the last.
+    """Writes rationales for the first instances of the first batch: before training, every n steps, and after the last.
 
-    Their rationales are sampled with the same seeds every time, and nothing is trained on them. Of several processes
-    each takes part with its own instances; those of the first are kept.
+    They are sampled with the same seeds every time, and are not trained on. Every process takes part with its own
+    instances; only those of the first process are stored.
     """
 
     def __init__(self, config: GraceConfig, log: EvolutionSink) -> None:
-        """Prepare.
+        """Prepare the callback.
 
         Args:
-            config: The whole run.
-            log: Receives (steps done, rows) of the evolution table.
+            config: The settings of the run.
+            log: Called with (steps done, rows) of the evolution table.
         """
         self._config = config
         self._log = log
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first step."""
+        """Record before the first step."""
         if step_module(pl_module).completed_steps == 0:
             self._record(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Every n steps and after the last."""
+        """Record every n steps and after the last."""
         done, every = step_module(pl_module).completed_steps, self._config.logger.evolution_every_n_steps
         if every and (done % every == 0 or done == self._config.job.steps):
             self._record(trainer, pl_module)
@@ -60,18 +60,18 @@ class Evolution(Callback):
         with pl_module.timer("evolution"), trainer.precision_plugin.forward_context(), torch.no_grad():
             try:
                 rows = evolution_rows(pl_module, instances)
-            except EmbeddingError:  # the step under these weights deals with it, or the run is at its end
+            except EmbeddingError:  # the next step reports it, or the run is over
                 return
         if trainer.is_global_zero:
             self._log(pl_module.completed_steps, rows)
 
 
 def evolution_rows(module: GraceModule, instances: list[Instance]) -> list[dict[str, object]]:
-    """Rows of the evolution table under the module's present weights.
+    """Return rows of the evolution table under the module's present weights.
 
     Args:
-        module: Has the policy, and an engine with its weights.
-        instances: This process's; as many on every process.
+        module: The training module, with an engine that has its weights.
+        instances: This process's instances; the number is the same on every process.
     """
     config = module.config
     region = config.backbone.pooling.region
@@ -98,9 +98,9 @@ def evolution_rows(module: GraceModule, instances: list[Instance]) -> list[dict[
 
 
 def _numbers_and_neighbours(rollouts: Rollouts, scores: StepScores, region: Any) -> list[dict[str, object]]:
-    """For each rationale, in the order of `sample_rows`: its number, and the texts whose embeddings are nearest.
+    """Return the number of each rationale and the texts nearest to it, in the order of `sample_rows`.
 
-    A text lies where its first rationale puts it.
+    The position of a text is the embedding with its first rationale.
     """
     everything = [*rollouts.group, *rollouts.others()]
     owners = [(rollout.instance.index, rollout.role.value, rollout.text) for rollout in everything]

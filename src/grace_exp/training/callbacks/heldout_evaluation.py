@@ -1,4 +1,4 @@
-"""Held-out figures before the first step, during training and after the last step."""
+"""Measure held-out sets before the first step, during training and after the last step."""
 
 import json
 from collections.abc import Callable
@@ -21,20 +21,20 @@ Moment = Literal["before", "after"]
 
 
 class HeldoutEvaluation(Callback):
-    """Runs `evaluate_sets` around training and keeps the results in `<run_dir>/evaluation/`; during it, the figures.
+    """Runs `evaluate_sets` and stores the results in `<run_dir>/evaluation/`; during training it only logs metrics.
 
-    Every process takes its share of the texts. A resumed run reads back the figures from before its first step, and
-    those from after its last one where they are there already (`jobs.run_end` removes those of fewer steps). Stands
-    before `StepCheckpoints` among the callbacks, which may watch a figure.
+    Every process embeds its share of the texts. A resumed run reads the results from before its first step, and those
+    from after its last one if they exist (`jobs.run_end` removes those of fewer steps). It must come before
+    `StepCheckpoints` in the list of callbacks, because that one may watch its metrics.
     """
 
     def __init__(self, config: GraceConfig, decode: Callable[..., str], announce: Callable[[str], None]) -> None:
-        """Prepare to evaluate.
+        """Prepare the evaluation.
 
         Args:
-            config: The whole run.
+            config: The settings of the run.
             decode: Token ids to text.
-            announce: Told what is going on, for the terminal.
+            announce: Called with progress messages for the terminal.
         """
         self._config = config
         self._decode = decode
@@ -47,7 +47,7 @@ class HeldoutEvaluation(Callback):
             self._run("before", trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Evaluate after every n steps; after the last one that is the evaluation after training."""
+        """Evaluate after every n steps; after the last step this is the evaluation after training."""
         module, every = step_module(pl_module), self._config.evaluation.every_n_steps
         if every is None or module.completed_steps % every:
             return
@@ -61,7 +61,7 @@ class HeldoutEvaluation(Callback):
         module.history[-1] |= figures
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate after the last step, not after an interruption."""
+        """Evaluate after the last step, but not after an interruption."""
         module = step_module(pl_module)
         if (
             self._config.evaluation.after
@@ -71,7 +71,7 @@ class HeldoutEvaluation(Callback):
             self._run("after", trainer, pl_module)
 
     def minilm(self) -> dict[str, ItemScores]:
-        """All-MiniLM's items on the configured sets; empty where not asked for."""
+        """Return the item scores of all-MiniLM on the configured sets; empty if not asked for."""
         if not (self._config.evaluation.minilm and self._config.evaluation.sets):
             return {}
         self._announce("evaluating all-MiniLM-L6-v2 on the same sets")
@@ -82,7 +82,7 @@ class HeldoutEvaluation(Callback):
             return
         path = result_path(Path(self._config.run_dir), moment)
         module = step_module(pl_module)
-        # Under other settings the figures from before would not compare with those after.
+        # With other settings the results from before could not be compared with those after.
         kept = bool(module.completed_steps) and results_are_whole(self._config, moment)
         if kept:
             self.results[moment] = read_results(path)
@@ -97,7 +97,7 @@ class HeldoutEvaluation(Callback):
         self._log(trainer, module, self._metrics(self.results[moment]))
 
     def _log(self, trainer: Trainer, module: StepModule, figures: dict[str, float]) -> None:
-        """In the row of the step that the weights come from; those from before the first step in the first."""
+        """Log in the row of the step that the weights come from; results from before training go into the first row."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=max(0, module.completed_steps - 1))
@@ -111,25 +111,25 @@ class HeldoutEvaluation(Callback):
 
 
 def result_path(run_dir: Path, moment: Moment) -> Path:
-    """Where the results of a moment are."""
+    """Return the path of the results of a moment."""
     return run_dir / "evaluation" / f"{moment}.json"
 
 
 def results_are_whole(config: GraceConfig, moment: Moment) -> bool:
-    """Whether the run folder has results of that moment under the present settings; true without sets."""
+    """Return whether the run folder has results of that moment with the present settings; true without sets."""
     path = result_path(Path(config.run_dir), moment)
     return not config.evaluation.sets or (path.is_file() and _settings_in(path) == _settings(config))
 
 
 def stored_results(config: GraceConfig) -> dict[Moment, dict[str, SetResult]]:
-    """The results that a run folder has under the present settings."""
+    """Return the results that a run folder has with the present settings."""
     moments: tuple[Moment, ...] = ("before", "after")
     kept = [moment for moment in moments if config.evaluation.sets and results_are_whole(config, moment)]
     return {moment: read_results(result_path(Path(config.run_dir), moment)) for moment in kept}
 
 
 def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..., str]) -> dict[str, SetResult]:
-    """Score the configured sets with the module's policy and engine as they stand."""
+    """Score the configured sets with the module's present policy and engine."""
     region = config.backbone.pooling.region
     budget = config.evaluation.max_tokens or config.rollout.max_tokens
 
@@ -151,12 +151,12 @@ def heldout_results(config: GraceConfig, module: StepModule, decode: Callable[..
 
 
 def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig) -> None:
-    """Keep results with every item's score, so that differences can be resampled later.
+    """Store results with every item's score, so that differences can be resampled later.
 
     Args:
         path: The file.
-        results: By set.
-        config: That gave them; what a set's figures depend on beside the weights is kept with it.
+        results: The results by set.
+        config: The settings; those that a set's results depend on, besides the weights, are stored with it.
     """
     settings = _settings(config)
     write_json_atomic(
@@ -177,7 +177,7 @@ def write_results(path: Path, results: dict[str, SetResult], config: GraceConfig
 
 
 def _settings(config: GraceConfig) -> dict[str, Any]:
-    """By set, what its figures depend on beside the weights and what a resumed run may not change."""
+    """Return by set the settings that its results depend on and that a resumed run must not change."""
     evaluation = config.evaluation
     sampling = {"max_tokens": evaluation.max_tokens, "temperature": evaluation.temperature}
     return {name: asdict(chosen) | sampling for name, chosen in evaluation.sets.items()}
@@ -188,7 +188,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, SetResult]:
-    """The inverse of `write_results`."""
+    """Read what `write_results` has written."""
     return {
         name: SetResult(
             ItemScores.from_dict(record["rationale"]),

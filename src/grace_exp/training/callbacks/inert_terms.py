@@ -1,4 +1,4 @@
-"""Warns of reward terms that train nothing, once each."""
+"""Warn once of each reward term that trains nothing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,18 @@ from grace_exp.training.step.rollouts import SIDES, TRAINED_ROLES
 
 
 class InertTermsWarning(Callback):
-    """Watches the shares that terms have in the advantages; see `reward.inert`."""
+    """Watches each term's share in the advantages; see `reward.inert`."""
 
     def __init__(self, config: GraceConfig, warn: Callable[[int, str, str], None]) -> None:
         """Start watching.
 
         Args:
-            config: The whole run.
-            warn: Told (step, kind, message) of what was found, see `tracking.run_warnings`.
+            config: The settings of the run.
+            warn: Called with (step, kind, message) for each finding, see `tracking.run_warnings`.
         """
         roles = TRAINED_ROLES[config.rollout.policy_role]
-        # Of several sides each has figures of its own, behind its name (`training.step.trained_role.role_metrics`).
+        # With several trained roles each has its own metrics, named after it
+        # (`training.step.trained_role.role_metrics`).
         objective = config.objective
         other_ways = {"pathwise": objective.pathwise.weight > 0, "team_credit": objective.team_credit > 0}
         self._watched = [
@@ -32,7 +33,7 @@ class InertTermsWarning(Callback):
         self._warn = warn
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Take in the step."""
+        """Observe the step's metrics."""
         row = step_module(pl_module).history[-1]
         if not trainer.is_global_zero or "reward/zero_spread_share" not in row:  # a step without reward
             return

@@ -1,4 +1,4 @@
-"""One JSON object a line about the run, for machines that start runs and watch them."""
+"""Write one JSON object a line about the run, for programs that start and watch runs."""
 
 import json
 from typing import Any, TextIO
@@ -12,9 +12,9 @@ from grace_exp.training.module import step_module
 
 
 class JsonLines(Callback):
-    """Writes `start`, a `step` for each step with its metrics, `warning`, and `end`; each object names its `event`.
+    """Writes `start`, one `step` with metrics per step, `warning`, and `end`; each object has its name as `event`.
 
-    nan and inf are null. `step` counts the steps done.
+    nan and inf become null. `step` is the number of steps done.
     """
 
     def __init__(self, config: GraceConfig, stream: TextIO) -> None:
@@ -24,18 +24,18 @@ class JsonLines(Callback):
 
     @rank_zero_only
     def write(self, event: str, **fields: Any) -> None:
-        """Write one object, at once."""
+        """Write one object and flush."""
         self._stream.write(json.dumps(finite({"event": event, **fields}), ensure_ascii=False, allow_nan=False) + "\n")
         self._stream.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say which run it is."""
+        """Write which run starts."""
         done = step_module(pl_module).completed_steps
         about = {"name": self._config.name, "seed": self._config.seed, "run_dir": self._config.run_dir}
         self.write("start", **about, step=done, steps=self._config.job.steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """The step's metrics."""
+        """Write the step's metrics."""
         module = step_module(pl_module)
         metrics = {name: value for name, value in module.history[-1].items() if name != "step"}
         self.write("step", step=module.completed_steps, steps=self._config.job.steps, metrics=metrics)

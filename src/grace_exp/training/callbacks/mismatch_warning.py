@@ -1,4 +1,4 @@
-"""Warns once that the engine has moved away from the trainer."""
+"""Warn once that the engine's probabilities differ too much from the trainer's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +18,8 @@ class MismatchWarning(Callback):
         """Start watching.
 
         Args:
-            config: The whole run.
-            warn: Told (step, kind, message) of what was found, see `tracking.run_warnings`.
+            config: The settings of the run.
+            warn: Called with (step, kind, message) for each finding, see `tracking.run_warnings`.
         """
         self._engine = config.rollout.engine
         self._importance = config.objective.importance
@@ -28,20 +28,20 @@ class MismatchWarning(Callback):
         self._said = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Look at the step's figure."""
+        """Check the step's metric."""
         row = step_module(pl_module).history[-1]
         figure = row.get(_FIGURE)
         if self._said or not trainer.is_global_zero or figure is None or not figure < self._importance.warn_below:
             return
         self._said = True
         message = (
-            f"{_FIGURE} = {figure:.2g} is below objective.importance.warn_below={self._importance.warn_below:g}: what "
-            f"rollout={self._engine} writes is no longer what the trainer would write. {self._advice()}"
+            f"{_FIGURE} = {figure:.2g} is below objective.importance.warn_below={self._importance.warn_below:g}: "
+            f"rollout={self._engine} no longer writes what the trainer would write. {self._advice()}"
         )
         self._warn(int(row["step"]), "mismatch", message)
 
     def _advice(self) -> str:
-        """What to try, by how much is done already."""
+        """Return what to try next; it depends on the corrections in use."""
         if self._engine == "transformers":
             return "Look at mismatch/logprob_abs_max for single tokens"
         if self._ahead:

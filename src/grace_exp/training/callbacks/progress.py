@@ -20,9 +20,9 @@ class ProgressDisplay(Callback):
         """Set up the bar.
 
         Args:
-            steps: Total number of steps.
-            live: Whether to draw a bar; without a terminal lines are printed all the same.
-            console: Where to.
+            steps: Number of steps of the run.
+            live: Whether to draw a bar; without a terminal lines are printed.
+            console: The console to print to.
         """
         self._steps = steps
         self._console = console
@@ -46,14 +46,14 @@ class ProgressDisplay(Callback):
             self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Show the step's figures."""
+        """Show the step's metrics."""
         if not trainer.is_global_zero:
             return
         module = step_module(pl_module)
         row = module.history[-1]
         figures = [
             f"reward {row[REWARD]:+.2f}" if REWARD in row else f"loss {row['train/loss']:.3f}",
-            *([f"in-batch {row[IN_BATCH]:.2f}"] if IN_BATCH in row else []),  # with one instance there are no others
+            *([f"in-batch {row[IN_BATCH]:.2f}"] if IN_BATCH in row else []),  # missing with one instance
             *([f"length {row[LENGTH]:.0f}"] if LENGTH in row else []),  # not all methods write rationales
             f"{row['time/step']:.1f} s/step",
         ]
@@ -64,9 +64,9 @@ class ProgressDisplay(Callback):
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the finished bar standing."""
+        """Keep the finished bar on the screen."""
         self._progress.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._progress.stop()

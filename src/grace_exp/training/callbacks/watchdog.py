@@ -1,4 +1,4 @@
-"""Warns of a collapse while there is time, and ends the run where it is told to."""
+"""Warn early of a collapse, and end the run if the settings say so."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +17,18 @@ class Collapsed(GraceError):
 
 
 class Watchdog(Callback):
-    """Watches every step; see `training.collapse` for what it looks for.
+    """Watches every step; see `training.collapse` for the signs.
 
-    Stands before `StepCheckpoints` among the callbacks, which saves where it stops. Metrics are the same on all
-    processes, so that all of them stop.
+    It must come before `StepCheckpoints` in the list of callbacks, so that a checkpoint is saved where it stops.
+    Metrics are the same on all processes, so all of them stop.
     """
 
     def __init__(self, config: GraceConfig, warn: Callable[[int, str, str], None]) -> None:
         """Start watching.
 
         Args:
-            config: The whole run; `callbacks.watchdog` is set.
-            warn: Told (step, kind, message) of what was found.
+            config: The settings of the run, with `callbacks.watchdog` set.
+            warn: Called with (step, kind, message) for each finding.
         """
         assert config.callbacks.watchdog is not None
         self._config = config
@@ -38,12 +38,12 @@ class Watchdog(Callback):
         self._stopped: tuple[int, str] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of a resumed run, take in the steps before; what they showed was said then."""
+        """Observe the earlier steps of a resumed run, which have been reported."""
         for row in step_module(pl_module).history:
             self._collapse.observe(row)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Take in the step."""
+        """Observe the step's metrics."""
         row = step_module(pl_module).history[-1]
         for kind, message in self._collapse.observe(row):
             self._warn(int(row["step"]), f"watchdog/{kind}", f"watchdog: {message}")
@@ -52,7 +52,7 @@ class Watchdog(Callback):
                 trainer.should_stop = True
 
     def raise_if_collapsed(self) -> None:
-        """After `fit`: tell why the run ended.
+        """Say after `fit` why the run ended.
 
         Raises:
             Collapsed: The watchdog ended it before its last step.

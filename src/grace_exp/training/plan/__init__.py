@@ -1,1 +1,1 @@
-"""What a run will take, from shapes alone: memory of every part, tokens, FLOPs, hours."""
+"""What a run will take, computed from shapes: memory of every part, tokens, FLOPs, hours."""

@@ -1,7 +1,7 @@
-"""Bytes that a forward keeps for its backward, and that both take while they run.
+"""Bytes that a forward stores for its backward, and that both take while they run.
 
-Counted from what autograd saves in transformers' Qwen2, Qwen3 and Llama. The residual stream and the norms are float32
-in every precision; under bf16 autocast every matrix product reads bf16 copies of its operands, which are kept.
+They are counted from what autograd saves in transformers' Qwen2, Qwen3 and Llama. The residual stream and the norms are
+float32 in every precision. Under bf16 autocast every matrix product stores bf16 copies of its operands.
 """
 
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ from typing import Literal
 from grace_exp.training.plan.dimensions import Dimensions
 
 Attention = Literal["causal", "mask", "flex"]
-"""causal: plain rows; mask: packed rows behind a dense mask; flex: packed rows behind a block mask."""
+"""causal: plain rows; mask: packed rows with a dense mask; flex: packed rows with a block mask."""
 Checkpointing = Literal["off", "full"]
 FLOAT32 = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A micro-batch.
+    """The sizes of a micro-batch.
 
     Attributes:
         tokens: Rows x width.
-        width: Of a row.
+        width: Width of a row.
         value: Bytes of a matrix product's operands: 2 under bf16 autocast, else 4.
-        attention: How rows attend.
+        attention: Attention of rows.
         checkpointing: What the backward computes again.
     """
 
@@ -36,11 +36,11 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes of a forward and backward without the output head.
+    """Bytes of a forward and a backward without the output head.
 
     Attributes:
-        stored: Kept from the forward for the backward.
-        working: What comes on top in the layer whose backward runs.
+        stored: Bytes stored by the forward for the backward.
+        working: Further bytes in the layer whose backward runs.
     """
 
     stored: float
@@ -48,18 +48,18 @@ class Activations:
 
     @property
     def peak(self) -> float:
-        """All of it."""
+        """The sum of both."""
         return self.stored + self.working
 
 
 def training_activations(dimensions: Dimensions, forward: Forward) -> Activations:
-    """Of a forward with gradients and its backward."""
+    """Return the bytes of a forward with gradients and its backward."""
     shape, tokens = dimensions.shape, forward.tokens
     layer = tokens * layer_token_bytes(dimensions, forward) + weight_copies(dimensions, forward.value)
-    # The embeddings, the last norm and what it gives; a frozen norm keeps less.
+    # The embeddings, and the last norm with its output; a frozen norm stores less.
     outside = (3 if dimensions.lora is None else 2) * FLOAT32 * shape.hidden * tokens
-    # The gradient of the feed-forward's product, and of its largest matrix before it is added to the others' (full
-    # training), or the float32 form that adapters read of it.
+    # The gradient of the feed-forward's product, and that of its largest matrix before it is added to the others' (full
+    # training), or the float32 copy of it that adapters read.
     working = float(forward.value * shape.intermediate * tokens)
     if dimensions.lora is None:
         working += shape.hidden * shape.intermediate * (forward.value + FLOAT32)
@@ -72,14 +72,14 @@ def training_activations(dimensions: Dimensions, forward: Forward) -> Activation
 
 
 def layer_token_bytes(dimensions: Dimensions, forward: Forward) -> float:
-    """What one layer keeps of one token."""
+    """Return the bytes that one layer stores for one token."""
     shape, value, lora = dimensions.shape, forward.value, dimensions.lora is not None
     hidden, query, key = shape.hidden, dimensions.query_width, dimensions.key_width
     inputs = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"}
     attention: float
     readers = len(inputs) if not lora else len(inputs.intersection(dimensions.adapted))
     norm = FLOAT32 * hidden * (1 if lora else 2) + 8
-    # In float32 the products that read a norm's result share it.
+    # In float32 the products that read a norm's output share it.
     read = value * hidden * (readers if value != FLOAT32 else min(readers, 2))
     heads_norm = 0.0
     if shape.qk_norm:
@@ -97,26 +97,24 @@ def layer_token_bytes(dimensions: Dimensions, forward: Forward) -> float:
 
 
 def weight_copies(dimensions: Dimensions, value: int) -> int:
-    """The low-precision copies of a layer's matrices, which its backward reads."""
+    """Return the number of weights of a layer that have low-precision copies, which its backward reads."""
     return value * dimensions.layer_matrices if value != FLOAT32 else 0
 
 
 def head_bytes(dimensions: Dimensions, chunk: int, value: int, *, gradients: bool = True) -> float:
-    """The output head of `chunk` positions: logits, their tempered form, and in the backward their gradients."""
+    """Return the bytes of the output head for `chunk` positions: logits, tempered logits, and in backward gradients."""
     logits = FLOAT32 * chunk * dimensions.shape.vocabulary
     copy = value * dimensions.embedding if value != FLOAT32 else 0
     if not gradients:
         return 2 * logits + copy
     if dimensions.lora is not None and value == FLOAT32:
-        return (
-            logits  # of a head that does not train: its gradient is known from the forward, and logits change in place
-        )
+        return logits  # a frozen head: the forward computes its gradient, and logits change in place
     weight_gradient = FLOAT32 * dimensions.embedding if dimensions.lora is None else 0
     return 4 * logits + copy + weight_gradient
 
 
 def scoring_bytes(dimensions: Dimensions, forward: Forward) -> float:
-    """The largest layer's forward without gradients: residual stream, norms and the feed-forward's products."""
+    """Return the bytes of the largest layer's forward without gradients: residual stream, norms, feed-forward."""
     shape = dimensions.shape
     token = 3 * FLOAT32 * shape.hidden + forward.value * (shape.hidden + 3 * shape.intermediate)
     copy = forward.value * shape.hidden * shape.intermediate if forward.value != FLOAT32 else 0
@@ -124,6 +122,6 @@ def scoring_bytes(dimensions: Dimensions, forward: Forward) -> float:
 
 
 def _repeats_keys(dimensions: Dimensions, forward: Forward) -> bool:
-    """FlexAttention shares keys among a power of two of heads only."""
+    """Whether keys are repeated: FlexAttention shares keys only among a power of two of heads."""
     ratio = dimensions.shape.heads // dimensions.shape.kv_heads
     return forward.attention == "flex" and ratio & (ratio - 1) != 0

@@ -1,4 +1,4 @@
-"""Memory of every part on one device, in each phase of a step."""
+"""Memory of every part of a run on one device, in each phase of a step."""
 
 from dataclasses import dataclass, replace
 
@@ -14,24 +14,24 @@ from grace_exp.training.plan.activations import (
 from grace_exp.training.plan.plan_settings import PlanSettings
 
 KEPT_FREE = 0.05
-"""Share of a device that a plan leaves alone: the allocator cuts memory into blocks, and some stay unused."""
+"""Share of a device that a plan leaves free: the allocator cuts memory into blocks, and some stay unused."""
 ENGINE_KEEPS_FREE = 0.5
-"""Share of what is left beside policy and engine that the engine's cache does not take (`rollout.vllm.build`)."""
-_MERGED_ROWS = 3  # logits, their sorted or tempered form, probabilities: float32 rows of the transformers engine
+"""Share of the memory beside policy and engine that the engine's cache does not take (`rollout.vllm.build`)."""
+_MERGED_ROWS = 3  # float32 rows of the transformers engine: logits, sorted or tempered logits, probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """Bytes on one device.
+    """Bytes of each part on one device.
 
     Attributes:
-        phases: By phase (rollout, score, update) the bytes of each part that is there.
-        memory: Of the device.
+        phases: The bytes of each part, by phase (rollout, score, update).
+        memory: Bytes of the device.
         cached_sequences: Full sequences that the engine's cache holds; None: no vLLM engine on this device.
-        train_tokens: Of a micro-batch with gradients.
-        score_tokens: Of one without.
-        problem: Why the engine cannot be there at all; None: it can.
-        keeps_forward: Whether the forwards of a step are kept for its update.
+        train_tokens: Token budget of a micro-batch with gradients.
+        score_tokens: Token budget of a micro-batch without gradients.
+        problem: Why the engine does not fit; None: it fits.
+        keeps_forward: Whether a step's forwards are kept for its update.
     """
 
     phases: dict[str, dict[str, int]]
@@ -43,17 +43,17 @@ class DeviceMemory:
     keeps_forward: bool = False
 
     def total(self, phase: str) -> int:
-        """Bytes of a phase."""
+        """Return the bytes of a phase."""
         return sum(self.phases[phase].values())
 
     @property
     def largest(self) -> int:
-        """Bytes of the phase that takes most."""
+        """The bytes of the largest phase."""
         return max(map(self.total, self.phases))
 
     @property
     def usable(self) -> int:
-        """What a plan may fill."""
+        """The bytes that a plan may use."""
         return int((1 - KEPT_FREE) * self.memory)
 
     @property
@@ -63,10 +63,10 @@ class DeviceMemory:
 
 
 def device_memory(settings: PlanSettings) -> DeviceMemory:
-    """Divide a device among the parts of a run; token budgets that are not set take what is left."""
+    """Divide a device's memory among the parts of a run; token budgets of `auto` get what remains."""
     held = _held(settings)
     engine, sequences, problem = _engine_parts(settings, sum(held.values()))
-    # An engine in process gives its memory back while the policy computes, if it may sleep; another writes elsewhere.
+    # An engine in process frees its memory while the policy computes, if it may sleep; a server is on another device.
     stays = engine if settings.engine == "vllm" and not (settings.gpu and settings.vllm.sleep) else {}
     keeps = settings.keep_forward
     if keeps is None:
@@ -87,18 +87,18 @@ def device_memory(settings: PlanSettings) -> DeviceMemory:
 
 
 def _held(settings: PlanSettings) -> dict[str, int]:
-    """What is there in every phase."""
+    """Return the parts that exist in every phase."""
     dimensions, shards = settings.dimensions, settings.shards
     adapters = dimensions.adapters
     parts = {
         "weights": FLOAT32 * (dimensions.parameters + adapters) // shards,
-        # One process lets go of its gradients between updates, but no other phase needs their room.
+        # One process frees its gradients between updates, but no other phase needs their memory.
         "gradients": FLOAT32 * dimensions.trained // shards,
         "moments": 2 * FLOAT32 * dimensions.trained // shards,
         "further copies": FLOAT32 * settings.copies // shards,
     }
     if settings.shards > 1:
-        # Two layers (the next is fetched while one computes) and what is outside of layers, with their gradients.
+        # Two layers (the next is gathered while one computes), and all weights outside of layers, with their gradients.
         outside = dimensions.parameters - dimensions.shape.layers * dimensions.layer
         gradients = 2 if dimensions.lora is None else 1
         parts["gathered weights"] = gradients * FLOAT32 * (2 * dimensions.layer + outside)
@@ -108,7 +108,7 @@ def _held(settings: PlanSettings) -> dict[str, int]:
 
 
 def _engine_parts(settings: PlanSettings, held: int) -> tuple[dict[str, int], int | None, str | None]:
-    """The engine's parts, full sequences that its cache holds, and why it does not fit."""
+    """Return the engine's parts, the full sequences that its cache holds, and why it does not fit."""
     if settings.engine == "transformers":
         return _transformers_parts(settings), None, None
     if settings.engine != "vllm":
@@ -141,9 +141,9 @@ def _engine_parts(settings: PlanSettings, held: int) -> tuple[dict[str, int], in
 
 
 def _transformers_parts(settings: PlanSettings) -> dict[str, int]:
-    """Of the engine that writes with the policy's own weights."""
+    """Return the parts of the engine that writes with the policy's own weights."""
     dimensions = settings.dimensions
-    # Rotated keys are float32 under autocast, values are not.
+    # Rotated keys are float32 under autocast; values are not.
     cached = settings.batch_tokens * dimensions.shape.layers * dimensions.key_width * (FLOAT32 + settings.value)
     rows = max(1, settings.batch_tokens // settings.longest)
     parts = {
@@ -158,14 +158,14 @@ def _update_parts(settings: PlanSettings, forward: Forward) -> dict[str, int]:
     activations = training_activations(settings.dimensions, forward)
     parts = {"activations": int(activations.stored), "one layer's backward": int(activations.working)}
     if settings.kept_tokens:
-        del parts["activations"]  # they are among the kept forwards
+        del parts["activations"]  # the kept forwards include them
     if settings.longest_rationale:
         parts["output head"] = int(head_bytes(settings.dimensions, settings.chunk, settings.value))
     return parts
 
 
 def _has_room_for_forwards(settings: PlanSettings, taken: int) -> bool:
-    """Whether the forwards of a step whose texts and rationales are all of the longest could be kept."""
+    """Whether a step's forwards could be kept if all its texts and rationales had the greatest length."""
     if not settings.longest_kept_tokens:
         return False
     forward = replace(settings.forward(settings.longest_kept_tokens), tokens=settings.longest_kept_tokens)
@@ -175,7 +175,7 @@ def _has_room_for_forwards(settings: PlanSettings, taken: int) -> bool:
 
 
 def _kept_parts(settings: PlanSettings) -> dict[str, int]:
-    """From scoring to update, at the mean lengths that `job.plan` assumes; and the largest step's second gradient."""
+    """Return parts kept from scoring to update, at the mean lengths of `job.plan`, and the second gradient if any."""
     parts = {"kept forwards": 0, "policy gradient apart": 0}
     if settings.kept_tokens:
         kept = replace(settings.forward(settings.kept_tokens), tokens=settings.kept_tokens)
@@ -193,7 +193,7 @@ def _score_parts(settings: PlanSettings, forward: Forward) -> dict[str, int]:
 
 
 def _budget(settings: PlanSettings, room: int, *, gradients: bool) -> int:
-    """The configured budget, or the largest of whole thousands (1024) that takes no more than `room` bytes."""
+    """Return the configured budget, or the largest multiple of 1024 that takes at most `room` bytes."""
     configured = settings.train_tokens if gradients else settings.score_tokens
     if configured is not None:
         return configured

@@ -1,4 +1,4 @@
-"""Peak figures of devices, from their makers' data sheets."""
+"""Peak speeds of devices, from their makers' data sheets."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from grace_exp.config.hardware import HardwareConfig
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Peaks of one device.
+    """Peak speeds of one device.
 
     Attributes:
-        name: Of the device.
+        name: Name of the device.
         tflops: Dense bf16 matrix products with float32 sums, TFLOP/s.
-        bandwidth: Of its memory, GB/s.
+        bandwidth: Memory bandwidth, GB/s.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Speed:
     bandwidth: float
 
 
-# Looked for in the order of the list in the name that CUDA reports.
+# The name that CUDA reports is searched for these, in this order.
 KNOWN = (
     Speed("B200", 2250, 8000),
     Speed("H200", 989, 4800),
@@ -37,20 +37,20 @@ KNOWN = (
     Speed("A10", 125, 600),
     Speed("L4", 121, 300),
 )
-# What a plan takes for a device of which only the memory is known: at least so many GiB.
+# GPUs that a plan assumes if only the memory is known: at least so many GiB.
 _BY_MEMORY = ((130, "H200"), (70, "H100"), (40, "L40S"), (0, "RTX 4090"))
 
 
 def device_speed(hardware: HardwareConfig, memory_gib: float, name: str | None = None) -> Speed | None:
-    """The peaks of the run's devices.
+    """Return the peak speeds of the run's devices.
 
     Args:
-        hardware: `peak_tflops` and `memory_bandwidth`, where they are set, come first.
-        memory_gib: Of one device; without a name a usual GPU of that memory is taken.
-        name: As CUDA reports it; None: there is no such device here.
+        hardware: Settings; `peak_tflops` and `memory_bandwidth` take precedence.
+        memory_gib: Memory of one device; without a name a usual GPU of that memory is assumed.
+        name: The device's name as CUDA reports it; None: the device is not in this machine.
 
     Returns:
-        None where it is unknown: CPUs, and GPUs that no list has.
+        None if unknown: CPUs, and GPUs that are not on the list.
     """
     found = None
     if name is not None:

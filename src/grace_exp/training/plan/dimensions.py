@@ -1,4 +1,4 @@
-"""A model's dimensions, and the sizes that follow from them."""
+"""A model's dimensions, and the sizes computed from them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,8 @@ class Dimensions:
     """A decoder with gated feed-forward layers (Llama, Qwen2, Qwen3), and its adapters.
 
     Attributes:
-        shape: Of the model.
-        lora: Adapters that train; None: every weight does.
+        shape: The model's shape.
+        lora: The trained adapters; None: every weight is trained.
     """
 
     shape: ShapeConfig
@@ -26,17 +26,17 @@ class Dimensions:
 
     @property
     def query_width(self) -> int:
-        """Of all heads together."""
+        """Width of all query heads together."""
         return self.shape.heads * self.shape.head_dim
 
     @property
     def key_width(self) -> int:
-        """Of all key heads together; values have the same."""
+        """Width of all key heads together; values have the same."""
         return self.shape.kv_heads * self.shape.head_dim
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """Input and output width of a layer's matrices."""
+        """Input and output width of each matrix of a layer."""
         shape = self.shape
         return {
             "q_proj": (shape.hidden, self.query_width),
@@ -50,12 +50,12 @@ class Dimensions:
 
     @property
     def layer_matrices(self) -> int:
-        """Weights in a layer's matrices."""
+        """Number of weights in a layer's matrices."""
         return sum(rows * columns for rows, columns in self.linear.values())
 
     @property
     def layer(self) -> int:
-        """Weights of a layer."""
+        """Number of weights of a layer."""
         shape = self.shape
         biases = (self.query_width + 2 * self.key_width) * shape.qkv_bias
         norms = 2 * shape.hidden + 2 * shape.head_dim * shape.qk_norm
@@ -63,38 +63,38 @@ class Dimensions:
 
     @property
     def embedding(self) -> int:
-        """Weights of the input embedding; the output head has as many."""
+        """Number of weights of the input embedding; an output head has as many."""
         return self.shape.vocabulary * self.shape.hidden
 
     @property
     def parameters(self) -> int:
-        """Weights without adapters."""
+        """Number of weights without adapters."""
         outside = self.embedding * (1 if self.shape.tied else 2) + self.shape.hidden
         return self.shape.layers * self.layer + outside
 
     @property
     def adapted(self) -> list[str]:
-        """Matrices of a layer that have adapters."""
+        """Names of a layer's matrices with adapters."""
         if self.lora is None:
             return []
         chosen = self.lora.target_modules
         if isinstance(chosen, str):
-            return list(self.linear)  # all-linear, or a pattern, taken for all
+            return list(self.linear)  # all-linear; a pattern counts as all
         return [name for name in self.linear if name in chosen]
 
     @property
     def adapters(self) -> int:
-        """Weights of the adapters."""
+        """Number of weights of the adapters."""
         rank = self.lora.rank if self.lora is not None else 0
         return self.shape.layers * rank * sum(sum(self.linear[name]) for name in self.adapted)
 
     @property
     def trained(self) -> int:
-        """Weights with a gradient and optimizer state."""
+        """Number of weights with a gradient and optimizer state."""
         return self.parameters if self.lora is None else self.adapters
 
     def engine_shape(self) -> ModelShape:
-        """What the memory of a vLLM engine depends on."""
+        """Return the shape on which a vLLM engine's memory depends."""
         shape = self.shape
         return ModelShape(
             parameters=self.parameters,
@@ -109,10 +109,10 @@ class Dimensions:
 
 
 def planned_dimensions(backbone: BackboneConfig) -> Dimensions:
-    """Of the configured backbone, without loading it.
+    """Return the dimensions of the configured backbone, without loading it.
 
     Raises:
-        MissingResourceError: The configuration does not carry its shape, and its config.json cannot be had.
+        MissingResourceError: The settings have no shape, and its config.json cannot be read.
     """
     shape = backbone.shape
     if shape is None or (backbone.source == "hub" and shape.path != backbone.path):
@@ -121,7 +121,7 @@ def planned_dimensions(backbone: BackboneConfig) -> Dimensions:
 
 
 def dimensions_of(config: "PretrainedConfig", lora: LoraConfig | None) -> Dimensions | None:
-    """Of a model's own configuration; None where it names its figures in another way."""
+    """Return the dimensions from a model's configuration; None if it uses other names."""
     text: Any = config.get_text_config()
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     if not all(isinstance(getattr(text, name, None), int) for name in needed):

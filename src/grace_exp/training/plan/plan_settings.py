@@ -1,4 +1,4 @@
-"""What a plan reads of a run's settings, as plain figures that variants of the run can be made of."""
+"""The settings that a plan depends on, as plain numbers from which variants of the run can be made."""
 
 import math
 from dataclasses import dataclass, replace
@@ -19,32 +19,32 @@ _MOST_TRAIN, _MOST_SCORE = 16384, 32768
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
-    """A run, as far as memory and time depend on it.
+    """The settings of a run on which memory and time depend.
 
     Attributes:
-        dimensions: Of the model and its adapters.
-        gpu: Whether devices are GPUs; on a CPU the engine's and the policy's memory is the machine's.
+        dimensions: Dimensions of the model and its adapters.
+        gpu: Whether devices are GPUs; on a CPU engine and policy share the machine's memory.
         memory: Bytes of one device.
-        processes: Of the whole run.
+        processes: Number of processes of the run.
         strategy: ddp: every process holds the model; fsdp2: each holds a share of it.
         value: Bytes of a matrix product's operands in training: 2 under bf16 autocast, else 4.
         checkpointing: What the backward computes again.
-        attention: How rows attend.
-        longest_prompt: Tokens.
-        longest_rationale: Tokens; 0 for methods that train prompts alone.
-        longest_packed: Tokens of a packed row; 0: rows are not packed.
-        train_tokens: Of a micro-batch with gradients; None: what memory has room for.
-        score_tokens: Of one without; None: what memory has room for.
+        attention: Attention of rows.
+        longest_prompt: Longest prompt, tokens.
+        longest_rationale: Longest rationale, tokens; 0 for methods that train on prompts only.
+        longest_packed: Longest packed row, tokens; 0: rows are not packed.
+        train_tokens: Token budget of a micro-batch with gradients; None: as much as fits.
+        score_tokens: Token budget of a micro-batch without gradients; None: as much as fits.
         chunk: Positions whose logits exist at one time.
-        engine: Who writes rationales; None: nobody does.
-        engine_value: Bytes of the engine's weights and cache.
-        vllm: Its settings.
-        batch_tokens: Of the transformers engine.
+        engine: The engine that writes rationales; None: no rationale is written.
+        engine_value: Bytes of a value in the engine's weights and cache.
+        vllm: The engine's settings.
+        batch_tokens: Token budget of the transformers engine.
         copies: Weights of further copies of the model: a reference, a moving average.
-        kept_tokens: Of a process's forwards that score the step and may be kept for its update; 0: they cannot be.
-        longest_kept_tokens: The same where all texts and rationales are of the longest.
-        keep_forward: Whether they are kept; None: where memory has room.
-        gradient_apart: Whether some update holds the policy gradient beside the whole.
+        kept_tokens: Tokens of a process's scoring forwards that may be kept for its update; 0: they cannot be kept.
+        longest_kept_tokens: The same if all texts and rationales have the greatest length.
+        keep_forward: Whether they are kept; None: if memory has room.
+        gradient_apart: Whether some updates hold the policy gradient beside the whole gradient.
     """
 
     dimensions: Dimensions
@@ -73,41 +73,41 @@ class PlanSettings:
 
     @property
     def longest(self) -> int:
-        """Prompt and rationale, tokens."""
+        """Longest prompt plus longest rationale, tokens."""
         return self.longest_prompt + self.longest_rationale
 
     @property
     def longest_row(self) -> int:
-        """Of a micro-batch; a row that is longer than a budget is a micro-batch of its own."""
+        """Longest row of a micro-batch; a row that is longer than a budget is a micro-batch by itself."""
         return max(self.longest, self.longest_packed)
 
     @property
     def shards(self) -> int:
-        """Processes that share one copy of the model."""
+        """Number of processes that share one copy of the model."""
         return self.processes if self.strategy == "fsdp2" else 1
 
     @property
     def most_train_tokens(self) -> int:
-        """What `auto` gives at most: more fills no GPU better."""
+        """The largest budget of `auto`; more does not use a GPU better."""
         return max(_MOST_TRAIN, self.longest_row)
 
     @property
     def most_score_tokens(self) -> int:
-        """The same without gradients."""
+        """The largest budget of `auto` without gradients."""
         return max(_MOST_SCORE, self.longest_row)
 
     def forward(self, tokens: int) -> Forward:
-        """A micro-batch of so many tokens, or of the longest row."""
+        """Return a micro-batch of so many tokens, or of the longest row."""
         width = min(max(tokens, self.longest), self.longest_row)
         return Forward(max(tokens, self.longest_row), width, self.value, self.attention, self.checkpointing)
 
 
 def plan_settings(config: GraceConfig, dimensions: Dimensions, memory: int) -> PlanSettings:
-    """Read a run.
+    """Return the settings of a run for its plan.
 
     Args:
-        config: The run.
-        dimensions: Of its model.
+        config: The settings of the run.
+        dimensions: Dimensions of its model.
         memory: Bytes of one device.
     """
     hardware, rollout = config.hardware, config.rollout
@@ -163,7 +163,7 @@ def _attention(config: GraceConfig) -> Attention:
 
 
 def _checkpointing(config: GraceConfig) -> Checkpointing:
-    # "selective" keeps less than "off" does, which is the upper bound that is planned with.
+    # "selective" stores less than "off", which is planned with as the upper bound.
     return "full" if config.backbone.gradient_checkpointing == "full" else "off"
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run: memory by part, work by phase, hours, and what would make it fit."""
+"""The plan of a run: memory by part, work by phase, hours, and changes that would make it fit."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,9 +17,9 @@ from grace_exp.training.plan.plan_settings import PlanSettings, plan_settings
 from grace_exp.training.plan.step_work import Work, step_work
 
 TOKEN_OVERHEAD = 0.001
-"""Seconds that vLLM takes for a token beside reading memory: launches, sampling, scheduling."""
+"""Seconds that vLLM takes per token besides reading memory: launches, sampling, scheduling."""
 EAGER_LAYER = 0.001
-"""Seconds of launches that a layer takes for a token in the transformers engine."""
+"""Seconds of launches per layer and token in the transformers engine."""
 _MOST_ADVICE = 3
 _SMALL_CHUNK, _FEW_SEQUENCES = 256, 64
 
@@ -29,13 +29,14 @@ class RunPlan:
     """What a run will take.
 
     Attributes:
-        settings: What memory follows from.
-        memory: Of one device.
-        work: Of one step by phase, over all processes.
-        seconds: Of one step by phase, an estimate; empty where it does not fit, or the device's speed is unknown.
-        speed: Of one device; None: unknown.
-        steps: Of the run.
-        advice: Settings that make it fit; empty where it fits, or where no single change is enough.
+        settings: The settings on which memory depends.
+        memory: Memory of one device.
+        work: Work of one step by phase, over all processes.
+        seconds: Seconds of one step by phase, an estimate; empty if the run does not fit or the device's speed is
+            unknown.
+        speed: Speed of one device; None: unknown.
+        steps: Number of steps of the run.
+        advice: Settings that make it fit; empty if it fits, or if no single change is enough.
     """
 
     settings: PlanSettings
@@ -48,11 +49,11 @@ class RunPlan:
 
     @property
     def hours(self) -> float | None:
-        """Of all steps, without evaluations, start and checkpoints; an estimate."""
+        """Hours of all steps, without evaluations, start and checkpoints; an estimate."""
         return self.steps * sum(self.seconds.values()) / 3600 if self.seconds else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For `plan.json`: bytes as GiB."""
+        """Return the contents of `plan.json`, with bytes in GiB."""
         memory = self.memory
         return {
             "memory_gib": {
@@ -76,13 +77,13 @@ class RunPlan:
 
 
 def plan_run(config: GraceConfig, dimensions: Dimensions, memory: int, *, device: str | None = None) -> RunPlan:
-    """Plan a run.
+    """Return the plan of a run.
 
     Args:
-        config: The run.
-        dimensions: Of its model.
+        config: The settings of the run.
+        dimensions: Dimensions of its model.
         memory: Bytes of one device.
-        device: Its name, as CUDA reports it; None: it is not here.
+        device: The device's name as CUDA reports it; None: the device is not in this machine.
     """
     settings = plan_settings(config, dimensions, memory)
     divided = device_memory(settings)
@@ -95,7 +96,7 @@ def plan_run(config: GraceConfig, dimensions: Dimensions, memory: int, *, device
 
 
 def with_planned_budgets(config: GraceConfig, plan: RunPlan) -> GraceConfig:
-    """The configuration with numbers and decisions in the place of `auto`."""
+    """Return the configuration with the plan's numbers and decisions in place of `auto`."""
     hardware = config.hardware
     score, train = plan.memory.score_tokens, plan.memory.train_tokens
     if hardware.score_tokens != "auto":
@@ -108,14 +109,14 @@ def with_planned_budgets(config: GraceConfig, plan: RunPlan) -> GraceConfig:
 
 
 def planned_memory(config: GraceConfig, found: int | None) -> int:
-    """Bytes of one device: the configured ones, and no more than there are.
+    """Return the bytes of one device: the configured ones, but at most those found.
 
     Args:
-        config: The run.
-        found: What the device has; None: it is not here.
+        config: The settings of the run.
+        found: Bytes that the device has; None: the device is not in this machine.
 
     Raises:
-        ConfigError: Nothing says it.
+        ConfigError: Neither is known.
     """
     wanted = config.hardware.memory_gib
     if wanted is None and found is None:
@@ -133,7 +134,7 @@ def _seconds(
     rate = config.job.plan.mfu * speed.tflops * 1e12 * settings.processes
     seconds = {phase: done.flops / rate for phase, done in work.items() if phase != "rollout"}
     if settings.checkpointing == "full":
-        # A forward again beside the forward and the backward.
+        # A second forward besides the forward and the backward.
         passes = 3 if settings.dimensions.lora is None else 2
         seconds["update"] *= (passes + 1) / passes
     if "rollout" in work:
@@ -144,18 +145,18 @@ def _seconds(
 def _decoding_seconds(
     config: GraceConfig, settings: PlanSettings, memory: DeviceMemory, work: Work, speed: Speed
 ) -> float:
-    """Of one process, which waits for its longest rationale: among hundreds one reaches the limit."""
+    """Return the seconds of one process, which waits for its longest rationale; of hundreds, one reaches the limit."""
     shape, sequences = settings.dimensions.shape, math.ceil(work.sequences / settings.processes)
     if settings.engine == "transformers":
         at_once = max(1, settings.batch_tokens // settings.longest)
         return math.ceil(sequences / at_once) * settings.longest_rationale * shape.layers * EAGER_LAYER
     at_once = min(sequences, settings.vllm.max_sequences)
-    if memory.cached_sequences is not None:  # those of mean length share the room of the full ones
+    if memory.cached_sequences is not None:  # sequences of mean length share the room of the full ones
         mean = work.tokens / work.sequences
         at_once = max(1, min(at_once, int(memory.cached_sequences * settings.longest / mean)))
     rounds = math.ceil(sequences / at_once)
     weights = settings.dimensions.parameters * settings.engine_value
-    tokens = work.tokens / settings.processes / rounds / 2  # in the cache, in the mean of a round
+    tokens = work.tokens / settings.processes / rounds / 2  # tokens in the cache, averaged over a round
     cache = tokens * 2 * shape.layers * settings.dimensions.key_width * settings.engine_value
     bandwidth = speed.bandwidth * 1e9 * config.job.plan.decode_efficiency
     token = (weights + cache) / settings.vllm.tensor_parallel / bandwidth + TOKEN_OVERHEAD
@@ -163,7 +164,7 @@ def _decoding_seconds(
 
 
 def _advice(settings: PlanSettings) -> Iterator[str]:
-    """Changes that make the run fit, few before many; none that holds another of them."""
+    """Give changes that make the run fit, small sets first; no set contains another one."""
     changes, found = _changes(settings), list[set[str]]()
     for count in range(1, len(changes) + 1):
         for chosen in combinations(changes, count):
@@ -178,7 +179,7 @@ def _advice(settings: PlanSettings) -> Iterator[str]:
 
 
 def _changes(settings: PlanSettings) -> dict[str, Callable[[PlanSettings], PlanSettings]]:
-    """Single changes by what the command line says for them, the harmless first."""
+    """Return single changes by their text on the command line, harmless ones first."""
     changes: dict[str, Callable[[PlanSettings], PlanSettings]] = {}
     if settings.checkpointing != "full":
         changes["backbone.gradient_checkpointing=full"] = lambda run: replace(run, checkpointing="full")

@@ -1,7 +1,7 @@
-"""The same run, and the embedding of whole corpora, on other numbers of GPUs: hours, bytes, and what breaks first.
+"""Hours, bytes and limits of the same run, and of embedding whole corpora, on other numbers of GPUs.
 
-Hours come from the plan's efficiencies, which are assumed. What does not depend on the model was measured on a CPU core
-(`benchmarks/scale.py`, docs/scale.md): reading, ids, cache, files, schedule, reward.
+Hours come from the plan's efficiencies, which are assumed. Figures that do not depend on the model were measured on a
+CPU core (`benchmarks/scale.py`, docs/scale.md): reading, ids, cache, files, schedule, reward.
 """
 
 import math
@@ -15,41 +15,40 @@ from grace_exp.training.plan.run_plan import TOKEN_OVERHEAD, RunPlan, plan_run
 from grace_exp.training.plan.step_work import forward_flops, step_texts
 
 NODE = 8
-"""GPUs of a machine where there are more than one of them."""
+"""GPUs per machine, if there are several machines."""
 READ_SECONDS = 4.7e-6
-"""Measured: a row of a corpus is read and checked; every worker reads all of them, twice."""
+"""Measured: seconds to read and check a row of a corpus; every worker reads all rows twice."""
 ID_BYTES = 97
-"""Measured: what an id takes, which is kept to find it twice."""
+"""Measured: bytes of an id, which is kept to find duplicates."""
 CACHE_SECONDS = 3.1e-4
-"""Measured: wall time of putting a rationale and an embedding into the cache's SQLite file, a busy disk."""
+"""Measured: seconds to write a rationale and an embedding into the cache's SQLite file, on a busy disk."""
 FILE_SECONDS = 3.4e-5
-"""Measured: vectors, text and rationale of a row are written."""
+"""Measured: seconds to write vectors, text and rationale of a row."""
 REWARD_SECONDS = 5.9e-7
-"""Measured: the reward, for each pair of groups, K = 8 and hidden 1536; it grows with K and hidden."""
+"""Measured: seconds of the reward per pair of groups, for K = 8 and hidden 1536; it grows with K and hidden."""
 SCHEDULE_BYTES = 56
-"""Measured: what a draw takes while the schedule is made, in every process."""
+"""Measured: seconds of a draw while the schedule is made, in every process."""
 _REWARD_K, _REWARD_HIDDEN = 8, 1536
 _TEXT_BYTES = 400
-"""Assumed: of a text."""
+"""Assumed: bytes of a text."""
 _TOKEN_BYTES = 4.5
-"""Assumed: of a rationale's token, as text."""
+"""Assumed: bytes of text per token of a rationale."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingScale:
-    """One epoch of the triplets on so many GPUs; each has as many instances a step as in the configured run.
+    """One epoch of the triplets on `gpus` GPUs; each has as many instances a step as in the configured run.
 
     Attributes:
-        gpus: Of the run.
-        batch: Instances a step.
-        steps: Of the epoch.
-        hours: Of the epoch, an estimate; None: it does not fit, or the device's speed is unknown.
-        tokens: Written.
-        flops: Of the model.
-        gather_mb: Embeddings that every process receives in a step.
-        shares: Seconds of a step: `model`, which the hours are made of (0 where they are unknown), and beside it
-            `gather` and `gradients` (a ring) at the assumed bandwidth between machines, and `reward` as measured on a
-            CPU core.
+        gpus: Number of GPUs.
+        batch: Instances per step.
+        steps: Steps of the epoch.
+        hours: Hours of the epoch, an estimate; None: it does not fit, or the device's speed is unknown.
+        tokens: Tokens written.
+        flops: FLOPs of the model.
+        gather_mb: MB of embeddings that every process receives in a step.
+        shares: Seconds of a step: `model`, from which the hours are computed (0 if unknown); and besides `gather` and
+            `gradients` (a ring) at the assumed bandwidth between machines, and `reward` as measured on a CPU core.
         similarity_gib: The float64 cosines of every rationale and every anchor, which each process holds.
     """
 
@@ -66,20 +65,20 @@ class TrainingScale:
 
 @dataclass(frozen=True, slots=True)
 class CorpusScale:
-    """`job=embed` of a corpus with one worker a GPU.
+    """`job=embed` of a corpus with one worker per GPU.
 
     Attributes:
-        texts: Of the corpus.
-        gpus: Workers.
-        hours: An estimate; None: the device's speed is unknown.
-        tokens: Read and written.
-        flops: Of the model, with the forward that pools.
-        output_gb: Vectors, texts and rationales.
-        read_hours: Of every worker, before its first text and beside it.
-        reads_tb: What all workers together read of the input.
-        ids_gib: Of every worker with `job.id_column`; 0 without.
-        cache_hours: Of every worker, spent in the cache.
-        files: Of `job.shard_rows` = 100000.
+        texts: Number of texts.
+        gpus: Number of workers.
+        hours: Hours, an estimate; None: the device's speed is unknown.
+        tokens: Tokens read and written.
+        flops: FLOPs of the model, including the forward that pools.
+        output_gb: Size of vectors, texts and rationales.
+        read_hours: Hours that every worker spends reading, before its first text and in parallel.
+        reads_tb: Bytes of the input that all workers read together.
+        ids_gib: Memory of the ids in every worker with `job.id_column`; 0 without.
+        cache_hours: Hours that every worker spends on the cache.
+        files: Number of output files with `job.shard_rows` = 100000.
     """
 
     texts: int
@@ -96,7 +95,7 @@ class CorpusScale:
 
 
 def training_scale(config: GraceConfig, dimensions: Dimensions, memory: int, device: str | None) -> list[TrainingScale]:
-    """The configured run on each of `job.plan.gpus`; arguments as in `plan_run`."""
+    """Return the configured run on each number of `job.plan.gpus`; arguments as in `plan_run`."""
     return list(_trainings(config, dimensions, memory, device))
 
 
@@ -109,7 +108,7 @@ def _trainings(config: GraceConfig, dimensions: Dimensions, memory: int, device:
         steps = math.ceil(assumed.triplets / batch)
         texts = step_texts(scaled)
         gathered = 4 * hidden * (texts.trained + texts.anchors + texts.bare)
-        bandwidth = assumed.network * 1e9 if gpus > NODE else math.inf  # a machine's; inside one it counts as nothing
+        bandwidth = assumed.network * 1e9 if gpus > NODE else math.inf  # inside a machine the exchange counts as free
         updates = batch // scaled.objective.mini_batch_size
         anchors = k if roles == 2 else 1
         pairs = batch * batch * roles
@@ -134,7 +133,7 @@ def _trainings(config: GraceConfig, dimensions: Dimensions, memory: int, device:
 
 
 def corpus_scale(config: GraceConfig, dimensions: Dimensions, plan: RunPlan) -> list[CorpusScale]:
-    """`job.plan.corpus` on each of `job.plan.gpus`, with the memory and speed of a device of `plan`."""
+    """Return `job.plan.corpus` on each number of `job.plan.gpus`, with the memory and speed of a device of `plan`."""
     assumed, shape = config.job.plan, dimensions.shape
     prompt = min(assumed.prompt_tokens, config.prompt.max_tokens)
     rationale = min(assumed.rationale_tokens, config.rollout.max_tokens)
@@ -142,7 +141,7 @@ def corpus_scale(config: GraceConfig, dimensions: Dimensions, plan: RunPlan) -> 
     forward = forward_flops(dimensions, length, length**2 / 2, 0)
     written = forward + forward_flops(dimensions, 0, 0, rationale)
     seconds = _seconds_of_a_text(config, dimensions, plan, rationale, length, forward)
-    row = 4 * shape.hidden + 2 * (_TEXT_BYTES + _TOKEN_BYTES * rationale)  # texts also in the JSONL file beside
+    row = 4 * shape.hidden + 2 * (_TEXT_BYTES + _TOKEN_BYTES * rationale)  # texts are also in a JSONL file
     return [
         CorpusScale(
             texts=texts,
@@ -165,13 +164,13 @@ def corpus_scale(config: GraceConfig, dimensions: Dimensions, plan: RunPlan) -> 
 def _seconds_of_a_text(
     config: GraceConfig, dimensions: Dimensions, plan: RunPlan, rationale: int, length: int, forward: float
 ) -> float | None:
-    """Of one GPU that always has work: as many side by side as the cache holds, 256 at most, then the forward."""
+    """Return the seconds of one busy GPU: it decodes as many texts as the cache holds, at most 256, and then pools."""
     if plan.speed is None:
         return None
     assumed, shape = config.job.plan, dimensions.shape
     cache_bytes = 2 * shape.layers * dimensions.key_width * 2 * length  # bf16
     weights = 2 * dimensions.parameters
-    room = 0.85 * plan.memory.memory - weights - 4 * dimensions.parameters  # beside the weights that pool
+    room = 0.85 * plan.memory.memory - weights - 4 * dimensions.parameters  # besides the weights that pool
     at_once = max(1, min(256, int(room / cache_bytes)))
     token = (weights + at_once * cache_bytes / 2) / (
         plan.speed.bandwidth * 1e9 * assumed.decode_efficiency
@@ -180,7 +179,7 @@ def _seconds_of_a_text(
 
 
 def _on(config: GraceConfig, gpus: int) -> GraceConfig:
-    """The run on so many GPUs, with the configured one's instances of a step and of an update on each."""
+    """Return the run on `gpus` GPUs, each with the configured number of instances a step and an update."""
     nodes, devices = (gpus // NODE, NODE) if gpus > NODE else (1, gpus)
     share, update = config.job.batch_size / config.processes, config.objective.mini_batch_size / config.processes
     strategy = config.hardware.strategy

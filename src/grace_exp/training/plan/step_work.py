@@ -12,9 +12,9 @@ class Work:
     """What one phase of a step computes, over all processes.
 
     Attributes:
-        sequences: Texts with or without a rationale.
-        tokens: Read or written.
-        flops: Of the model itself: without what checkpointing computes again.
+        sequences: Number of texts with or without a rationale.
+        tokens: Number of tokens read or written.
+        flops: FLOPs of the model itself, without recomputation.
     """
 
     sequences: int
@@ -27,12 +27,12 @@ class Work:
 
 
 def forward_flops(dimensions: Dimensions, tokens: float, pairs: float, targets: float) -> float:
-    """FLOPs of a forward: two for each weight of a matrix and token.
+    """Return the FLOPs of a forward: two for each weight of a matrix and each token.
 
     Args:
-        dimensions: Of the model; adapters are left out.
-        tokens: Read.
-        pairs: Of a token and one that it attends to: length x length / 2 for each sequence.
+        dimensions: Dimensions of the model; adapters are not counted.
+        tokens: Number of tokens read.
+        pairs: Pairs of a token and one it attends to: length x length / 2 for each sequence.
         targets: Positions whose logits are computed.
     """
     layers = dimensions.shape.layers
@@ -42,23 +42,23 @@ def forward_flops(dimensions: Dimensions, tokens: float, pairs: float, targets: 
 
 
 def backward_share(dimensions: Dimensions) -> int:
-    """FLOPs of a backward over those of its forward: gradients of states, and of weights where those train."""
+    """Return the ratio of a backward's FLOPs to its forward's: gradients of states, and of weights if they train."""
     return 2 if dimensions.lora is None else 1
 
 
 @dataclass(frozen=True, slots=True)
 class StepTexts:
-    """What a step is made of, over all processes, with the mean lengths that `job.plan` assumes.
+    """The texts of a step, over all processes, with the mean lengths that `job.plan` assumes.
 
     Attributes:
-        prompt: Tokens.
-        rationale: Tokens.
-        groups: Trained texts.
-        trained: Their rationales.
-        anchors: Texts of the side that is not trained and negatives, with a rationale.
-        bare: The same without one.
-        swapped: Trained texts with another text's rationale.
-        shared: Rationales that have one prompt, computed once.
+        prompt: Tokens of a prompt.
+        rationale: Tokens of a rationale.
+        groups: Number of trained texts.
+        trained: Number of their rationales.
+        anchors: Number of texts of the other side, and negatives, with a rationale.
+        bare: Number of such texts without a rationale.
+        swapped: Number of trained texts with another text's rationale.
+        shared: Number of rationales that share a prompt, which is computed once.
     """
 
     prompt: int
@@ -71,11 +71,11 @@ class StepTexts:
     shared: int
 
     def read(self, dimensions: Dimensions, *, logits: bool) -> Work:
-        """The trained rationales."""
+        """Return the work of reading the trained rationales."""
         return _read(dimensions, self.trained, self.shared, self.prompt, self.rationale, logits=logits)
 
     def read_others(self, dimensions: Dimensions) -> Work:
-        """All others, of which only the embeddings count."""
+        """Return the work of reading all other rationales, only for their embeddings."""
         written = self.anchors + self.swapped
         return _read(dimensions, written, 1, self.prompt, self.rationale, logits=False) + _read(
             dimensions, self.bare, 1, self.prompt, 0, logits=False
@@ -87,7 +87,7 @@ def step_texts(config: GraceConfig) -> StepTexts:
     assumed, rollout = config.job.plan, config.rollout
     roles = 2 if rollout.policy_role == "both" else 1
     instances, negatives = config.job.batch_size, _negatives(config)
-    # Negatives are on the documents' side.
+    # Negatives belong to the documents' side.
     others, documents = 2 - roles, negatives + (rollout.policy_role == "query")
     bare = 0
     if not rollout.anchor_rationales:
@@ -106,7 +106,7 @@ def step_texts(config: GraceConfig) -> StepTexts:
 
 
 def step_work(config: GraceConfig, dimensions: Dimensions) -> dict[str, Work]:
-    """The phases of one step (rollout, score, update), with the mean lengths that `job.plan` assumes."""
+    """Return the work of one step by phase (rollout, score, update), with the mean lengths that `job.plan` assumes."""
     if config.method.is_infonce:
         return _infonce_work(config, dimensions)
     texts = step_texts(config)
@@ -130,13 +130,13 @@ def _infonce_work(config: GraceConfig, dimensions: Dimensions) -> dict[str, Work
     bare = instances * (1 + documents) - written
     read = _read(dimensions, written, 1, prompt, rationale, logits=False)
     read += _read(dimensions, bare, 1, prompt, 0, logits=False)
-    # Gradient caching reads every text twice: without gradients, and piece by piece with them.
+    # Gradient caching reads every text twice: without gradients, and then in parts with gradients.
     phases = {"score": read, "update": _with_backward(dimensions, read)}
     return ({"rollout": _written(dimensions, written, written, prompt, rationale)} if rationale else {}) | phases
 
 
 def _updated(config: GraceConfig, dimensions: Dimensions, texts: StepTexts) -> Work:
-    """All updates of a step: passes with gradients, and what the pathwise gradient computes anew for them."""
+    """Return the work of all updates: passes with gradients, and what the pathwise gradient recomputes for them."""
     objective = config.objective
     if config.method.name == "rejection_sft":
         return _with_backward(dimensions, _read(dimensions, texts.groups, 1, texts.prompt, texts.rationale))
@@ -148,7 +148,7 @@ def _updated(config: GraceConfig, dimensions: Dimensions, texts: StepTexts) -> W
     embedded = texts.read(dimensions, logits=False) + texts.read_others(dimensions)
     if objective.pathwise.anchors:
         done += _with_backward(dimensions, texts.read_others(dimensions), kept=kept)
-    # What scored the step serves the first update, unless dropout makes other embeddings in it.
+    # The scoring forward also serves the first update, unless dropout changes its embeddings.
     lora = config.backbone.lora
     anew = config.job.batch_size // objective.mini_batch_size - (0 if lora is not None and lora.dropout > 0 else 1)
     done += Work(anew * embedded.sequences, anew * embedded.tokens, anew * embedded.flops)
@@ -165,7 +165,7 @@ def _negatives(config: GraceConfig) -> int:
 def _read(
     dimensions: Dimensions, sequences: int, shared: int, prompt: int, rationale: int, *, logits: bool = True
 ) -> Work:
-    """Sequences of which every `shared` have one prompt, computed once."""
+    """Return the work of reading sequences; every `shared` of them have one prompt, which is computed once."""
     tokens = sequences * rationale + sequences * prompt // shared
     pairs = sequences * (rationale * prompt + rationale**2 / 2) + sequences / shared * prompt**2 / 2
     targets = sequences * rationale if logits else 0
@@ -173,12 +173,12 @@ def _read(
 
 
 def _written(dimensions: Dimensions, sequences: int, prompts: int, prompt: int, rationale: int) -> Work:
-    """Rationales, with the prompts read once each."""
+    """Return the work of writing rationales; each prompt is read once."""
     tokens = prompts * prompt + sequences * rationale
     pairs = prompts * prompt**2 / 2 + sequences * (rationale * prompt + rationale**2 / 2)
     return Work(sequences, tokens, forward_flops(dimensions, tokens, pairs, sequences * rationale))
 
 
 def _with_backward(dimensions: Dimensions, work: Work, *, kept: bool = False) -> Work:
-    """With gradients; `kept`: the forward is that of scoring."""
+    """Add the backward; with `kept` the forward is that of scoring."""
     return Work(work.sequences, work.tokens, (backward_share(dimensions) + (not kept)) * work.flops)

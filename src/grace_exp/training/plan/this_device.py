@@ -1,10 +1,10 @@
-"""The device of this process: its name and memory, and what of it was used."""
+"""The device of this process: its name, its memory, and how much of it was used."""
 
 import torch
 
 
 def total_memory(accelerator: str) -> int | None:
-    """Bytes of one device; None: it is not here."""
+    """Return the bytes of one device; None if this machine has none."""
     if accelerator == "gpu":
         if not torch.cuda.is_available():
             return None
@@ -15,5 +15,5 @@ def total_memory(accelerator: str) -> int | None:
 
 
 def device_name(accelerator: str) -> str | None:
-    """As CUDA reports it; None: a CPU, or no GPU here."""
+    """Return the device's name as CUDA reports it; None for a CPU, or without a GPU."""
     return torch.cuda.get_device_name() if accelerator == "gpu" and torch.cuda.is_available() else None

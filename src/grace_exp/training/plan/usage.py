@@ -1,4 +1,4 @@
-"""What a step really used, beside what was planned."""
+"""What a step really used, compared with the plan."""
 
 from collections.abc import Mapping
 
@@ -12,27 +12,27 @@ from grace_exp.training.plan.step_work import backward_share, forward_flops
 
 
 class Usage:
-    """Memory and arithmetic of this process, step by step."""
+    """Measures memory and arithmetic of this process, step by step."""
 
     def __init__(self, plan: RunPlan) -> None:
         """Start counting.
 
         Args:
-            plan: Of the run.
+            plan: The plan of the run.
         """
         self.plan = plan
 
     def step_metrics(self, policy: Policy, times: Mapping[str, float]) -> dict[str, float]:
-        """Figures since the last call.
+        """Return the metrics since the last call.
 
         Args:
             policy: Counts what it computes.
             times: `time/score` and `time/update` of the same step, seconds.
 
         Returns:
-            `perf/memory_planned_gib`, `perf/memory_peak_gib` (on a GPU what tensors took at most since the start, on a
-            CPU the process), `perf/memory_reserved_gib` (GPU: what the allocator took for them), and `perf/mfu` where
-            the device's peak is known.
+            `perf/memory_planned_gib`; `perf/memory_peak_gib` (GPU: the peak of tensors since the start; CPU: of the
+            process); `perf/memory_reserved_gib` (GPU: what the allocator has reserved); and `perf/mfu` if the device's
+            peak speed is known.
         """
         dimensions = self.plan.settings.dimensions
         flops = 0.0

@@ -1,4 +1,4 @@
-"""Dynamic sampling: other instances in place of those whose groups teach nothing (DAPO, arXiv 2503.14476)."""
+"""Dynamic sampling: replace instances whose groups teach nothing (DAPO, arXiv 2503.14476)."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -13,12 +13,12 @@ from grace_exp.training.step.trained_role import TrainedRole
 
 
 class Resampler:
-    """The exchanges of one step, round by round.
+    """The replacements of one step, round by round.
 
-    An instance none of whose trained texts has rewards that differ makes room for another of the same source, so that
-    the mixture stays as it is. Which one follows from (run seed, step, round, the instance that goes) and from what the
-    step holds already, not from the processes: nothing has to be kept for a resume. The schedule of the data is left
-    alone: the new ones are drawn at random, beside its epochs.
+    An instance is replaced if no trained text of it has rewards that differ. The new instance is from the same source,
+    so the mixture does not change. It is drawn from (run seed, step, round, the replaced instance) and from the
+    instances that the step holds, not from the processes, so a resume needs no stored state. The schedule of the data
+    does not change: new instances are drawn at random, in addition to its epochs.
     """
 
     def __init__(
@@ -31,10 +31,11 @@ class Resampler:
         """Start a step.
 
         Args:
-            seed: Of the run.
-            step: Of the run.
-            gather: Concatenates over processes along the first dimension, in rank order.
-            another: From an instance's index, a seed and indices to leave out to another instance of its source.
+            seed: Seed of the run.
+            step: Number of the step.
+            gather: Concatenates a tensor over processes along the first dimension, in rank order.
+            another: Returns another instance of the same source, from an instance's index, a seed and indices to
+                exclude.
         """
         self._seed = seed
         self._step = step
@@ -45,7 +46,7 @@ class Resampler:
         self._rounds = self._dropped = 0
 
     def next(self, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> dict[int, Instance]:
-        """Another instance for each that goes, by the index of the latter, of all processes; {} when none goes."""
+        """Return a new instance for each replaced one, by the latter's index, of all processes; {} if there is none."""
         indices, silent = self._silent(rollouts, trained_roles)
         self._taken |= set(indices.tolist())
         self._found = {}
@@ -60,7 +61,7 @@ class Resampler:
         return self._found
 
     def made(self, rollouts: Rollouts, new: Rollouts) -> Rollouts:
-        """The step's rollouts with `new` in the places of those that `next` gave away."""
+        """Return the step's rollouts with `new` in place of those that `next` replaced."""
         written = {written.instance.index: written for written in new.instances}
         others = [self._found.get(present.instance.index) for present in rollouts.instances]
         return rollouts.only(
@@ -71,7 +72,7 @@ class Resampler:
         )
 
     def metrics(self, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> dict[str, float]:
-        """`rollout/*`: rounds, instances exchanged in them, and instances left without spread."""
+        """Return `rollout/*`: rounds, instances replaced in them, and instances left without spread."""
         return {
             "rollout/extra_rounds": float(self._rounds),
             "rollout/zero_spread_dropped": float(self._dropped),
@@ -79,7 +80,7 @@ class Resampler:
         }
 
     def _silent(self, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> tuple[Tensor, Tensor]:
-        """Of all processes: the instances' indices, and whether a fresh one has no spread, both [instances]."""
+        """Return the instances' indices, and whether a new one has no spread, of all processes, both [instances]."""
         device = trained_roles[0].shaped.device
         indices = self._gather(torch.tensor([present.instance.index for present in rollouts.instances], device=device))
         stored = self._gather(torch.tensor([present.stored for present in rollouts.instances], device=device))

@@ -1,4 +1,4 @@
-"""How large the two parts of the gradient are, and how far they point the same way."""
+"""Measure the norms of the two parts of the gradient, and their cosine."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,36 +9,36 @@ from grace_exp.config.objective import ObjectiveConfig
 
 
 class PolicyGradient:
-    """The policy-gradient part of an update's gradient, kept apart from the whole.
+    """The policy-gradient part of an update's gradient, stored separately.
 
-    It costs a second backward pass through the trained rationales and a copy of the gradient; the pathwise part is what
-    the whole has beside it.
+    It costs a second backward pass through the trained rationales and a copy of the gradient. The pathwise part is the
+    whole gradient minus this part.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Start an update.
+        """Start an update without gradient.
 
         Args:
-            parameters: Those that train.
+            parameters: The trained parameters.
         """
         self._parameters = parameters
         self._gradients: list[Tensor | None] = [None] * len(parameters)
 
     def add(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's policy loss, whose graph stays for the backward of the whole loss."""
+        """Add the gradient of a micro-batch's policy loss; the graph is kept for the backward of the whole loss."""
         found = torch.autograd.grad(loss, self._parameters, retain_graph=True, allow_unused=True)
         for place, (before, gradient) in enumerate(zip(self._gradients, found, strict=True)):
             if gradient is not None:
                 self._gradients[place] = gradient if before is None else before.add_(gradient)
 
     def metrics(self, mean: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Figures of the update, after its last backward and before clipping.
+        """Return the metrics of the update, after its last backward and before clipping.
 
         Args:
-            mean: Over processes, as the gradients themselves are averaged.
+            mean: Returns the mean over processes; gradients are averaged in the same way.
 
         Returns:
-            `policy_gradient_norm`, `pathwise_norm`, and `gradient_cosine` of the two; 0 where one of them is zero.
+            `policy_gradient_norm`, `pathwise_norm`, and the `gradient_cosine` of the two; 0 if one of them is zero.
         """
         policy = whole = product = torch.zeros((), dtype=torch.float64)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -59,7 +59,7 @@ class PolicyGradient:
 
 
 def policy_gradient(objective: ObjectiveConfig, step: int, parameters: Sequence[nn.Parameter]) -> PolicyGradient | None:
-    """Keeps the policy gradient apart in the steps that measure both parts; None in others, and where there is one."""
+    """Return a `PolicyGradient` in steps that measure both parts; None in others, and if there is only one part."""
     every = objective.pathwise.parts_every_n_steps
     both = objective.pathwise.weight > 0 and objective.policy_gradient_weight > 0
     return PolicyGradient(parameters) if both and every is not None and step % every == 0 else None

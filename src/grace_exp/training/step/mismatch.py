@@ -1,4 +1,4 @@
-"""How far the engine's probabilities are from the trainer's."""
+"""Measure how far the engine's probabilities are from the trainer's."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,11 +14,11 @@ from grace_exp.training.step.rollouts import Rollouts
 from grace_exp.training.step.step_scores import StepScores
 
 Reduce = Callable[[Tensor, str], Tensor]
-"""Over processes, elementwise: `sum` or `max`."""
+"""Reduces a tensor over processes, elementwise, by `sum` or `max`."""
 
 
 def engine_logprobs(completions: Sequence[Completion], like: Tensor) -> Tensor:
-    """The engine's log-probs as a tensor of the shape of `like` [n, longest]; nan behind a rationale's end."""
+    """Return the engine's log-probs in the shape of `like` [n, longest]; nan after a rationale's end."""
     rows = torch.full(like.shape, torch.nan)
     for row, completion in zip(rows, completions, strict=True):
         row[: len(completion.logprobs)] = torch.tensor(completion.logprobs)
@@ -28,13 +28,13 @@ def engine_logprobs(completions: Sequence[Completion], like: Tensor) -> Tensor:
 def step_mismatch(
     rollouts: Rollouts, scores: StepScores, config: ImportanceConfig, module: StepModule
 ) -> dict[str, float]:
-    """`mismatch_metrics` of what the engine wrote in this step; stored rationales are left out.
+    """Return `mismatch_metrics` of what the engine wrote in this step, without stored rationales.
 
     Args:
-        rollouts: Of this process.
-        scores: Of the step.
-        config: The correction in use.
-        module: Reduces over processes.
+        rollouts: Rollouts of this process.
+        scores: Scores of the step.
+        config: The importance correction in use.
+        module: The module, which reduces over processes.
     """
     fresh = [instance_rollouts for instance_rollouts in rollouts.instances if not instance_rollouts.stored]
     group = rollouts.only(fresh).group
@@ -54,22 +54,22 @@ def step_mismatch(
 def mismatch_metrics(
     engine: Tensor, trainer: Tensor, mask: Tensor, config: ImportanceConfig, reduce: Reduce
 ) -> dict[str, float]:
-    """`mismatch/*`: over the rationale tokens of all processes whose engine log-prob is finite.
+    """Return `mismatch/*` over the rationale tokens of all processes whose engine log-prob is finite.
 
     - `logprob_abs_mean`, `logprob_abs_max`: |trainer - engine|, nats.
-    - `k3`: estimate of KL(engine || trainer) a token (`objective.kl`).
+    - `k3`: estimate of KL(engine || trainer) per token (`objective.kl`).
     - `ratio_mean`, `ratio_max`: trainer / engine probability of a token, the importance weight before any cap.
     - `ess_token`, `ess_sequence`: effective sample size, (sum w)^2 / (n sum w^2), of the weights of tokens and of whole
-      rationales: 1 where both policies agree, 1 / n where one weight outweighs all others.
-    - `truncated_share`: tokens whose weight `objective.importance` caps; 0 without it.
-    - `masked_share`, `nonfinite`: tokens left out of the loss because the engine's log-prob is nan or infinite.
+      rationales: 1 if both policies agree, 1 / n if one weight outweighs all others.
+    - `truncated_share`: share of tokens whose weight `objective.importance` caps; 0 without it.
+    - `masked_share`, `nonfinite`: share and number of tokens left out because the engine's log-prob is nan or infinite.
 
     Args:
         engine: Log-probs of the group's tokens, [n, longest].
-        trainer: Likewise.
+        trainer: The trainer's log-probs of the same tokens.
         mask: The rationale's tokens, [n, longest] bool.
-        config: The correction in use.
-        reduce: Sums, or takes the largest, over processes.
+        config: The importance correction in use.
+        reduce: Reduces over processes, by sum or maximum.
     """
     finite = mask & torch.isfinite(engine)
     rows = finite.nonzero()[:, 0]

@@ -13,14 +13,14 @@ from grace_exp.training.step.trained_role import TrainedRole
 def missed_shares(
     rollouts: Rollouts, trained_roles: Sequence[TrainedRole], gather: Callable[[Tensor], Tensor]
 ) -> dict[int, float]:
-    """Share of the rationales written in this step that missed their own anchor, by the instance's index.
+    """Return the share of each instance's new rationales that missed their own anchor, by the instance's index.
 
-    Of several trained roles the mean. Instances that an earlier step wrote are rivals, and have no figure.
+    With several trained roles it is their mean. Instances that an earlier step wrote are rivals, but have no share.
 
     Args:
-        rollouts: Of this process.
-        trained_roles: Of all processes.
-        gather: Concatenates over processes along the first dimension, in rank order.
+        rollouts: Rollouts of this process.
+        trained_roles: Trained roles of all processes.
+        gather: Concatenates a tensor over processes along the first dimension, in rank order.
     """
     missed = torch.stack([in_batch_misses(trained.inputs) for trained in trained_roles]).mean(dim=0)
     own = [(written.instance.index, written.stored) for written in rollouts.instances]

@@ -1,4 +1,4 @@
-"""What is kept of an update whose loss or gradient is nan or inf."""
+"""Save the inputs of an update whose loss or gradient is nan or inf."""
 
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,11 @@ from grace_exp.training.step.update import MiniBatch
 
 
 class NonFiniteError(GraceError):
-    """Training met nan or inf and was told to stop."""
+    """Loss or gradient is nan or inf, and `optim.on_nonfinite` is stop."""
 
 
 def rollout_evidence(mini_batch: MiniBatch) -> dict[str, Any]:
-    """The rationales of a mini-batch as plain data; figures as text: JSON has no nan."""
+    """Return the rationales of a mini-batch as plain data, with numbers as text because JSON has no nan."""
     advantages = mini_batch.advantages.flatten().tolist()
     rows = zip(mini_batch.rollouts, advantages, mini_batch.old_logprobs.tolist(), strict=True)
     return {
@@ -44,24 +44,24 @@ def report_nonfinite(
     evidence: dict[str, Any],
     stop: bool,
 ) -> None:
-    """Save what a bad update was made from; raise if told to stop.
+    """Save the inputs of a bad update, and raise if `stop` is set.
 
     Args:
         run_dir: The run folder; the file goes to its `nonfinite/`.
-        step: Of the run.
-        first_instance: First instance of the mini-batch within this process's batch.
-        rank: Of this process.
-        loss: Of the update.
+        step: Number of the step.
+        first_instance: Position of the mini-batch's first instance in this process's batch.
+        rank: Rank of this process.
+        loss: Loss of the update.
         grad_norm: Norm of all gradients.
         parameter: First parameter with a bad gradient, if any.
-        evidence: What the update was made from.
+        evidence: The inputs of the update.
         stop: Whether to raise.
 
     Raises:
-        NonFiniteError: With `stop`.
+        NonFiniteError: `stop` is set.
     """
     path = run_dir / "nonfinite" / f"step-{step:06d}-instance-{first_instance}-rank-{rank}.json"
-    # Figures as text: JSON has no nan.
+    # Numbers are stored as text, because JSON has no nan.
     figures = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "parameter": parameter}
     write_json_atomic(path, figures | evidence)
     if stop:

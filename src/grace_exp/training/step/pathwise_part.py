@@ -1,4 +1,4 @@
-"""The pathwise part of one update, as losses that are added to its own."""
+"""The pathwise part of one update, as losses that are added to the update's own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,16 +16,16 @@ from grace_exp.training.step.step_scores import EmbeddingPass
 
 @dataclass(frozen=True, eq=False)
 class PathwisePart:
-    """What the pathwise gradient adds to one update on this process.
+    """The pathwise part of one update on this process.
 
     Attributes:
         value: Mean final reward of the step's kept rationales under the present weights, `[]`.
-        gradients: Of the loss by the embeddings, by region and rollout, [hidden]; what is missing has none.
+        gradients: Gradients of the loss by the embeddings, by region and rollout, [hidden]; others have no gradient.
         others: Rollouts with a gradient that are not trained: anchors, negatives, texts with swapped rationales.
-        regions: What is pooled.
-        kept: Forwards of `others` that were made with gradients already; empty: they are made for the update.
-        states: Of dropout, for each micro-batch of the trained rollouts; empty: as it stands.
-        other_states: The same for the micro-batches of `others`.
+        regions: The pooled regions.
+        kept: Forwards of `others` that already exist with gradients; if empty, the update computes them.
+        states: State of dropout for each micro-batch of the trained rollouts; empty: the present state.
+        other_states: State of dropout for the micro-batches of `others`.
     """
 
     value: Tensor
@@ -37,7 +37,7 @@ class PathwisePart:
     other_states: Sequence[RandomState] = ()
 
     def loss(self, forward: EmbeddingPass) -> Tensor:
-        """A loss whose gradient by the embeddings of a forward, which carry gradients, is the pathwise one."""
+        """Return a loss whose gradient by the embeddings of a forward with gradients is the pathwise gradient."""
         terms = []
         for region, embeddings in forward.embeddings.items():
             gradients, zero = self.gradients[region], torch.zeros_like(embeddings[0])
@@ -47,7 +47,7 @@ class PathwisePart:
         return torch.stack(terms).sum()
 
     def other_passes(self, policy: Policy, token_budget: int) -> tuple[Iterator[EmbeddingPass], int]:
-        """The forwards of `others`, and their number."""
+        """Return the forwards of `others`, and their number."""
         if self.kept:
             return iter(self.kept), len(self.kept)
         return embedding_passes(policy, self.others, token_budget, self.regions, self.other_states)
@@ -55,7 +55,7 @@ class PathwisePart:
     def trained_passes(
         self, policy: Policy, trained: Sequence[Rollout], token_budget: int
     ) -> tuple[Iterator[EmbeddingPass], int]:
-        """The forwards of trained rollouts, where nothing but their embeddings is asked for, and their number."""
+        """Return forwards of trained rollouts that compute only their embeddings, and their number."""
         return embedding_passes(policy, trained, token_budget, self.regions, self.states)
 
 
@@ -66,14 +66,14 @@ def embedding_passes(
     regions: Sequence[Region],
     states: Sequence[RandomState] = (),
 ) -> tuple[Iterator[EmbeddingPass], int]:
-    """Forwards without the output head, in the model's mode, and their number.
+    """Return forwards without the output head, in the model's present mode, and their number.
 
     Args:
         policy: The model.
-        rollouts: Any number.
-        token_budget: Of a micro-batch.
-        regions: What is pooled.
-        states: Of dropout, for each micro-batch; none: as it stands.
+        rollouts: The rollouts.
+        token_budget: Token budget of a micro-batch.
+        regions: The pooled regions.
+        states: State of dropout for each micro-batch; none: the present state.
     """
     sequences = sequences_of(rollouts)
     plan = policy.plan(sequences, token_budget)

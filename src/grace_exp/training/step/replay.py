@@ -1,4 +1,4 @@
-"""Instances of earlier steps with what was written to them, kept to be trained on again (CoPG, arXiv 2406.19185)."""
+"""Instances of earlier steps with their rationales, stored to be trained on again (CoPG, arXiv 2406.19185)."""
 
 import random
 from collections import deque
@@ -14,10 +14,10 @@ from grace_exp.training.step.rollouts import InstanceRollouts, Rollout
 
 
 class ReplayBuffer:
-    """The newest `capacity` written instances.
+    """Stores the newest `capacity` instances with their rollouts.
 
-    Every process is to hold the same ones in the same order, so that any number of processes draws the same, and the
-    first process's checkpoint is everybody's.
+    Every process must hold the same instances in the same order. Then any number of processes draws the same ones, and
+    the first process's checkpoint is valid for all.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -25,41 +25,41 @@ class ReplayBuffer:
         self._written: deque[InstanceRollouts] = deque(maxlen=capacity)
 
     def __len__(self) -> int:
-        """Number of stored instances."""
+        """Return the number of stored instances."""
         return len(self._written)
 
     def add(self, written: Iterable[InstanceRollouts]) -> None:
-        """Append; beyond the capacity the oldest go.
+        """Append instances; beyond the capacity the oldest are dropped.
 
         Args:
-            written: With `behaviour`; its tensors on the CPU and of no larger storage.
+            written: Instances with `behaviour`, whose tensors are on the CPU and own their storage.
         """
         self._written.extend(written)
 
     def draw(self, count: int, seed: int, *, without: Collection[int] = ()) -> list[InstanceRollouts]:
-        """Stored instances at random, each at most once and in its newest version; fewer than `count` if need be.
+        """Draw at most `count` stored instances at random, each at most once and in its newest version.
 
         Args:
-            count: How many.
-            seed: Of the draw.
-            without: Indices of instances that are in the batch already: one twice would be its own negative.
+            count: Number of instances.
+            seed: Seed of the draw.
+            without: Indices of instances already in the batch; an instance that occurs twice would be its own negative.
         """
         newest = {written.instance.index: written for written in self._written}
         candidates = [written for index, written in newest.items() if index not in without]
         return random.Random(seed).sample(candidates, min(count, len(candidates)))
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """For a checkpoint: tensors and plain data only."""
+        """Return the instances for a checkpoint, as tensors and plain data."""
         return [plain_rollouts(written) for written in self._written]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._written.clear()
         self._written.extend(stored_rollouts(row) for row in state)
 
 
 def plain_rollouts(written: InstanceRollouts) -> dict[str, Any]:
-    """What was written to an instance as tensors and plain data, for a checkpoint."""
+    """Return the rollouts of an instance as tensors and plain data, for a checkpoint."""
     instance = written.instance
     return {
         "instance": [instance.index, instance.query, instance.positive, list(instance.negatives), instance.source],
@@ -83,7 +83,7 @@ def _plain_rollout(rollout: Rollout) -> dict[str, Any]:
 
 
 def stored_rollouts(row: Mapping[str, Any]) -> InstanceRollouts:
-    """The other way: from what `plain_rollouts` gave."""
+    """Return the rollouts from what `plain_rollouts` returned."""
     index, query, positive, negatives, source = row["instance"]
     instance = Instance(index, query, positive, tuple(negatives), source)
     behaviour: list[Tensor] | None = row["behaviour"]

@@ -1,4 +1,4 @@
-"""From what was written and computed in a step to rewards and advantages."""
+"""Compute the rewards and advantages of a step from its rationales and scores."""
 
 from collections.abc import Mapping
 
@@ -23,30 +23,30 @@ from grace_exp.training.step.trained_role import TrainedRole
 
 
 class StepRewards:
-    """From the rationales of a step to rewards and advantages; may be asked again when some were replaced."""
+    """Computes rewards and advantages of a step's rationales, also again after some were replaced."""
 
     def __init__(self, config: GraceConfig, scores: StepScores, processes: Processes, inputs: StepInputs) -> None:
-        """Start a step.
+        """Start a step without rationales.
 
         Args:
-            config: The whole run.
-            scores: Of the step; holds every rollout that is asked for.
-            processes: That share the step.
-            inputs: Of the step.
+            config: The settings of the run.
+            scores: Scores of the step; they must hold every rollout that enters.
+            processes: The processes that share the step.
+            inputs: Builder of the step's reward inputs.
         """
         self._config = config
         self._scores = scores
         self._processes = processes
         self._inputs = inputs
         self.missed: dict[int, float] = {}
-        """Under `data.curriculum`: see `missed_shares`, of every instance that was judged in this step."""
+        """Under `data.curriculum`: `missed_shares` of every instance that was rewarded in this step."""
 
     def add(self, rollouts: Rollouts, new: Rollouts) -> None:
-        """Compute what is missing.
+        """Score rollouts that were not scored yet.
 
         Args:
-            rollouts: All of the step.
-            new: Those of them that are new.
+            rollouts: All rollouts of the step.
+            new: The new ones among them.
         """
         if new.instances:
             self._scores.add(new.group, new.others(), new.pooled)
@@ -60,10 +60,10 @@ class StepRewards:
             self._scores.add([], missing)
 
     def trained_roles(self, rollouts: Rollouts) -> list[TrainedRole]:
-        """Rewards and advantages of all trained roles.
+        """Return the rewards and advantages of all trained roles.
 
         Raises:
-            EmbeddingError: An embedding has no direction.
+            EmbeddingError: An embedding is zero or not finite.
         """
         inputs = {
             role: self._inputs.of(self._scores, rollouts, role, rollouts.for_role(role)) for role in rollouts.roles
@@ -75,7 +75,7 @@ class StepRewards:
         return trained_roles
 
     def _team_credit(self, inputs: Mapping[Role, RewardInputs]) -> dict[Role, Tensor]:
-        """Weighted credit of each trained role's rationales, [groups, K]; {} where none is given."""
+        """Return the weighted credit of each trained role's rationales, [groups, K]; {} without credit."""
         weight = self._config.objective.team_credit
         if weight == 0:
             return {}
@@ -105,7 +105,7 @@ class StepRewards:
         return TrainedRole(role, inputs, reward, shaped, advantages, judged.reference_kl_GK, credit)
 
     def _reference_kl(self, rollouts: list[Rollout]) -> Tensor:
-        """KL to the reference, estimated and summed over each rationale, [groups, K] nats."""
+        """Return the estimated KL to the reference, summed over each rationale, [groups, K] nats."""
         estimator = KL_ESTIMATORS[self._config.objective.kl.estimator]
         values = estimator(self._scores.logprobs(rollouts), self._scores.reference_logprobs(rollouts)).sum(dim=1)
         return self._processes.gather(values.view(-1, self._config.rollout.group_size))

@@ -1,4 +1,4 @@
-"""One call to the engine for a whole step, and where each answer belongs."""
+"""Ask the engine once for all rationales of a step, and sort its answers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +15,16 @@ from grace_exp.policy.pooled_states import PooledStates, StatePooling
 from grace_exp.rollout.protocol import Completion, Request, RolloutEngine, derive_seed
 
 NO_RATIONALE = Completion((), (), "stop")
-"""Of a text that is embedded alone."""
+"""The completion of a text that is embedded without a rationale."""
 TRAINED_ROLES = {"positive": (Role.POSITIVE,), "query": (Role.QUERY,), "both": (Role.POSITIVE, Role.QUERY)}
 """The texts whose rationales are trained, by `RolloutConfig.policy_role`."""
 SIDES: dict[Role, Literal["positive", "query"]] = {Role.POSITIVE: "positive", Role.QUERY: "query"}
-"""Their names where rewards are concerned."""
+"""Their names in `RewardInputs`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """A rationale with its origin. Two rollouts are equal only if they are one object, whatever their tokens."""
+    """A rationale with its origin. Two rollouts are equal only if they are the same object, whatever their tokens."""
 
     instance: Instance
     role: Role
@@ -34,21 +34,21 @@ class Rollout:
     temperature: float
 
     def sequence(self) -> TextSequence:
-        """What the policy scores."""
+        """The sequence that the policy scores."""
         return TextSequence(self.prompt, self.completion.token_ids, self.temperature)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InstanceRollouts:
-    """Everything that was written to one instance.
+    """All rationales of one instance.
 
     Attributes:
         instance: The instance.
-        samples: By role: K rationales of a trained text, one of an anchor, one for each negative; with
-            `anchor_rationales=false` an empty one where the other side is concerned.
-        greedy: By trained role: the greedy rationale, where the objective's baseline asks for it.
-        behaviour: Of a stored instance, for each trained rollout: log-probs of its tokens under the policy that wrote
-            it, as the trainer scored them then. None: written in this step.
+        samples: Rationales by role: K for a trained text, one for an anchor, one for each negative; with
+            `anchor_rationales=false` an empty one for texts of the other side.
+        greedy: The greedy rationale by trained role, if the objective's baseline needs it.
+        behaviour: For a stored instance: log-probs of each trained rollout's tokens under the policy that wrote it, as
+            the trainer scored them then. None: written in this step.
     """
 
     instance: Instance
@@ -58,19 +58,19 @@ class InstanceRollouts:
 
     @property
     def stored(self) -> bool:
-        """Whether an earlier step wrote it."""
+        """Whether an earlier step wrote the rationales."""
         return self.behaviour is not None
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The rationales of a step on this process; groups are carried by position.
+    """The rationales of a step on this process; the position says which group a rationale belongs to.
 
     Attributes:
         instances: The instances in their order.
         roles: The texts whose rationales are trained.
         group_size: K.
-        pooled: Hidden states of rationales that are not trained, where the engine pooled them.
+        pooled: Hidden states of rationales that are not trained, if the engine pooled them.
     """
 
     instances: list[InstanceRollouts]
@@ -80,41 +80,41 @@ class Rollouts:
 
     @property
     def per_instance(self) -> int:
-        """Trained rationales of an instance: K for each trained text."""
+        """Trained rationales per instance: K for each trained text."""
         return len(self.roles) * self.group_size
 
     @property
     def group(self) -> list[Rollout]:
-        """The trained rationales: instance by instance, its trained texts in the order of `roles`, K each."""
+        """The trained rationales: by instance, then by trained text in the order of `roles`, K rationales each."""
         return [rollout for written in self.instances for role in self.roles for rollout in written.samples[role]]
 
     def for_role(self, role: Role) -> list[Rollout]:
-        """The rationales of one text of every instance, instance by instance."""
+        """Return the rationales of one text of every instance, by instance."""
         return [rollout for written in self.instances for rollout in written.samples[role]]
 
     def greedy(self, role: Role) -> list[Rollout]:
-        """The greedy rationale of one trained text of every instance."""
+        """Return the greedy rationale of one trained text of every instance."""
         return [written.greedy[role] for written in self.instances]
 
     def others(self) -> list[Rollout]:
-        """All that is not trained: anchors, negatives, greedy rationales."""
+        """All rationales that are not trained: those of anchors and negatives, and greedy ones."""
         roles = [role for role in (Role.QUERY, Role.POSITIVE, Role.NEGATIVE) if role not in self.roles]
         greedy = [rollout for written in self.instances for rollout in written.greedy.values()]
         return [*(rollout for role in roles for rollout in self.for_role(role)), *greedy]
 
     def only(self, instances: Sequence[InstanceRollouts]) -> "Rollouts":
-        """The same with other instances."""
+        """Return the rollouts with other instances."""
         return replace(self, instances=list(instances))
 
     def prompts_cut(self) -> int:
-        """Number of this process's texts that were too long for their prompt."""
+        """The number of this process's texts that were too long for their prompt."""
         everything = (*self.group, *self.others())
         return len({(r.instance.index, r.role, r.text) for r in everything if r.prompt.text_tokens_cut})
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One text that something is written to."""
+    """One text for which rationales are asked."""
 
     instance: Instance
     role: Role
@@ -125,10 +125,10 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class StepRequests:
-    """Everything a step asks the engine for, and where each answer belongs.
+    """All requests of a step, and where each answer belongs.
 
     Attributes:
-        step: Of the run.
+        step: Number of the step.
     """
 
     step: int
@@ -140,15 +140,15 @@ class StepRequests:
 
     @property
     def requests(self) -> list[Request]:
-        """What the engine is asked in one call: not of texts that get no rationale.
+        """The requests of one call; texts without a rationale have none.
 
-        Empty for a process without instances, which asks all the same, for others may share the engine, and wait for
-        it.
+        The list is empty for a process without instances. It must call the engine anyway, because others may share the
+        engine and wait for it.
         """
         return [request for request in self._requests if request.n]
 
     def answered(self, answers: Sequence[Sequence[Completion]]) -> Rollouts:
-        """The step's rollouts from what the engine wrote, in the order of `requests`."""
+        """Return the step's rollouts from the engine's answers, in the order of `requests`."""
         samples: dict[int, dict[Role, list[Rollout]]] = {
             instance.index: {role: [] for role in Role} for instance in self._instances
         }
@@ -162,7 +162,7 @@ class StepRequests:
             completions = next(following) if request.n else [NO_RATIONALE]
             written = []
             for answer in completions:
-                # Apart from the completion, which later steps may have again, with other weights.
+                # Stored separately from the completion, which later steps may reuse with other weights.
                 completion = replace(answer, pooled=None)
                 written.append(Rollout(wanted.instance, role, wanted.text, prompt, completion, request.temperature))
                 if answer.pooled is not None:
@@ -192,7 +192,7 @@ def step_requests(
     max_tokens: int | None = None,
     pooling: Callable[[Prompt], StatePooling] | None = None,
 ) -> StepRequests:
-    """What is to be written to the batch.
+    """Return the requests for the batch.
 
     Seeds derive from (run seed, step, role, instance), not from the process or the place in the batch.
 
@@ -200,10 +200,10 @@ def step_requests(
         batch: The instances.
         prompts: Builds the prompts.
         config: Whose rationales are trained, and the sampling.
-        seed: Of the run.
-        greedy: Also write one greedy rationale to every trained text.
-        max_tokens: Longest rationale; None: that of `config`.
-        pooling: What the engine shall pool of rationales that are not trained; None: nothing.
+        seed: Seed of the run.
+        greedy: Also write one greedy rationale for every trained text.
+        max_tokens: Token limit of a rationale; None: that of `config`.
+        pooling: What the engine pools for rationales that are not trained; None: nothing.
     """
     roles = TRAINED_ROLES[config.policy_role]
     anchors = tuple(role for role in (Role.QUERY, Role.POSITIVE) if role not in roles)
@@ -257,25 +257,25 @@ def write_rollouts(
 
     Args:
         batch: The instances.
-        engine: Writes.
-        prompts: As the others in `step_requests`.
+        engine: The engine.
+        prompts: Builds the prompts.
         config: Whose rationales are trained, and the sampling.
-        seed: Of the run.
-        greedy: Also write one greedy rationale to every trained text.
-        max_tokens: Longest rationale; None: that of `config`.
-        pooling: What the engine shall pool of rationales that are not trained; None: nothing.
+        seed: Seed of the run.
+        greedy: Also write one greedy rationale for every trained text.
+        max_tokens: Token limit of a rationale; None: that of `config`.
+        pooling: What the engine pools for rationales that are not trained; None: nothing.
     """
     requests = step_requests(batch, prompts, config, seed, greedy=greedy, max_tokens=max_tokens, pooling=pooling)
     return requests.answered(engine.generate(requests.requests))
 
 
 def sequences_of(rollouts: Sequence[Rollout]) -> list[TextSequence]:
-    """What the policy scores, one a rollout."""
+    """Return the sequence that the policy scores for each rollout."""
     return [rollout.sequence() for rollout in rollouts]
 
 
 def text_of(instance: Instance, role: Role) -> str:
-    """The query or the positive of an instance."""
+    """Return the query or the positive of an instance."""
     return instance.query if role is Role.QUERY else instance.positive
 
 
@@ -285,15 +285,15 @@ def sample_rows(
     decode: Callable[[Sequence[int]], str],
     limit: int,
 ) -> list[dict[str, object]]:
-    """Rows of the samples table: whole groups first, then what else was written to the same instances.
+    """Return rows of the samples table: whole groups first, then the other rationales of the same instances.
 
-    The role of greedy rationales, and of those an earlier step wrote, says so.
+    The role names greedy rationales and those of an earlier step as such.
 
     Args:
         rollouts: This process's rollouts.
-        figures: Per trained role, of its rollouts, each [instances, K].
-        decode: Token ids to text, for reading only.
-        limit: At most this many group rollouts, but one instance's at least.
+        figures: Values of each trained role's rollouts by name, [instances, K].
+        decode: Turns token ids into text, for readers only.
+        limit: The most group rollouts, but at least those of one instance.
     """
     chosen = rollouts.only(rollouts.instances[: max(1, limit // rollouts.per_instance)])
     stored = {

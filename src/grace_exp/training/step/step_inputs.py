@@ -1,4 +1,4 @@
-"""What a step's rewards are computed from, and the way back from a gradient of them to the rationales."""
+"""Build the inputs of a step's rewards, and map gradients of them back to the rationales."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,36 +24,36 @@ class Processes(Protocol):
 
     @property
     def global_rank(self) -> int:
-        """Number of this one."""
+        """Rank of this process."""
         ...
 
     @property
     def world_size(self) -> int:
-        """How many they are."""
+        """Number of processes."""
         ...
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Concatenates over processes along the first dimension, in rank order."""
+        """Return the tensor concatenated over processes along its first dimension, in rank order."""
         ...
 
     def own(self, tensor: Tensor) -> Tensor:
-        """This process's rows of a gathered tensor."""
+        """Return this process's rows of a gathered tensor."""
         ...
 
 
 class Embedded(Protocol):
-    """Where the embeddings of rollouts are."""
+    """A holder of the embeddings of rollouts."""
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
-        """[n, hidden] float32 in the order of `rollouts`."""
+        """Return the embeddings in the order of `rollouts`, [n, hidden] float32."""
         ...
 
 
 class StepInputs:
-    """From the rationales of a step to `RewardInputs`, and from gradients of these back to the rationales.
+    """Builds `RewardInputs` from the rationales of a step, and maps gradients of them back to the rationales.
 
-    Inputs hold the groups of all processes, so that their number changes nothing. Only the rationales that `swapped`
-    lends come from the instances of this process.
+    Inputs hold the groups of all processes, so their number has no effect. Only `swapped` exchanges rationales among
+    the instances of this process.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class StepInputs:
         """Start a step.
 
         Args:
-            config: The whole run.
-            processes: That share the step.
-            decode: Token ids to text without control tokens, for the form of a rationale.
-            step: Of the run.
+            config: The settings of the run.
+            processes: The processes that share the step.
+            decode: Turns token ids into text without control tokens, to check the form of a rationale.
+            step: Number of the step.
         """
         self._config = config
         self._processes = processes
@@ -76,12 +76,12 @@ class StepInputs:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """What is pooled of every rollout."""
+        """The regions pooled for every rollout."""
         region = self._config.backbone.pooling.region
         return (region, "text") if "bare" in self._needs else (region,)
 
     def swapped(self, samples: list[Rollout], rollouts: Rollouts) -> list[Rollout]:
-        """Each sample's text with the same sample of another instance; none where no term reads them."""
+        """Return each sample's text with the same sample of another instance; none if no term reads them."""
         groups = len(rollouts.instances)
         if "swapped" not in self._needs or groups == 1:
             return []
@@ -94,17 +94,17 @@ class StepInputs:
         return [self._borrowed[pair] for pair in pairs]
 
     def borrowers(self) -> Mapping[Rollout, Rollout]:
-        """From each rollout with a swapped rationale to the one whose text it has."""
+        """From each rollout with a swapped rationale to the rollout whose text it has."""
         return {rollout: borrower for (borrower, _), rollout in self._borrowed.items()}
 
     def of(self, embedded: Embedded, rollouts: Rollouts, role: Role, samples: list[Rollout]) -> RewardInputs:
-        """What `samples`, as many for each instance, are rewarded by.
+        """Return the reward inputs of `samples`, of which every instance has as many.
 
         Args:
-            embedded: Holds every rollout that enters.
-            rollouts: Of this process.
-            role: Of the samples.
-            samples: Of this process, instance by instance.
+            embedded: Holds the embeddings of every rollout that enters.
+            rollouts: Rollouts of this process.
+            role: Role of the samples.
+            samples: Samples of this process, by instance.
         """
         groups, gather = len(rollouts.instances), self._processes.gather
         k = len(samples) // groups
@@ -118,7 +118,7 @@ class StepInputs:
         grouped = {name: gather(flat.view(groups, -1, hidden)) for name, flat in fields.items()}
 
         def column(values: list[Any]) -> Tensor:
-            """One value a sample."""
+            """Return a tensor with one value a sample."""
             return gather(torch.tensor(values, device=device).view(groups, k))
 
         well_formed = swapped_from = None
@@ -150,16 +150,16 @@ class StepInputs:
     def rows(
         self, fields: Mapping[str, Tensor], rollouts: Rollouts, role: Role
     ) -> Iterator[tuple[str, Rollout, Region, Tensor]]:
-        """Tensors in the shapes of the fields of `RewardInputs`, taken apart.
+        """Split tensors in the shapes of the fields of `RewardInputs` into rows.
 
         Args:
-            fields: By the field's name, over all processes.
-            rollouts: Of this process.
-            role: Whose rationales are the field `rollouts_GKH`.
+            fields: The tensors by the field's name, over all processes.
+            rollouts: Rollouts of this process.
+            role: The role whose rationales are the field `rollouts_GKH`.
 
         Yields:
-            The field, one of this process's rollouts that it was made from, the region, and its row [hidden]. A rollout
-            comes more than once if it enters more than once.
+            The field, one of this process's rollouts that it was computed from, the region, and the row [hidden]. A
+            rollout comes several times if it enters several times.
         """
         for name, (sources, region) in self._sources(rollouts, role, rollouts.for_role(role)).items():
             own_rows = self._processes.own(fields[name])
@@ -170,7 +170,7 @@ class StepInputs:
             yield from zip(repeat(name), sources, repeat(region), flat, strict=False)
 
     def entering(self, rollouts: Rollouts) -> list[Rollout]:
-        """All rollouts of this process that enter the rewards of its trained rationales, each once."""
+        """Return all rollouts of this process that enter the rewards of its trained rationales, each once."""
         found: dict[Rollout, None] = {}
         for role in rollouts.roles:
             for sources, _ in self._sources(rollouts, role, rollouts.for_role(role)).values():
@@ -180,7 +180,7 @@ class StepInputs:
     def _sources(
         self, rollouts: Rollouts, role: Role, samples: list[Rollout]
     ) -> dict[str, tuple[Sequence[Rollout], Region]]:
-        """The rollouts that each field with embeddings is made of, instance by instance, and the region."""
+        """Return the rollouts from which each field of embeddings is built, by instance, and the region."""
         region = self._config.backbone.pooling.region
         found: dict[str, tuple[Sequence[Rollout], Region]] = {
             "rollouts_GKH": (samples, region),
@@ -191,14 +191,15 @@ class StepInputs:
         if swapped := self.swapped(samples, rollouts):
             found["swapped_GKH"] = (swapped, region)
         if "bare" in self._needs:
-            # A prompt's tokens do not see what follows: any of its rationales has the embedding without rationale.
+            # A prompt's tokens do not attend to what follows, so any of its rationales gives the embedding without
+            # rationale.
             found["bare_GH"] = (samples[:: len(samples) // len(rollouts.instances)], "text")
         return found
 
     def _negatives(
         self, rollouts: Rollouts, embeddings: Tensor | None, like: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """[groups, M, hidden] with the mask of real ones, [groups, M], where instances differ in their number."""
+        """Return [groups, M, hidden], and the mask of real ones [groups, M] if instances differ in their number."""
         counts = self._config.data.negative_counts()
         most = max(counts)
         if not most:
@@ -210,12 +211,12 @@ class StepInputs:
         return padded, mask if len(counts) > 1 else None
 
     def _has_negative(self, rollouts: Rollouts, most: int, device: torch.device) -> Tensor:
-        """[groups, M] bool."""
+        """Return which negatives exist, [groups, M] bool."""
         counts = torch.tensor([len(written.instance.negatives) for written in rollouts.instances], device=device)
         return torch.arange(most, device=device) < counts[:, None]
 
     def _swap_partners(self, groups: int) -> list[int]:
-        """Whose rationales each group borrows: all of them in one random circle, so that none borrows its own."""
+        """Return whose rationales each group gets: all groups form one random cycle, so none gets its own."""
         circle = random.Random(self._seed).sample(range(groups), groups)
         following = dict(zip(circle, [*circle[1:], circle[0]], strict=True))
         return [following[group] for group in range(groups)]

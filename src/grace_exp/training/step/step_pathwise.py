@@ -1,9 +1,9 @@
 """The pathwise part of a step's updates: the reward's gradient through the embeddings.
 
-The expected reward J = E over rationales r of R(h(x, r)) depends on the weights in two ways: which rationales are
-written (the policy gradient), and which embedding h a text with its rationale has. The second part is
+The expected reward J = E over rationales r of R(h(x, r)) depends on the weights in two ways: through the rationales
+that are written (the policy gradient), and through the embedding h of a text with its rationale. The second part is
 E[dR/dh . grad h(x, r)], over every embedding that enters R. As with gradient caching (arXiv 2101.06983), dR/dh is
-computed from embeddings without gradient, and then carried into the weights a micro-batch at a time.
+computed from embeddings without gradient, and then carried into the weights one micro-batch at a time.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,8 +29,9 @@ class StepPathwise:
     """The pathwise parts of a step's updates, one after another.
 
     Each update carries the gradient of the whole step's mean reward into the weights through the embeddings of its own
-    instances, so that every embedding is differentiated once a step, and at equal weights the updates add up to the
-    gradient of the step. From the second update on the weights have moved: the step is embedded and rewarded anew.
+    instances. So every embedding is differentiated once per step, and with equal weights the updates add up to the
+    gradient of the step. From the second update on the weights have changed, and the step is embedded and rewarded
+    again.
     """
 
     def __init__(
@@ -43,16 +44,16 @@ class StepPathwise:
         rollouts: Rollouts,
         trained_roles: Sequence[TrainedRole],
     ) -> None:
-        """Start a step, before its first update.
+        """Start a step before its first update.
 
         Args:
-            config: The whole run.
+            config: The settings of the run.
             policy: The model.
-            processes: That share the step.
-            inputs: Of the step.
-            scores: Of the step.
-            rollouts: Of this process.
-            trained_roles: Of all processes.
+            processes: The processes that share the step.
+            inputs: Builder of the step's reward inputs.
+            scores: Scores of the step.
+            rollouts: Rollouts of this process.
+            trained_roles: Trained roles of all processes.
         """
         self._config = config
         self._policy = policy
@@ -63,13 +64,13 @@ class StepPathwise:
         self._trained_roles = trained_roles
         lora = config.backbone.lora
         self._dropout = lora is not None and lora.dropout > 0
-        self._scored = not self._dropout  # whether the step's embeddings are those of the present weights and mode
+        self._scored = not self._dropout  # whether the scored embeddings are those of the present weights and mode
 
     def part(self, start: int, groups: int) -> PathwisePart:
-        """What the next update gets, which is made from groups `start` to `start + groups - 1` (as `MiniBatch.part`).
+        """Return the pathwise part of the next update: of groups `start` to `start + groups - 1` (`MiniBatch.part`).
 
         Raises:
-            EmbeddingError: An embedding has no direction under the present weights.
+            EmbeddingError: An embedding is zero or not finite under the present weights.
         """
         roles = len(self._rollouts.roles)
         part = self._rollouts.only(self._rollouts.instances[start // roles : (start + groups) // roles])
@@ -95,7 +96,7 @@ class StepPathwise:
 
     @torch.no_grad()
     def _embed(self, embedded: "_EmbeddedAnew", rollouts: Sequence[Rollout], states: list[RandomState]) -> None:
-        """As the update will, with its micro-batches; dropout's states are appended to `states`."""
+        """Embed with the micro-batches of the update; dropout's states are appended to `states`."""
         budget, regions = self._config.hardware.train_budget, self._inputs.regions
         passes, count = embedding_passes(self._policy, rollouts, budget, regions)
         for _ in range(count):
@@ -104,7 +105,7 @@ class StepPathwise:
             embedded.take(next(passes))
 
     def _without_dropout(self, rollouts: Sequence[Rollout]) -> EmbeddingPass:
-        """Rollouts of the step's other updates: rivals that get no gradient here."""
+        """Embed rollouts of the step's other updates: rivals that get no gradient here."""
         if not rollouts:
             return EmbeddingPass((), {})
         return EmbeddingPass(rollouts, self._policy.embed(sequences_of(rollouts), self._inputs.regions))
@@ -112,7 +113,7 @@ class StepPathwise:
     def _gradients(
         self, embedded: Embedded, with_gradient: Collection[Rollout]
     ) -> tuple[Tensor, dict[Region, dict[Rollout, Tensor]]]:
-        """The step's mean reward, and the gradients of the update's loss by the embeddings of `own`."""
+        """Return the step's mean reward, and the gradients of the loss by the embeddings of `with_gradient`."""
         pathwise, job = self._config.objective.pathwise, self._config.job
         updates = job.batch_size // self._config.objective.mini_batch_size
         kept = torch.stack([trained.reward.kept_GK.sum() for trained in self._trained_roles]).sum().clamp_min(1)
@@ -134,7 +135,7 @@ class StepPathwise:
 
 
 def embedding_gradients(objective: ObjectiveConfig) -> Literal["none", "trained", "all"]:
-    """Whose embeddings get a gradient."""
+    """Return whose embeddings get a gradient."""
     if objective.pathwise.weight == 0:
         return "none"
     return "all" if objective.pathwise.anchors else "trained"

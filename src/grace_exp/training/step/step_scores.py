@@ -1,4 +1,4 @@
-"""What the forwards of a step say of its rationales: embeddings for the reward, log-probs for the update."""
+"""Results of a step's forwards: embeddings for the reward, and log-probs for the update."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,26 +18,26 @@ from grace_exp.training.step.rollouts import Rollout, sequences_of
 
 
 class RewardEncoder(Protocol):
-    """Whose embeddings are rewarded."""
+    """A model whose embeddings are rewarded."""
 
     def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
-        """Embeddings per region, float32 [n, hidden]."""
+        """Return embeddings by region, float32 [n, hidden]."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingPass:
-    """Rollouts of one forward without the output head, and their embeddings per region [n, hidden], with gradients."""
+    """Rollouts of one forward without the output head, and their embeddings by region [n, hidden], with gradients."""
 
     rollouts: Sequence[Rollout]
     embeddings: dict[Region, Tensor]
 
 
 class StepScores:
-    """Each rollout's embeddings and log-probs; what was added once is not computed again.
+    """The embeddings and log-probs of each rollout; each rollout is computed once.
 
-    Where the policy is the reward's encoder, one forward gives a trained rollout both. Otherwise the policy reads the
-    trained rollouts, for their log-probs, and the encoder all of them.
+    If the policy is the reward's encoder, one forward gives both for a trained rollout. Otherwise the policy reads the
+    trained rollouts for their log-probs, and the encoder reads all rollouts.
     """
 
     def __init__(
@@ -51,17 +51,17 @@ class StepScores:
         entropy: bool,
         embedding_gradients: Literal["none", "trained", "all"] = "none",
     ) -> None:
-        """Start with nothing.
+        """Start without rollouts.
 
         Args:
             policy: The policy before the step's first update.
             hardware: `keep_forward`, and its token budget.
-            regions: What is pooled.
-            encoder: Of the reward; None: the policy.
-            reference: Gives its log-probs of the trained rollouts, for a KL penalty in the reward; None: not needed.
-            entropy: Whether forwards kept for the update hold it.
-            embedding_gradients: Of which rollouts forwards kept for the update carry the gradients of embeddings; of
-                `all`, those of what is not trained are kept too.
+            regions: The pooled regions.
+            encoder: The reward's encoder; None: the policy.
+            reference: Computes log-probs of the trained rollouts, for a KL penalty in the reward; None: not needed.
+            entropy: Whether forwards kept for the update hold the entropy.
+            embedding_gradients: The rollouts whose embeddings carry gradients in forwards kept for the update; with
+                `all`, forwards of rollouts that are not trained are kept too.
         """
         self._policy = policy
         self._hardware = hardware
@@ -74,9 +74,9 @@ class StepScores:
         self._logprobs: dict[Rollout, Tensor] = {}
         self._reference_logprobs: dict[Rollout, Tensor] = {}
         self.passes: list[ForwardPass] = []
-        """Forwards of the trained rollouts with gradients, kept for the update where `keep_forward` is set."""
+        """Forwards of the trained rollouts with gradients, kept for the update if `keep_forward` is set."""
         self.other_passes: list[EmbeddingPass] = []
-        """Those of all others, kept where their embeddings get gradients too."""
+        """Forwards of all other rollouts, kept if their embeddings get gradients too."""
 
     def add(
         self,
@@ -87,10 +87,10 @@ class StepScores:
         """Compute rollouts that are new to this step.
 
         Args:
-            trained: Those that an update may be made from; with `keep_forward` all of them in one call.
-            others: Those of which only the embedding counts.
-            pooled: Hidden states that others had when they were written with the policy's present weights, for
-                embeddings by the policy without gradients.
+            trained: Rollouts that an update may use; with `keep_forward` all of them in one call.
+            others: Rollouts that need only their embeddings.
+            pooled: Hidden states of others that the engine pooled with the policy's present weights, for embeddings by
+                the policy without gradients.
         """
         encoder = self._encoder or self._policy
         in_one_pass = [rollout for rollout in others if pooled and rollout in pooled]
@@ -120,12 +120,12 @@ class StepScores:
                 self._embeddings[region].update(zip(unembedded, rows, strict=True))
 
     def _score(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> tuple[Sequence[Rollout], Scored]:
-        """The policy's forward of `trained`, and of `others` too where they can share it; which ones it covered."""
+        """Return the rollouts of one forward of the policy (`trained`, perhaps also `others`), and their scores."""
         by_policy = self._encoder is None
         if not self._hardware.keeps_forward:
             covered = [*trained, *others] if by_policy else trained
             return covered, self._policy.score(sequences_of(covered), self._regions)
-        # With one update a step the weights that score are those that are updated.
+        # With one update a step the scoring weights are those that are updated.
         self._policy.model.train()
         sequences = sequences_of(trained)
         regions = self._regions if by_policy else ()
@@ -149,20 +149,20 @@ class StepScores:
                 self._embeddings[region].update(zip(rollouts, rows.detach(), strict=True))
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
-        """[n, hidden] float32 in the order of `rollouts`."""
+        """Return the embeddings in the order of `rollouts`, [n, hidden] float32."""
         found = self._embeddings[region]
         return torch.stack([found[rollout] for rollout in rollouts])
 
     def rows(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
-        """Log-probs of each rollout's tokens under the policy before the step's first update, [tokens] nats."""
+        """Return each rollout's log-probs under the policy before the step's first update, [tokens] nats."""
         return [self._logprobs[rollout] for rollout in rollouts]
 
     def logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """The same as one tensor, [n, longest], 0 behind the end."""
+        """Return the same as one tensor, [n, longest], 0 after the end."""
         return pad_sequence(self.rows(rollouts), batch_first=True)
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Tensor:
-        """Under the reference, [n, longest] nats, 0 behind the end."""
+        """Return log-probs under the reference, [n, longest] nats, 0 after the end."""
         return pad_sequence([self._reference_logprobs[rollout] for rollout in rollouts], batch_first=True)
 
     def _keep(self, rollouts: Sequence[Rollout], scored: Scored) -> None:
@@ -171,7 +171,7 @@ class StepScores:
 
 
 def _rows(first: Sequence[Rollout], scored: Scored) -> dict[Rollout, Tensor]:
-    """The log-probs of the first of the scored rollouts."""
+    """Return the log-probs of the first of the scored rollouts."""
     return {
         rollout: row[: len(rollout.completion.token_ids)] for rollout, row in zip(first, scored.logprobs, strict=False)
     }

@@ -1,4 +1,4 @@
-"""Who writes a step's rationales: the engine, when the step begins or beside the step before."""
+"""Let the engine write a step's rationales: when the step begins, or during the step before."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,14 +13,14 @@ from grace_exp.training.step.written_ahead import WrittenAhead
 
 
 class StepWriter:
-    """Has the rationales of a run's steps written, within the token budget of the moment."""
+    """Gets the rationales of a run's steps from the engine, within the present token budget."""
 
     def __init__(self, module: StepModule, *, embeds_by_policy: bool) -> None:
-        """Write nothing yet.
+        """Start without rationales.
 
         Args:
-            module: The run: its settings, engine, prompts and processes.
-            embeds_by_policy: Whether the embeddings that are rewarded are the policy's own.
+            module: The run's module, with its settings, engine, prompts and processes.
+            embeds_by_policy: Whether the policy itself computes the embeddings that are rewarded.
         """
         self._module = module
         self._config = module.config
@@ -30,19 +30,19 @@ class StepWriter:
 
     @property
     def writes_ahead(self) -> bool:
-        """Whether the engine writes the next step's rationales while a step trains."""
+        """Whether the engine writes the next step's rationales during a step."""
         return self._ahead is not None
 
     @property
     def holds_rationales(self) -> bool:
-        """Whether rationales of a coming step are there, as in a run that was resumed."""
+        """Whether it holds rationales of a later step, as after a resume."""
         return self._ahead is not None and self._ahead.step is not None
 
     def fresh(self, batch: TextBatch) -> tuple[Rollouts, dict[str, float]]:
-        """The step's own rationales; where so configured the next step's are begun, with the weights of now.
+        """Return the step's new rationales; if writing ahead, also start the next step's with the present weights.
 
         Returns:
-            The rationales, and `rollout/*` of their lengths and their age.
+            The rationales, and the metrics `rollout/*` of their lengths and their age.
         """
         ahead, module = self._ahead, self._module
         rollouts = ahead.take(batch) if ahead is not None else None
@@ -63,7 +63,7 @@ class StepWriter:
         return rollouts, metrics
 
     def write(self, batch: TextBatch) -> Rollouts:
-        """Rationales for a batch, with the weights of now."""
+        """Return rationales for a batch, with the present weights."""
         module, config = self._module, self._config
         with module.timer("rollout"):
             return write_rollouts(
@@ -71,27 +71,27 @@ class StepWriter:
             )
 
     def settle(self) -> None:
-        """Wait for what is written ahead, on all processes: they may share the engine that gets new weights."""
+        """Wait for rationales written ahead, on all processes, because they may share the engine that is updated."""
         if self._ahead is not None:
             with self._module.timer("wait"):
                 self._ahead.settle()
                 self._module.trainer.strategy.barrier("rationales written ahead")
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the token budget, and what is written ahead. All processes call it."""
+        """Return the token budget, and rationales written ahead, for a checkpoint. All processes must call it."""
         state: dict[str, Any] = {"token_budget": self._tail.budget}
         if self._ahead is not None:
             state["written_ahead"] = self._ahead.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Without a token budget in it, the present one stays."""
+        """Restore what `state_dict` returned. Without a token budget in it, the present one stays."""
         self._tail.budget = state.get("token_budget", self._tail.budget)
         if self._ahead is not None:
             self._ahead.load_state_dict(state.get("written_ahead"))
 
     def _written_as_well(self) -> dict[str, Any]:
-        """What the requests of a step have beside its texts."""
+        """Return the arguments of a step's requests besides its texts."""
         return {
             "greedy": needs_greedy_baseline(self._config.objective),
             "max_tokens": self._tail.budget,
@@ -99,9 +99,9 @@ class StepWriter:
         }
 
     def _in_one_pass(self) -> bool:
-        """Whether rationales that are not trained get their embeddings as they are written.
+        """Whether rationales that are not trained get their embeddings while they are written.
 
-        The policy then writes with the weights that it embeds with, and no gradient goes through these embeddings.
+        The policy then writes with the weights that it embeds with, and no gradient flows through these embeddings.
         """
         kept = self._config.hardware.keeps_forward and embedding_gradients(self._config.objective) == "all"
         own = self._embeds_by_policy and self._ahead is None

@@ -1,4 +1,4 @@
-"""What a step takes out of the replay buffer and puts into it, on any number of processes."""
+"""Draw a step's stored instances from the replay buffer and add new ones, on any number of processes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +16,10 @@ from grace_exp.training.step.step_scores import StepScores
 
 
 class StoredInstances:
-    """The replay buffer, the same in every process.
+    """The replay buffer, which is the same in every process.
 
-    A stored instance joins a step as if it had just been written: it is scored and rewarded by the present weights and
-    among the present instances. Only its behaviour log-probs are of the step that wrote it.
+    A stored instance joins a step as if it had just been written: it is scored with the present weights and rewarded
+    among the present instances. Only its behaviour log-probs are those of the step that wrote it.
     """
 
     def __init__(self, config: GraceConfig) -> None:
@@ -31,7 +31,7 @@ class StoredInstances:
         self._per_update = round(config.objective.replay.share * config.objective.mini_batch_size)
 
     def joined(self, rollouts: Rollouts, module: StepModule, step: int) -> Rollouts:
-        """The step's rollouts with this process's share of stored ones: as many in every update."""
+        """Return the step's rollouts with this process's share of stored ones, the same number in every update."""
         written, world = rollouts.instances, module.trainer.world_size
         fresh = module.gather(
             torch.tensor([instance_rollouts.instance.index for instance_rollouts in written], device=module.device)
@@ -47,7 +47,7 @@ class StoredInstances:
         return rollouts.only(together)
 
     def add(self, rollouts: Rollouts, scores: StepScores) -> None:
-        """Keep what was written in this step, with the log-probs it had."""
+        """Store the rollouts of this step, with their log-probs."""
         new = [
             _with_behaviour(instance_rollouts, rollouts, scores)
             for instance_rollouts in rollouts.instances
@@ -60,15 +60,15 @@ class StoredInstances:
         self._buffer.add(sorted(new, key=lambda instance_rollouts: instance_rollouts.instance.index))
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """For a checkpoint."""
+        """Return the stored instances for a checkpoint."""
         return self._buffer.state_dict()
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._buffer.load_state_dict(state)
 
 
 def _with_behaviour(written: InstanceRollouts, rollouts: Rollouts, scores: StepScores) -> InstanceRollouts:
-    # Copies: rows of a step's tensor would keep all of it.
+    # Copied, because a view would keep the whole tensor of the step.
     rows = scores.rows(rollouts.only([written]).group)
     return replace(written, behaviour=[row.cpu().clone() for row in rows])

@@ -1,4 +1,4 @@
-"""The longest rationales of a step, which everything else waits for: how much that is, and where it ends."""
+"""The longest rationales of a step, for which everything else waits: their share of the time, and a limit."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from grace_exp.config.rollout import RolloutConfig
 from grace_exp.training.step.rollouts import Rollouts
 
 _ENDED = 0.9
-"""Share of a step's rationales behind which its tail begins."""
+"""Share of a step's rationales after which its tail begins."""
 
 
 class Tail:
-    """Lengths of what a step wrote, over all processes, and the token budget that follows from them for the next.
+    """The lengths of a step's rationales, over all processes, and the token budget of the next step.
 
     Attributes:
-        budget: Longest rationale of the next step that is written, tokens.
+        budget: Token limit of a rationale in the next step.
     """
 
     def __init__(self, config: RolloutConfig) -> None:
@@ -26,18 +26,17 @@ class Tail:
         self.budget = config.max_tokens
 
     def observe(self, rollouts: Rollouts, total: Callable[[Tensor], Tensor], device: torch.device) -> dict[str, float]:
-        """Take in a step.
+        """Observe the lengths of a step.
 
         Args:
-            rollouts: What this process wrote in the step, anchors and negatives included.
-            total: Sums over processes.
-            device: For that sum.
+            rollouts: Rollouts of this process, anchors and negatives included.
+            total: Returns the sum over processes.
+            device: Device for that sum.
 
         Returns:
             `rollout/tail_share`: 1 - (length that 90 % of the rationales do not exceed) / (the longest). It is the
-            share of decoding steps that are left when 90 % have ended, where all are decoded side by side; engines
-            that decode them in several batches wait less.
-            `rollout/token_budget`, with `rollout.tail`: what these rationales were allowed.
+            share of decoding steps after 90 % have ended, if all are decoded at once; engines that decode in several
+            batches wait less. `rollout/token_budget`, with `rollout.tail`: the limit of these rationales.
         """
         lengths = [len(rollout.completion.token_ids) for rollout in (*rollouts.group, *rollouts.others())]
         own = torch.bincount(torch.tensor(lengths, dtype=torch.long), minlength=self._config.max_tokens + 1)
@@ -53,6 +52,6 @@ class Tail:
 
 
 def _length_of(ended: Tensor, share: float) -> int:
-    """The least length that so large a share does not exceed; `ended` counts rationales by length, [lengths]."""
-    # A little less, for 0.9 x 10 is more than 9 in binary.
+    """Return the least length that this share does not exceed; `ended` counts rationales by length, [lengths]."""
+    # Slightly less, because 0.9 x 10 is more than 9 in binary.
     return int(torch.searchsorted(ended, (share * ended[-1]) * (1 - 1e-9)).item())

@@ -1,4 +1,4 @@
-"""The trained roles of a step: what their rationales got, the figures about it, and what an update is made from."""
+"""The trained roles of a step: rewards of their rationales, metrics, and the mini-batch of an update."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ class TrainedRole:
     """The groups of one trained text, over all processes.
 
     Attributes:
-        role: Which text.
-        inputs: What the reward is computed from.
-        reward: Of every rationale.
+        role: The trained text.
+        inputs: The inputs of the reward.
+        reward: The reward of every rationale.
         shaped: The final reward with team credit, and the objective's punishments and penalties, [groups, K].
         advantages: [groups, K].
-        reference_kl: Of a penalty in the reward: estimated KL of each rationale, [groups, K] nats.
-        team_credit: What `shaped` has of the other texts' rewards, [groups, K]; None: nothing.
+        reference_kl: With a penalty in the reward: the estimated KL of each rationale, [groups, K] nats.
+        team_credit: The part of `shaped` that comes from other texts' rewards, [groups, K]; None: no team credit.
     """
 
     role: Role
@@ -39,7 +39,7 @@ class TrainedRole:
     team_credit: Tensor | None = None
 
     def figures(self) -> dict[str, Tensor]:
-        """What the samples table shows of a rationale, each [groups, K]."""
+        """Return the values that the samples table shows of a rationale, each [groups, K]."""
         return dict(self.reward.terms) | {
             "total": self.reward.total_GK,
             "final": self.reward.final_GK,
@@ -47,7 +47,7 @@ class TrainedRole:
         }
 
     def metrics(self) -> dict[str, float]:
-        """`reward/*`, `embed/*`, and what was written, `rollout/*`."""
+        """Return the metrics `reward/*`, `embed/*` and `rollout/*`."""
         lengths = self.inputs.lengths_GK.double()
         extra = {}
         if self.team_credit is not None:
@@ -66,10 +66,11 @@ class TrainedRole:
 
 
 def role_metrics(trained_roles: Sequence[TrainedRole]) -> dict[str, float]:
-    """The figures of all trained roles.
+    """Return the metrics of all trained roles.
 
-    Of one trained role, its own. Of two, under each name the mean of both (the largest, of a largest), so that a figure
-    means the same whatever is trained, and each role's own behind its name: `positive/reward/total/mean`.
+    With one trained role these are its own. With two, each name has the mean of both (for maxima the larger), so that a
+    metric means the same for every choice of roles. Each role's own metrics begin with its name:
+    `positive/reward/total/mean`.
     """
     parts = {trained_role.role.value: trained_role.metrics() for trained_role in trained_roles}
     names = list(dict.fromkeys(name for part in parts.values() for name in part))
@@ -90,18 +91,18 @@ def trained_batch(
     own_rows: Callable[[Tensor], Tensor],
     pathwise: Callable[[int, int], PathwisePart] | None = None,
 ) -> MiniBatch:
-    """What this process's updates are made from: the groups in the order of `rollouts.group`.
+    """Return the mini-batch of this process's updates, with the groups in the order of `rollouts.group`.
 
     Args:
-        rollouts: Of this process.
-        scores: Of the step.
-        trained_roles: In the order of `rollouts.roles`, of all processes.
-        own_rows: This process's rows of a tensor of all.
+        rollouts: Rollouts of this process.
+        scores: Scores of the step.
+        trained_roles: Trained roles in the order of `rollouts.roles`, of all processes.
+        own_rows: Returns this process's rows of a gathered tensor.
         pathwise: As in `MiniBatch`.
     """
 
     def groups(values: Callable[[TrainedRole], Tensor]) -> Tensor:
-        """[instances x trained roles, K]."""
+        """Return the values as [instances x trained roles, K]."""
         return torch.stack([own_rows(values(trained_role)) for trained_role in trained_roles], dim=1).flatten(0, 1)
 
     group = rollouts.group

@@ -23,20 +23,20 @@ from grace_exp.training.step.step_scores import EmbeddingPass
 
 @dataclass(frozen=True, eq=False)
 class MiniBatch:
-    """Groups of rationales on this process: what an update is made from, or all updates of a step.
+    """Groups of rationales on this process: the inputs of one update, or of all updates of a step.
 
     Attributes:
         sequences: The rationales, group by group, n = groups x K.
         advantages: [groups, K].
-        old_logprobs: Under the policy before this step's first update (stored rationales: that wrote them),
-            [n, longest or more].
-        rewards: After shaping, [groups, K]; for algorithms that refresh their advantages, and for replay.
-        kept: False for rationales that are left out, [groups, K] bool; None: none is.
-        engine_logprobs: As the engine reported them, of the shape of `old_logprobs`; None: no token is left out.
-        rollouts: Where the sequences come from, to be saved if the update is bad.
-        forwards: Passes over the sequences that were made with gradients already; empty: they are made for the update.
+        old_logprobs: Log-probs under the policy before this step's first update (for stored rationales: under the
+            policy that wrote them), [n, longest or more].
+        rewards: Rewards after shaping, [groups, K]; for algorithms that refresh their advantages, and for replay.
+        kept: False for rationales that are left out, [groups, K] bool; None: all are kept.
+        engine_logprobs: Log-probs from the engine, in the shape of `old_logprobs`; None: no token is left out.
+        rollouts: The origin of the sequences, which is saved if the update is bad.
+        forwards: Passes over the sequences that already exist with gradients; if empty, the update computes them.
         pathwise: From the first group and the number of groups to their pathwise part under the present weights
-            (`StepPathwise.part`); None: there is none.
+            (`StepPathwise.part`); None: no pathwise part.
     """
 
     sequences: Sequence[TextSequence]
@@ -50,7 +50,7 @@ class MiniBatch:
     pathwise: Callable[[int, int], PathwisePart] | None = None
 
     def part(self, start: int, groups: int) -> "MiniBatch":
-        """Groups `start` to `start + groups - 1`."""
+        """Return groups `start` to `start + groups - 1`."""
         k = self.advantages.shape[1]
         rows, chosen = slice(start * k, (start + groups) * k), slice(start, start + groups)
         return replace(
@@ -65,18 +65,18 @@ class MiniBatch:
         )
 
     def embedding_pass(self, forward: ForwardPass) -> EmbeddingPass:
-        """A forward over `sequences` by the rollouts that they come from."""
+        """Return a forward over `sequences`, with the rollouts that they come from."""
         return EmbeddingPass([self.rollouts[row] for row in forward.batch.indices], forward.embeddings)
 
     def counted(self) -> Tensor:
-        """Tokens that the loss and its denominator are made of, bool of the shape of `old_logprobs`."""
+        """Return the tokens that count in the loss and its denominator, bool in the shape of `old_logprobs`."""
         device = self.old_logprobs.device
         lengths = torch.tensor([len(sequence.completion_ids) for sequence in self.sequences], device=device)
         mask = torch.arange(self.old_logprobs.shape[1], device=device) < lengths[:, None]
         return counted_tokens(mask, self.kept.flatten() if self.kept is not None else None, self.engine_logprobs)
 
     def counts(self) -> Tensor:
-        """Counted tokens, and rationales with any, float32 [2]: to be summed over processes."""
+        """Return the numbers of counted tokens and of rationales with one, float32 [2], to be summed over processes."""
         return counts(self.counted())
 
 
@@ -92,22 +92,22 @@ def accumulate_gradients(
     pathwise: PathwisePart | None = None,
     policy_gradient: PolicyGradient | None = None,
 ) -> dict[str, Tensor]:
-    """Forward and backward over the mini-batch, a micro-batch at a time.
+    """Run forward and backward over the mini-batch, one micro-batch at a time.
 
     Args:
-        policy: In training mode.
-        reference: For the KL penalty; None without one.
+        policy: The policy, in training mode.
+        reference: The reference model, for the KL penalty; None: no penalty.
         mini_batch: This process's share.
         config: The objective.
-        token_budget: Of a micro-batch.
-        divisor: What the summed loss is divided by: `aggregate.denominator` over all processes, divided by their
-            number, since gradients are averaged over processes.
+        token_budget: Token budget of a micro-batch.
+        divisor: Number by which the summed loss is divided: `aggregate.denominator` over all processes, divided by
+            their number, because gradients are averaged over processes.
         backward: Called with each micro-batch's loss and whether it is the last.
-        pathwise: Adds its loss to that of the policy gradient, and has micro-batches of its own, which come first.
-        policy_gradient: Is given the loss of the policy gradient alone, before its backward.
+        pathwise: The pathwise part, added to the policy gradient's loss; its own micro-batches come first.
+        policy_gradient: Called with the loss of the policy gradient alone, before its backward.
 
     Returns:
-        The objective's metrics as sums over this process's counted tokens, and `loss`, all detached.
+        Sums of the objective's metrics over this process's counted tokens, and `loss`, all detached.
     """
     if config.policy_gradient_weight == 0:
         assert pathwise is not None
@@ -127,7 +127,7 @@ def accumulate_gradients(
     passes, count = _passes(policy, mini_batch, config, pathwise, token_budget)
     for number, forward in enumerate(passes, start=1):
         batch = forward.batch
-        if not batch.indices:  # another process has one more
+        if not batch.indices:  # another process has one micro-batch more
             if penalised is not None:
                 penalised(batch)
             backward(forward.logprobs.sum(), number == count)
@@ -160,7 +160,7 @@ def accumulate_gradients(
 
 
 def first_nonfinite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
-    """Name of the first tensor that holds nan or inf."""
+    """Return the name of the first tensor that holds nan or inf."""
     return next((name for name, value in named if value is not None and not bool(torch.isfinite(value).all())), None)
 
 
@@ -191,7 +191,7 @@ def _pathwise_alone(
     token_budget: int,
     backward: Callable[[Tensor, bool], None],
 ) -> dict[str, Tensor]:
-    """As `accumulate_gradients` without a policy loss: nothing is asked of the output head."""
+    """Do the work of `accumulate_gradients` without a policy loss; the output head is not computed."""
     others, count = pathwise.other_passes(policy, token_budget)
     trained: Iterable[EmbeddingPass] = map(mini_batch.embedding_pass, mini_batch.forwards)
     more = len(mini_batch.forwards)
@@ -203,7 +203,7 @@ def _pathwise_alone(
 
 
 def _log_ratios(policy: Policy, reference: Reference | None, mini_batch: MiniBatch, config: ObjectiveConfig) -> Tensor:
-    """Log of present to anchor probability of each rationale's counted tokens, [n]; zeros without a penalty."""
+    """Return log (present / anchor probability) of each rationale's counted tokens, [n]; zeros without a penalty."""
     old = mini_batch.old_logprobs
     if config.kl.coefficient == 0:
         return old.new_zeros(len(old))

@@ -1,4 +1,4 @@
-"""How varied is what the policy writes: is a token certain, and does one rationale serve many texts?"""
+"""How varied the rationales are: the entropy of tokens, and whether one rationale serves many texts."""
 
 import hashlib
 from collections import Counter
@@ -13,12 +13,12 @@ from grace_exp.training.step.step_scores import StepScores
 
 
 def variety_metrics(rollouts: Rollouts, scores: StepScores, module: StepModule) -> dict[str, float]:
-    """`rollout/entropy` in nats a token, and with several instances `rollout/most_common_share`.
+    """Return `rollout/entropy` in nats per token, and with several instances `rollout/most_common_share`.
 
     Args:
-        rollouts: Of this process.
-        scores: Of the step.
-        module: Sums and gathers over processes.
+        rollouts: Rollouts of this process.
+        scores: Scores of the step.
+        module: The module, which sums and gathers over processes.
     """
     group = rollouts.group
     nll, count = -scores.logprobs(group).sum(), sum(len(rollout.completion.token_ids) for rollout in group)
@@ -32,19 +32,19 @@ def variety_metrics(rollouts: Rollouts, scores: StepScores, module: StepModule) 
 
 
 def rationale_key(token_ids: Sequence[int]) -> int:
-    """A rationale by a number of 63 bits that is the same on all processes."""
+    """Return a 63-bit number for a rationale that is the same on all processes."""
     digest = hashlib.blake2b(",".join(map(str, token_ids)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def most_common_share(keys: Tensor) -> float:
-    """Share of the instances that have the rationale which most instances have.
+    """Return the share of the instances that have the most common rationale.
 
     Args:
-        keys: The rationales of each instance by `rationale_key`, [instances, rationales].
+        keys: A number for each instance's rationales from `rationale_key`, [instances, rationales].
 
     Returns:
-        1 where one rationale was written to every text, 1 / instances where no two texts share one.
+        1 if one rationale was written for every text, 1 / instances if no two texts share one.
     """
     counts = Counter(key for row in keys.tolist() for key in set(row))
     return max(counts.values()) / len(keys)

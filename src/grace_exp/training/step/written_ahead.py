@@ -1,4 +1,4 @@
-"""The rationales of the next step, written on a thread of their own while this step trains."""
+"""The rationales of the next step, written on a separate thread while this step trains."""
 
 import threading
 import time
@@ -16,31 +16,31 @@ from grace_exp.training.step.rollouts import Rollouts, StepRequests
 
 
 class WrittenAhead:
-    """Holds the rationales of one step at most: what is written ahead is one step old when it is trained.
+    """Holds the rationales of at most one step, which are one step old when they are trained.
 
-    The order of a step: `take` what was written for it, `start` the next, train, `settle`, and only then new weights
-    go to the engine. So no request ever sees two versions of the weights, and between `settle` and the next `start`
-    the engine is free, for evaluations too.
+    The order of a step is: `take` its rationales, `start` the next step's, train, `settle`, and only then send new
+    weights to the engine. So no request ever uses two versions of the weights. Between `settle` and the next `start`
+    the engine is free, also for evaluations.
     """
 
     def __init__(self, engine: RolloutEngine) -> None:
-        """Write with `engine`, which may be called from another thread."""
+        """Use `engine`, which may be called from another thread."""
         self._engine = engine
         self._step: int | None = None
         self._under_way: Future[Rollouts] | None = None
         self._rollouts: Rollouts | None = None
         self.seconds = 0.0
-        """What the rationales that are held took to write."""
+        """Seconds that the held rationales took to write."""
 
     @property
     def step(self) -> int | None:
-        """Whose rationales are held or under way; None: nobody's."""
+        """The step whose rationales are held or being written; None: no step's."""
         return self._step
 
     def start(self, requests: StepRequests) -> None:
-        """Begin to write, and come back at once.
+        """Start to write, and return at once.
 
-        The thread is a daemon: a request that is never answered does not keep alive a process that has failed.
+        The thread is a daemon, so a request that is never answered does not keep a failed process alive.
         """
         assert self._step is None, f"step {self._step} is written ahead already"
         self._step, self._under_way = requests.step, Future()
@@ -48,19 +48,20 @@ class WrittenAhead:
         threading.Thread(target=self._write, args=arguments, name="rollouts-ahead", daemon=True).start()
 
     def settle(self) -> None:
-        """Wait until nothing is under way.
+        """Wait until no request is being answered.
 
         Raises:
-            Exception: What the engine raised.
+            Exception: An error of the engine.
         """
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
             self._rollouts = under_way.result()
 
     def take(self, batch: TextBatch) -> Rollouts | None:
-        """What was written for `batch`, which then is not held any more; None: nothing is held.
+        """Return the rationales for `batch`, and hold them no longer; None: none are held.
 
-        Of a run that went on with another number of processes, this process's instances among all that are held.
+        In a run that was resumed with another number of processes, these are this process's instances among all that
+        are held.
 
         Raises:
             GraceError: Rationales of another step are held.
@@ -88,9 +89,9 @@ class WrittenAhead:
             result.set_exception(error)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """For a checkpoint: what all processes hold, which they give together; None: nothing.
+        """Return the rationales that all processes hold, for a checkpoint; None: none. All processes must call it.
 
-        It is kept because it cannot be written again: the weights that wrote it are gone after the update.
+        They are stored because they cannot be written again: the weights that wrote them are gone after the update.
         """
         self.settle()
         if self._rollouts is None:
@@ -109,7 +110,7 @@ class WrittenAhead:
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._under_way = None
         if state is None:
             self._step = self._rollouts = None
