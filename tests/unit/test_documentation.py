@@ -72,3 +72,11 @@ def test_the_first_screen_of_the_readme_fits_forty_lines_and_shows_what_it_must(
     for shown in ("step.svg", "make demo", "demo.svg", "GraceEncoder.from_pretrained", "## What do you want to do?"):
         assert shown in first
     assert re.search(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", first)
+
+
+def test_the_core_in_the_readme_is_code_of_the_one_file_example() -> None:
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## The algorithm")[1]
+    (core,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], flags=re.DOTALL)
+    shown = [line.strip() for line in core.splitlines() if line.strip() != "..."]
+    remaining = iter((ROOT / "examples" / "grace_in_one_file.py").read_text(encoding="utf-8").splitlines())
+    assert [line for line in shown if not any(line == source.strip() for source in remaining)] == []
