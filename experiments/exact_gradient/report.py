@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import Figures, over_seeds, resampled, seeds_needed
-from stages import STAGES, Mode, Row, Stage, folder_of, rows_of
+from stages import STAGES, Mode, Row, Stage, folder_of, items_of, rows_of
 
+from grace_exp.evaluation.mteb.items import load_items
 from grace_exp.evaluation.scores import ItemScores
 from grace_exp.training.callbacks.heldout_evaluation import read_results
 
@@ -26,6 +27,8 @@ def write_report(runs: Path, results: Path) -> None:
         found = {name: seeds for name, seeds in found.items() if seeds}
         if any(row.name in found for row in stage.rows):
             lines += [f"## {stage.title}", "", *_table(stage, found), "", *_norms(runs, stage), ""]
+            if offline := _offline(runs, stage):
+                lines += [f"### {stage.title}: offline_study", "", *offline, ""]
             rows += _seed_rows(runs, stage)
     results.mkdir(parents=True, exist_ok=True)
     (results / "tables.md").write_text("\n".join(lines))
@@ -58,22 +61,48 @@ def _table(stage: Stage, found: Mapping[str, Runs]) -> list[str]:
         for name, seeds in found.items()
         for mode in BOTH_MODES
     }
-    references = [name for name in stage.references if name in found]
-    head = ["recipe", "seeds", "mean", "prompt only", *(f"less {name}" for name in references), "seeds for 2 points"]
+    own = {name: figures[name, modes[name]] for name in found}
+    prompt_only = {name: [str(over_seeds(list(figures[name, "prompt_only"].values())))] for name in found}
+    return _compared(stage, own, ["prompt only"], prompt_only)
+
+
+def _offline(runs: Path, stage: Stage) -> list[str]:
+    """The same of `evaluation=offline_study`, each recipe in its own mode: means of the tasks; none where none was."""
+    own: dict[str, dict[int, Figures]] = {}
+    tasks: list[str] = []
+    for owner, row in rows_of(stage):
+        for seed, folder in _finished(runs, owner, row).items():
+            path = items_of(folder)
+            if path.is_file():
+                items = load_items(path)
+                tasks = list(items)
+                own.setdefault(row.name, {})[seed] = resampled(list(items.values()))
+    cells = {
+        name: [f"{statistics.mean(run[task, 0] for run in found.values()):.1f}" for task in range(len(tasks))]
+        for name, found in own.items()
+    }
+    return _compared(stage, own, [task.partition(".")[0] for task in tasks], cells) if own else []
+
+
+def _compared(
+    stage: Stage, own: Mapping[str, Mapping[int, Figures]], columns: list[str], cells: Mapping[str, list[str]]
+) -> list[str]:
+    """A table of means, further cells, and differences from the stage's references, paired by item and seed."""
+    references = [name for name in stage.references if name in own]
+    head = ["recipe", "seeds", "mean", *columns, *(f"less {name}" for name in references), "seeds for 2 points"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name in found:
-        own, needed = figures[name, modes[name]], ""
-        cells = [str(over_seeds(list(own.values()))), str(over_seeds(list(figures[name, "prompt_only"].values())))]
+    for name, found in own.items():
+        row, needed = [str(over_seeds(list(found.values()))), *cells[name]], ""
         for reference in references:
-            other = figures[reference, modes[reference]]
-            shared = sorted(own.keys() & other.keys())
+            other = own[reference]
+            shared = sorted(found.keys() & other.keys())
             if name == reference or not shared:
-                cells.append("")
+                row.append("")
                 continue
-            pairs = [own[seed] for seed in shared], [other[seed] for seed in shared]
-            cells.append(str(over_seeds(*pairs)))
+            pairs = [found[seed] for seed in shared], [other[seed] for seed in shared]
+            row.append(str(over_seeds(*pairs)))
             needed = seeds_needed([float((a[:, 0] - b[:, 0]).mean()) for a, b in zip(*pairs, strict=True)], 2.0)
-        lines.append("| " + " | ".join([name, str(len(own)), *cells, needed]) + " |")
+        lines.append("| " + " | ".join([name, str(len(found)), *row, needed]) + " |")
     return lines
 
 

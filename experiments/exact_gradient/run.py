@@ -2,11 +2,13 @@
 
 python experiments/exact_gradient/run.py --jobs 2                          everything, stage by stage
 python experiments/exact_gradient/run.py --jobs 2 --stages supervised      the first stage alone
+python experiments/exact_gradient/run.py --jobs 2 --offline-study          also measures every run on offline_study
 python experiments/exact_gradient/run.py --collect                         run nothing: tables of what has been run
 python experiments/exact_gradient/run.py backbone=tiny job.steps=1         a try, in runs/exact_gradient_try
 """
 
 import argparse
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import grace_exp.openmp  # noqa: F401 - as `python -m grace_exp` does
 # isort: split
 
 from report import write_report
-from stages import STAGES, Row, Stage, folder_of, tasks
+from stages import STAGES, Row, Stage, folder_of, items_of, tasks
 
 HERE = Path(__file__).parent
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one CPU thread each")
     parser.add_argument("--stages", default=",".join(names), help="of " + ",".join(names))
     parser.add_argument("--seeds", help="only these, as 0,1")
+    parser.add_argument("--offline-study", action="store_true", help="measure every run, by vLLM where it is installed")
     parser.add_argument("--collect", action="store_true", help="run nothing")
     parser.add_argument("overrides", nargs="*", help="settings for all runs: a try")
     arguments = parser.parse_args()
@@ -53,7 +56,9 @@ def main() -> None:
     failed: list[str] = []
     if not arguments.collect:
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            results = pool.map(partial(run_one, runs, extra), todo)
+            results = list(pool.map(partial(run_one, runs, extra), todo))
+            if arguments.offline_study:
+                results += pool.map(partial(measure_one, runs, extra), todo)
             failed = [name for name in results if name is not None]
     write_report(runs, runs if extra else HERE)
     if failed:
@@ -81,15 +86,50 @@ def run_one(runs: Path, extra: tuple[str, ...], task: tuple[Stage, Row, int]) ->
     ]
     if any((folder / "checkpoints").glob("step-*.ckpt")):
         overrides.append(f"job.resume={folder}")
+    return None if _run(f"{stage.name}: {row.name}, seed {seed}", folder, overrides) else str(folder)
+
+
+def measure_one(runs: Path, extra: tuple[str, ...], task: tuple[Stage, Row, int]) -> str | None:
+    """Measure a trained row on `evaluation=offline_study` in its own mode, unless that has been done.
+
+    Returns:
+        The folder of the evaluation, if it failed.
+    """
+    stage, row, seed = task
+    trained = folder_of(runs, stage, row, seed)
+    folder = trained / "offline_study"
+    if items_of(trained).is_file() or not (trained / "summary.json").is_file():
+        return None
+    vllm = importlib.util.find_spec("vllm") is not None
+    overrides = [
+        f"+experiment={row.experiment}",
+        *COMMON,
+        *stage.overrides,
+        *row.overrides,
+        f"seed={seed}",
+        "job=evaluate",
+        "evaluation=offline_study",
+        f"job.resume={trained}",
+        f"job.encode.mode={row.mode}",
+        f"hydra.run.dir={folder}",
+        *(["rollout=vllm"] if vllm else []),
+        *extra,
+    ]
+    return None if _run(f"{stage.name}: {row.name}, seed {seed}, offline_study", folder, overrides) else str(folder)
+
+
+def _run(title: str, folder: Path, overrides: list[str]) -> bool:
+    """Run the program, what it prints in the folder's `run.log`; whether it ended well."""
     folder.mkdir(parents=True, exist_ok=True)
-    sys.stdout.write(f"{stage.name}: {row.name}, seed {seed}\n")
+    sys.stdout.write(title + "\n")
     sys.stdout.flush()
     with (folder / "run.log").open("a") as log:
         command = [sys.executable, "-m", "grace_exp", *overrides]
         log.write(" ".join(command[1:]) + "\n")
         log.flush()
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD, check=False).returncode
-    return None if code == 0 else str(folder)
+        return (
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=ONE_THREAD, check=False).returncode == 0
+        )
 
 
 if __name__ == "__main__":

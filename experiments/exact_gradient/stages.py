@@ -203,6 +203,11 @@ def folder_of(runs: Path, stage: Stage, row: Row, seed: int) -> Path:
     return runs / stage.name / plain / f"seed{seed}"
 
 
+def items_of(folder: Path) -> Path:
+    """Where a run's scores on `offline_study` are, item by item."""
+    return folder / "offline_study" / "evaluation" / "offline_study_items.json"
+
+
 def rows_of(stage: Stage) -> list[tuple[Stage, Row]]:
     """The rows of a stage's table, with the stage that each was run in: those of earlier stages first."""
     by_name = {one.name: one for one in STAGES}
