@@ -1,4 +1,4 @@
-"""Embed texts of which a rule chooses those that get a rationale."""
+"""Embed texts, with a rationale for those that a rule chooses."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,23 +22,23 @@ def embed_adaptively(
     advance: Callable[[int], None],
     **settings: Any,
 ) -> Corpus:
-    """Embed all texts without rationale, then those again, with one, that the rule chooses.
+    """Embed all texts without rationale, and then the texts that the rule chooses with one.
 
-    The cache holds the embeddings of both kinds under the keys that they have in other modes: the rule decides only
-    which of them a text gets.
+    The cache stores both kinds of embeddings under the keys of the other modes; the rule only decides which of them a
+    text gets.
 
     Args:
         texts: Any number of them.
         role: As in `embed_corpus`.
-        region: Of embeddings with rationale.
-        rule: Chooses.
-        samples: Rationales of a chosen text.
-        max_tokens: Rationale budget.
-        advance: Told how many more texts are done.
+        region: Pooling region of embeddings with rationale.
+        rule: The rule.
+        samples: Rationales per chosen text.
+        max_tokens: Token limit of a rationale.
+        advance: Called with the number of further texts done.
         settings: The other arguments of `embed_corpus`.
 
     Returns:
-        The embeddings, and `samples` rationales a text; of a text that was not chosen they have no tokens.
+        The embeddings, and `samples` rationales per text; those of a text that was not chosen have no tokens.
     """
     plain = embed_corpus(texts, role, "text", samples=samples, max_tokens=0, **settings)
     chosen = np.flatnonzero(rule.writes(plain.vectors, role)) if len(texts) else np.empty(0, np.int64)

@@ -15,18 +15,18 @@ Vectors = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 
 _PENALTIES = tuple(10.0**power for power in range(-5, 2))
-"""Inverse strengths of the regularisation that the cross-validation chooses from."""
+"""Inverse strengths of the regularisation, from which the cross-validation chooses."""
 
 
 @dataclass(frozen=True)
 class PairEmbeddings:
-    """Both sides of pairs in both modes, each [pairs, hidden].
+    """Embeddings of both sides of pairs in both modes, each [pairs, hidden].
 
     Attributes:
         queries: Without and with rationale.
         documents: Without and with rationale.
-        read: What the rule reads of queries and documents, their prompt-only embeddings without any mean removed; None:
-            the first ones of both.
+        read: The rule's input: prompt-only embeddings of queries and documents, without any mean removed; None: the
+            first ones of both.
     """
 
     queries: tuple[Vectors, Vectors]
@@ -36,12 +36,12 @@ class PairEmbeddings:
 
 @dataclass(frozen=True)
 class FittedRule:
-    """A rule, and what it did to the texts of folds that it had not seen.
+    """A rule, and its effect on the texts of folds that it was not fitted on.
 
     Attributes:
         rule: Fitted on all texts.
-        gains: What a rationale gains for each text, nats; queries first, then documents, in the order of the pairs.
-        written: To which texts the rules of the other folds write.
+        gains: Gain from a rationale for each text, nats; queries first, then documents, in the order of the pairs.
+        written: Which texts get a rationale by the rules of the other folds.
     """
 
     rule: AdaptiveRule
@@ -49,9 +49,10 @@ class FittedRule:
     written: NDArray[np.bool_]
 
     def worth(self) -> dict[str, float]:
-        """Mean gain a text over writing none, nats.
+        """Return the mean gain per text over writing no rationale, nats.
 
-        Of the rule, of as many texts drawn at random (`random`), of writing all (`always`) and of the best choice.
+        The gain is given for the rule, as many texts drawn at random (`random`), all texts (`always`), and the best
+        choice.
         """
         return {
             "rule": float((self.gains * self.written).mean()),
@@ -61,9 +62,9 @@ class FittedRule:
         }
 
     def over(self, resamples: int) -> dict[str, tuple[float, float, float]]:
-        """The rule's mean gain less that of writing to all (`always`) and to none (`never`), each with 95 % interval.
+        """Return the rule's mean gain minus that of all texts (`always`) and of none (`never`), with 95 % intervals.
 
-        Intervals are of a bootstrap over pairs.
+        The intervals come from a bootstrap over pairs.
         """
         pairs = len(self.gains) // 2
         kept = self.gains * self.written
@@ -78,15 +79,15 @@ class FittedRule:
 
 
 def rationale_gains(own: tuple[Vectors, Vectors], partners: tuple[Vectors, Vectors], temperature: float) -> Numbers:
-    """How much likelier each text picks its partner with a rationale than without, nats [pairs].
+    """Return how much likelier each text picks its partner with a rationale than without, nats [pairs].
 
-    Text i picks partner j with the probability softmax_j(cos(i, j) / temperature). Its gain is the rise of log p(i | i)
-    when it gets a rationale, as a mean over partners without rationales and partners with.
+    Text i picks partner j with the probability softmax_j(cos(i, j) / temperature). Its gain is the increase of log p(i
+    | i) when it gets a rationale, as a mean over partners without and with rationales.
 
     Args:
         own: Embeddings without and with rationale, [pairs, hidden].
-        partners: Of the partners, without and with.
-        temperature: Of the softmax.
+        partners: Embeddings of the partners, without and with rationale.
+        temperature: Temperature of the softmax.
     """
     without, written = (
         np.mean([_log_pick(embeddings, other, temperature) for other in partners], axis=0) for embeddings in own
@@ -110,16 +111,17 @@ def _wide(vectors: Vectors) -> Numbers:
 def fit_rule(embeddings: PairEmbeddings, settings: AdaptiveConfig, seed: int) -> FittedRule:
     """Fit a rule on pairs.
 
-    A text's label is whether it gains, its weight how much: the regression minds costly mistakes more. The strength of
-    its regularisation is the one whose rules gain most on the folds that they have not seen; a pair stands in one fold.
+    The label of a text is whether it gains, and its weight is how much, so that costly mistakes count more. The
+    strength of the regularisation is the one whose rules gain most on folds that they were not fitted on. Both texts of
+    a pair are in one fold.
 
     Args:
-        embeddings: Of the pairs.
+        embeddings: Embeddings of the pairs.
         settings: Temperature, share and folds.
-        seed: Of the folds.
+        seed: Seed of the folds.
 
     Raises:
-        DataError: Fewer than a fold's number of texts gain, or lose.
+        DataError: Fewer texts gain, or lose, than there are folds.
     """
     gains = np.concatenate(
         [
@@ -164,7 +166,7 @@ def _regression(inputs: Numbers, gains: Numbers, penalty: float) -> Any:
 
 
 def _folds(helped: NDArray[np.bool_], folds: int, seed: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows to fit on and rows to look at, per fold."""
+    """Return for each fold the rows to fit on and the rows to test on."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     pairs = np.tile(np.arange(len(helped) // 2), 2)
@@ -175,7 +177,7 @@ def _folds(helped: NDArray[np.bool_], folds: int, seed: int) -> list[tuple[NDArr
 def _unseen(
     inputs: Numbers, gains: Numbers, folds: list[tuple[NDArray[np.int64], NDArray[np.int64]]], penalty: float
 ) -> Numbers:
-    """Probabilities by the rule of the other folds, [texts]."""
+    """Return the probabilities by the rules of the other folds, [texts]."""
     found = np.empty(len(gains))
     for seen, rest in folds:
         found[rest] = _regression(inputs[seen], gains[seen], penalty).predict_proba(inputs[rest])[:, 1]
@@ -187,12 +189,12 @@ def _threshold(probabilities: Numbers, share: float | None) -> float:
 
 
 def rule_lines(fitted: FittedRule, tokens: NDArray[np.int64], resamples: int) -> list[str]:
-    """What a rule is worth, in lines.
+    """Return lines that say what a rule is worth.
 
     Args:
         fitted: The rule.
-        tokens: Of each text's rationale, in the order of `FittedRule.gains`.
-        resamples: Of the bootstrap.
+        tokens: Number of tokens of each text's rationale, in the order of `FittedRule.gains`.
+        resamples: Number of resamples of the bootstrap.
     """
     worth, over = fitted.worth(), fitted.over(resamples)
     share, written = 100 * fitted.written.mean(), (tokens * fitted.written).mean()

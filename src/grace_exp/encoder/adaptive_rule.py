@@ -1,4 +1,4 @@
-"""The rule of `mode=adaptive`: which texts get a rationale, read off their prompt-only embeddings."""
+"""The rule of `mode=adaptive`: it chooses the texts that get a rationale by their prompt-only embeddings."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from grace_exp.errors import ConfigError
 from grace_exp.tracking.summary import write_json_atomic
 
 RULE_FILE = "adaptive_rule.json"
-"""Beside exported weights."""
+"""The rule's file beside exported weights."""
 
 FIT_COMMAND = "python -m grace_exp job=fit_adaptive {model} job.input=pairs.jsonl"
 
@@ -25,14 +25,14 @@ class AdaptiveRule:
     """A logistic regression on the prompt-only embedding e of a text.
 
     Its probability that a rationale helps is `sigmoid(weights . e/|e| + log_norm * log|e| + document + bias)`, where
-    `document` counts for documents alone.
+    `document` is added only for documents.
 
     Attributes:
-        weights: Of the embedding's direction, [hidden].
-        log_norm: Of the logarithm of its length.
+        weights: Weights of the embedding's direction, [hidden].
+        log_norm: Weight of the logarithm of its length.
         document: Added for documents.
-        bias: Of all texts.
-        threshold: A text gets a rationale from this probability on.
+        bias: Added for all texts.
+        threshold: Lowest probability at which a text gets a rationale.
     """
 
     weights: tuple[float, ...]
@@ -42,23 +42,23 @@ class AdaptiveRule:
     threshold: float
 
     def probabilities(self, embeddings: NDArray[np.float32], role: Role) -> NDArray[np.float64]:
-        """Of each text that a rationale helps.
+        """Return for each text the probability that a rationale helps.
 
         Args:
-            embeddings: Prompt-only, [texts, hidden], whole and not normalised.
-            role: Of the texts.
+            embeddings: Prompt-only embeddings, [texts, hidden], of full length and not normalised.
+            role: Role of the texts.
         """
         scores = features(embeddings, role) @ np.array([*self.weights, self.log_norm, self.document]) + self.bias
-        found: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * scores))  # the sigmoid, which overflows nowhere
+        found: NDArray[np.float64] = 0.5 * (1 + np.tanh(0.5 * scores))  # the sigmoid, in a form that does not overflow
         return found
 
     def writes(self, embeddings: NDArray[np.float32], role: Role) -> NDArray[np.bool_]:
-        """Which texts get a rationale; the arguments are those of `probabilities`."""
+        """Return which texts get a rationale; the arguments are those of `probabilities`."""
         return self.probabilities(embeddings, role) >= self.threshold
 
 
 def features(embeddings: NDArray[np.float32], role: Role) -> NDArray[np.float64]:
-    """What a rule reads, [texts, hidden + 2]: direction, logarithm of the length, 1 for documents."""
+    """Return the rule's input, [texts, hidden + 2]: direction, logarithm of the length, 1 for documents."""
     wide = embeddings.astype(np.float64)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
     document = np.full_like(length, float(role != Role.QUERY))
@@ -66,10 +66,10 @@ def features(embeddings: NDArray[np.float32], role: Role) -> NDArray[np.float64]
 
 
 def read_rule(folder: Path) -> AdaptiveRule | None:
-    """The rule beside a model; None where there is none.
+    """Return the rule beside a model; None if there is none.
 
     Raises:
-        ConfigError: Its file is damaged.
+        ConfigError: The rule's file is damaged.
     """
     path = folder / RULE_FILE
     if not path.is_file():
@@ -84,21 +84,21 @@ def read_rule(folder: Path) -> AdaptiveRule | None:
 
 
 def write_rule(folder: Path, rule: AdaptiveRule) -> Path:
-    """Write a rule beside a model; returns the file."""
+    """Write a rule beside a model, and return its file."""
     write_json_atomic(folder / RULE_FILE, asdict(rule))
     return folder / RULE_FILE
 
 
 def required_rule(rule: AdaptiveRule | None, model: str, hidden: int | None = None) -> AdaptiveRule:
-    """The rule of a model that `mode=adaptive` asks for.
+    """Return the rule that `mode=adaptive` needs.
 
     Args:
-        rule: The model's.
-        model: Its name, for the message.
-        hidden: Length of its embeddings; None: not looked at.
+        rule: The model's rule, if it has one.
+        model: The model's name, for the message.
+        hidden: Length of the model's embeddings; None: not checked.
 
     Raises:
-        ConfigError: It has none, or that of another model.
+        ConfigError: The model has no rule, or the rule of another model.
     """
     command = FIT_COMMAND.format(model=override("job.model", model))
     if rule is None:

@@ -1,8 +1,8 @@
-"""What was computed once, kept on disk: bytes by key, shared by processes, within a size limit.
+"""A cache on disk: bytes by key, shared by processes, with a size limit.
 
-SQLite from the standard library and not a cache library: diskcache, the usual one, has had no release since 2023 and
-unpickles what it finds in its folder. Here values are plain bytes. Every `put` is one transaction in a write-ahead log:
-a process that is killed leaves what it had put, and nothing half.
+It uses SQLite from the standard library. The usual cache library, diskcache, has had no release since 2023 and
+unpickles the files in its folder. Here values are plain bytes. Every `put` is one transaction in a write-ahead log: a
+process that is killed leaves all of its finished `put` calls, and no part of an unfinished one.
 """
 
 import os
@@ -18,13 +18,13 @@ from filelock import FileLock
 from grace_exp.errors import GraceError
 
 FILE = "rationales-v1.sqlite"
-"""The number changes when what the values mean does, so that an old file is left alone and never misread."""
+"""Raised when the meaning of the values changes, so that an old file is ignored and not misread."""
 GIB = 1024**3
 DEFAULT_LIMIT = 20 * GIB
 
-_WAIT_S = 60.0  # for another process's transaction, which takes milliseconds
-_FRESH_S = 3600  # a hit renews an entry's time only when that is older: hits of one run write nothing
-_EVICT_TO = 0.9  # of the limit, so that not every put evicts
+_WAIT_S = 60.0  # longest wait for another process's transaction, which takes milliseconds
+_FRESH_S = 3600  # a hit renews the time of an entry only if it is older, so that the hits of one run write nothing
+_EVICT_TO = 0.9  # share of the limit, so that not every put evicts
 _EVICT_AT_ONCE = 16
 _KEYS_AT_ONCE = 500  # SQLite's variables per statement are limited
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -35,28 +35,28 @@ class CacheError(GraceError):
 
 
 class RationaleCache:
-    """Bytes by key in one SQLite file; the least recently used entries go first when it is full."""
+    """Bytes by key in one SQLite file; when it is full, the least recently used entries are evicted."""
 
     def __init__(self, folder: Path | str, *, size_limit: int = DEFAULT_LIMIT) -> None:
-        """Use the cache in `folder`; the file is made and opened at first use.
+        """Use the cache in `folder`; its file is created and opened at the first use.
 
         Args:
-            folder: On a disk of this machine: a write-ahead log does not work over network file systems.
-            size_limit: Bytes of the entries; the file itself stays as large as it ever was until `clear`.
+            folder: A folder on a local disk, because a write-ahead log does not work over network file systems.
+            size_limit: Bytes of the entries; the file itself does not shrink before `clear`.
         """
         self.path = Path(folder).expanduser() / FILE
         self.size_limit = size_limit
         self._opened: tuple[int, sqlite3.Connection] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open file: a process that gets a copy opens it anew."""
+        """Return the state without the open file; a process that gets a copy opens it again."""
         return {**self.__dict__, "_opened": None}
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are there.
+        """Return the values of those keys that are in the cache.
 
         Raises:
-            CacheError: The file is damaged or cannot be used; so in every method.
+            CacheError: The file is damaged or cannot be used; every method may raise it.
         """
         found: dict[bytes, bytes] = {}
         stale: list[bytes] = []
@@ -78,7 +78,7 @@ class RationaleCache:
         return found
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
-        """Keep entries, all or none of them; then evict down to the limit."""
+        """Store entries, all or none of them; then evict entries down to the limit."""
         now = int(time.time())
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -90,7 +90,7 @@ class RationaleCache:
             connection.execute("COMMIT")
 
     def clear(self) -> int:
-        """Forget everything and give the disk space back; returns the bytes of what there was."""
+        """Delete all entries, free their disk space, and return how many bytes they took."""
         with self._connection() as connection:
             total = "SELECT COALESCE(SUM(LENGTH(key) + LENGTH(value)), 0) FROM entries"
             freed = int(connection.execute(total).fetchone()[0])
@@ -100,12 +100,12 @@ class RationaleCache:
             return freed
 
     def size(self) -> int:
-        """Bytes that the entries take, whole pages of the file."""
+        """Return the bytes of the entries, in whole pages of the file."""
         with self._connection() as connection:
             return _bytes_used(connection)
 
     def __len__(self) -> int:
-        """Number of entries."""
+        """Return the number of entries."""
         with self._connection() as connection:
             return int(connection.execute("SELECT COUNT(*) FROM entries").fetchone()[0])
 
@@ -128,7 +128,7 @@ class RationaleCache:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """The connection of this process: SQLite's do not survive a fork."""
+        """Give the connection of this process; an SQLite connection does not survive a fork."""
         try:
             if self._opened is None or self._opened[0] != os.getpid():
                 self._opened = (os.getpid(), self._open())
@@ -153,12 +153,12 @@ class RationaleCache:
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Turning on the log fails at once, without waiting, where two processes do it at the same time.
+        # Turning on the log fails at once, without waiting, if two processes do it at the same time.
         with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
             connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None)
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last puts, never more
+                connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last puts, no more
                 connection.execute(
                     "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, used INTEGER NOT NULL, value BLOB NOT "
                     "NULL)"
@@ -171,7 +171,7 @@ class RationaleCache:
 
 
 def _bytes_used(connection: sqlite3.Connection) -> int:
-    """Pages in use; summing up the entries would read all of them."""
+    """Return the bytes of the pages in use; a sum over the entries would read all of them."""
     pages, free, page_size = (
         int(connection.execute(f"PRAGMA {name}").fetchone()[0])
         for name in ("page_count", "freelist_count", "page_size")

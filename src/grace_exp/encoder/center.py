@@ -1,4 +1,4 @@
-"""Centred embeddings: the mean of a reference sample, removed from every embedding before it is brought to length 1."""
+"""Centred embeddings: the mean of a reference sample is subtracted before an embedding is scaled to length 1."""
 
 import hashlib
 import json
@@ -17,32 +17,32 @@ from grace_exp.tracking.atomic import atomic_path
 from grace_exp.tracking.summary import write_json_atomic
 
 CENTER_FILE = "center.safetensors"
-"""Beside exported weights."""
+"""The file of the means beside exported weights."""
 FIT_COMMAND = "python -m grace_exp job=fit_center {model} job.input=texts.txt"
 
 
 @dataclass(frozen=True, eq=False)
 class Center:
-    """Means of a reference sample's embeddings, not normalised; texts with and without rationale each have theirs.
+    """Mean embeddings of a reference sample, not normalised, separately for texts with and without rationale.
 
     Attributes:
-        rationale: Of texts with their rationale, [hidden] float32; None: the model was not fitted for it.
-        prompt_only: Of texts alone, likewise.
+        rationale: Mean for texts with their rationale, [hidden] float32; None: it was not fitted.
+        prompt_only: Mean for texts without rationale, in the same form.
     """
 
     rationale: Vectors | None
     prompt_only: Vectors | None
 
     def removed(self, vectors: Vectors, written: NDArray[np.bool_], model: str) -> Vectors:
-        """The embeddings less the mean.
+        """Return the embeddings minus the mean.
 
         Args:
-            vectors: [texts, hidden], whole and not normalised.
+            vectors: Embeddings, [texts, hidden], of full length and not normalised.
             written: Whether a text has a rationale, [texts].
-            model: Its name, for messages.
+            model: The model's name, for messages.
 
         Raises:
-            ConfigError: The mean that is needed is not there, or of another length.
+            ConfigError: The mean that is needed is missing or of another length.
         """
         result = vectors.astype(np.float64)
         for name, rows in (("rationale", written), ("prompt_only", ~written)):
@@ -68,7 +68,7 @@ class Center:
 
     @property
     def digest(self) -> str:
-        """Of both means, 16 hex digits: what embeddings depend on beside weights and pooling."""
+        """A digest of both means, 16 hex digits, for keys of the cache."""
         found = hashlib.blake2b(digest_size=8)
         for mean in (self.rationale, self.prompt_only):
             found.update(b"none" if mean is None else np.asarray(mean, "<f4").tobytes())
@@ -76,10 +76,10 @@ class Center:
 
 
 def check_single(center: Center | None, samples: int) -> None:
-    """Refuse several rationales a text, whose unit vectors are averaged before a mean could be removed.
+    """Refuse several rationales per text, because their unit vectors are averaged before a mean could be subtracted.
 
     Raises:
-        ConfigError: There is a mean to remove, and more than one sample.
+        ConfigError: There is a mean to subtract, and more than one sample.
     """
     if center is not None and samples > 1:
         raise ConfigError(
@@ -90,7 +90,7 @@ def check_single(center: Center | None, samples: int) -> None:
 
 
 def read_center(folder: Path, transform: str) -> Center | None:
-    """What `pooling.transform` of a model folder asks for; None: nothing.
+    """Return the means that `pooling.transform` of a model folder asks for; None if it asks for none.
 
     Raises:
         ConfigError: The means are missing or damaged.
@@ -118,14 +118,14 @@ def read_center(folder: Path, transform: str) -> Center | None:
 
 
 def pooling_of(pooling: PoolingConfig, center: Center | None) -> dict[str, Any]:
-    """What pooling and centring decide of an embedding, as plain data; without a mean as before there were any."""
+    """Return the settings of pooling and centring that decide an embedding; without a mean as in earlier versions."""
     plain = asdict(replace(pooling, transform="none"))
     del plain["transform"]
     return plain if center is None else {**plain, "center": center.digest}
 
 
 def write_center(folder: Path, center: Center, settings_file: str) -> None:
-    """Write the means beside a model, then say in its settings that they are to be removed."""
+    """Write the means beside a model, and then the setting that they are to be subtracted."""
     from safetensors.numpy import save_file
 
     means = {"rationale": center.rationale, "prompt_only": center.prompt_only}

@@ -1,4 +1,4 @@
-"""Rationales that a model did not write to a text, to compare its own with: pure functions of token ids."""
+"""Control rationales, to compare a model's own with: pure functions of token ids."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class OwnRationale:
-    """What a model wrote to a text.
+    """A text with the rationale that a model wrote for it.
 
     Attributes:
-        text_ids: Token ids of the text as the prompt holds it.
-        rationale_ids: Those of the rationale, with the end token unless it was cut.
+        text_ids: Token ids of the text in the prompt.
+        rationale_ids: Token ids of the rationale, with the end token unless it was cut.
     """
 
     text_ids: TokenIds
@@ -27,19 +27,20 @@ class OwnRationale:
 def control_rationales(
     rationales: Mapping[str, OwnRationale], words: Sequence[TokenIds], end_token_ids: Sequence[int], seed: int
 ) -> dict[str, dict[str, TokenIds]]:
-    """Control rationales of every text, by control.
+    """Return control rationales of every text, by control.
 
     Args:
-        rationales: Distinct texts with what the model wrote to them.
-        words: Token ids of the words that random ones are drawn from.
+        rationales: Distinct texts with the model's rationales.
+        words: Token ids of the words from which random ones are drawn.
         end_token_ids: Tokens that end a rationale; the first is used.
-        seed: Of who gets whose rationale and, with the text, of its random words. The texts' order plays no part.
+        seed: Seed of the exchange of rationales and, with the text, of its random words. The texts' order has no
+            effect.
 
     Returns:
-        By control, then text: `empty`, `random_words`, `repeated`, `swapped`.
+        Rationales by control and text: `empty`, `random_words`, `repeated`, `swapped`.
 
     Raises:
-        DataError: There is a single text, so that no other rationale is there to swap with.
+        DataError: There is only one text, so there is no other rationale to swap with.
     """
     end = end_token_ids[0]
     texts = sorted(rationales)
@@ -56,12 +57,12 @@ def control_rationales(
 
 
 def empty(end_token_id: int) -> TokenIds:
-    """The rationale that says nothing: the end token alone."""
+    """Return the empty rationale: only the end token."""
     return (end_token_id,)
 
 
 def repeated(text_ids: Sequence[int], end_token_id: int) -> TokenIds:
-    """The text once more, and the end token."""
+    """Return the text again, and the end token."""
     return (*text_ids, end_token_id)
 
 
@@ -71,9 +72,9 @@ def random_words(
     end_token_ids: Collection[int],
     generator: np.random.Generator,
 ) -> TokenIds:
-    """Words drawn with equal chances, as many tokens as the rationale has; it ends as the rationale does.
+    """Return words drawn uniformly, with as many tokens as the rationale; it ends as the rationale does.
 
-    The last word is cut where the length asks for it.
+    The last word is cut if necessary.
     """
     ended = tuple(rationale_ids[-1:]) if rationale_ids and rationale_ids[-1] in end_token_ids else ()
     wanted = len(rationale_ids) - len(ended)
@@ -84,14 +85,14 @@ def random_words(
 
 
 def partner_of(texts: Sequence[str], seed: int) -> dict[str, str]:
-    """Another text for every text, each once: a random ring through the sorted texts.
+    """Return another text for every text, each once: a random cycle through the sorted texts.
 
     Args:
         texts: Distinct texts, two or more.
-        seed: Of the ring.
+        seed: Seed of the cycle.
 
     Raises:
-        DataError: There is a single text.
+        DataError: There is only one text.
     """
     if len(texts) < 2:
         raise DataError("controls: another text's rationale needs two different texts or more; the set has one")

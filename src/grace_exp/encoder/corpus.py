@@ -1,4 +1,4 @@
-"""Corpora of any size: block by block, so that only vectors and token ids of the whole are held."""
+"""Embed corpora of any size in blocks, so that memory holds only vectors and token ids of the whole corpus."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from grace_exp.encoder.embedding import Vectors, embed_texts
 from grace_exp.policy.packing import Region
 
 BLOCK = 8192
-"""Texts that are sorted by length among themselves, and gathered from the processes, at one time."""
+"""Number of texts that are sorted by length together, and gathered from the processes at one time."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Corpus:
     """Embedded texts.
 
     Attributes:
-        vectors: float32 [texts, hidden].
+        vectors: Embeddings, float32 [texts, hidden].
         rationale_ids: Token ids of their rationales, [texts x samples]; empty without rationales.
     """
 
@@ -38,14 +38,14 @@ def embed_corpus(
     rationales: Sequence[tuple[int, ...]] | None = None,
     **settings: Any,
 ) -> Corpus:
-    """Embed texts; equal texts are written to and computed once.
+    """Embed texts; equal texts are computed once.
 
     Args:
-        texts: Any number of them.
+        texts: The texts, in any number.
         role: As in `embed_texts`.
-        region: The one pooling region.
+        region: The pooling region.
         hidden: Length of an embedding.
-        samples: Rationales a text.
+        samples: Rationales per text.
         rationales: As in `embed_texts`.
         settings: The other arguments of `embed_texts`.
     """

@@ -1,7 +1,7 @@
 """A student that embeds without rationales, trained on the embeddings of a teacher that writes them.
 
-The student is a model of sentence-transformers, and so is its training: `SentenceTransformerTrainer` with the library's
-`EmbedDistillLoss` (cosine) and, beside it, the divergence of in-batch similarities.
+The student is a model of sentence-transformers, trained by its `SentenceTransformerTrainer` with the library's
+`EmbedDistillLoss` (cosine) plus the divergence of in-batch similarities.
 """
 
 import tempfile
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
     from sentence_transformers.sentence_transformer.modules import Dense
 
 _ADAPTER_RATE, _WHOLE_RATE = 5e-4, 5e-5
-_WARMUP = 0.1  # share of the updates
-_MAP_TEXTS = 10_000  # that the linear map is fitted to before training; more change it little
+_WARMUP = 0.1  # as a share of the updates
+_MAP_TEXTS = 10_000  # texts to which the linear map is fitted before training; more change it little
 
 
 class SimilarityDistillLoss(EmbedDistillLoss):
     """Cosine distance to the teacher's embedding, plus the divergence of in-batch similarities."""
 
     def __init__(self, model: SentenceTransformer, *, temperature: float, similarity_weight: float) -> None:
-        """Of a student whose embeddings have the teacher's width.
+        """Make the loss for a student whose embeddings have the teacher's width.
 
         Args:
             model: The student.
             temperature: As in `similarity_divergence`.
-            similarity_weight: Of the divergence.
+            similarity_weight: Weight of the divergence.
         """
         super().__init__(model, distance_metric="cosine")
         self.temperature = temperature
         self.similarity_weight = similarity_weight
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], teacher_embeddings: list[Tensor]) -> Tensor:
-        """The sum of both, a scalar; one student and one teacher tensor [batch, width] per column of texts."""
+        """Return the sum of both, a scalar; one student and one teacher tensor [batch, width] per column of texts."""
         cosine = super().compute_loss_from_embeddings(embeddings, teacher_embeddings)
         divergences = [
             similarity_divergence(student, target, self.temperature)
@@ -57,31 +57,31 @@ class SimilarityDistillLoss(EmbedDistillLoss):
         return cosine + self.similarity_weight * torch.stack(divergences).mean()
 
     def get_config_dict(self) -> dict[str, Any]:
-        """For the library's records."""
+        """Return the settings for the library's records."""
         return {"temperature": self.temperature, "similarity_weight": self.similarity_weight}
 
 
 def similarity_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of who is near whom: softmax over each text's cosines with the others, mean over texts.
+    """Return KL(teacher || student) of the softmax over each text's cosines with the others, the mean over texts.
 
     Args:
         student: [batch, width], batch of 3 or more.
         teacher: [batch, teacher width].
-        temperature: The cosines are divided by it.
+        temperature: Divides the cosines.
     """
     student_rows, target = (_neighbours(vectors, temperature) for vectors in (student, teacher.to(student)))
     return torch.nn.functional.kl_div(student_rows, target, reduction="batchmean", log_target=True)
 
 
 def _neighbours(vectors: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities [batch, batch - 1]: a text is no neighbour of its own."""
+    """Return log-probabilities [batch, batch - 1]; a text is not its own neighbour."""
     unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
     others = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     return torch.log_softmax((unit @ unit.T)[others].view(len(unit), -1) / temperature, dim=-1)
 
 
 def check_own_student(teacher: GraceEncoder) -> None:
-    """Whether stock modules can compute the teacher's prompt-only embedding.
+    """Check that stock modules can compute the teacher's prompt-only embedding.
 
     Raises:
         ConfigError: They cannot.
@@ -95,12 +95,12 @@ def check_own_student(teacher: GraceEncoder) -> None:
 
 
 def own_student(teacher: GraceEncoder, rank: int, seed: int) -> SentenceTransformer:
-    """The teacher's weights as a student in float32 with a fresh adapter, which alone is trained.
+    """Return a student with the teacher's weights in float32 and a new adapter; only the adapter is trained.
 
     Args:
-        teacher: Passed `check_own_student`.
-        rank: Of the adapter.
-        seed: Of its initial weights.
+        teacher: The teacher, after `check_own_student`.
+        rank: Rank of the adapter.
+        seed: Seed of its initial weights.
     """
     from peft import LoraConfig
 
@@ -114,11 +114,11 @@ def own_student(teacher: GraceEncoder, rank: int, seed: int) -> SentenceTransfor
 
 
 def load_student(name: str, device: torch.device) -> SentenceTransformer:
-    """A sentence-transformers model as a student, in float32.
+    """Return a sentence-transformers model as a student, in float32.
 
     Args:
         name: Folder or hub name.
-        device: For the student.
+        device: Device of the student.
 
     Raises:
         MissingResourceError: It cannot be loaded.
@@ -133,11 +133,11 @@ def load_student(name: str, device: torch.device) -> SentenceTransformer:
 
 
 def match_width(student: SentenceTransformer, texts: Sequence[str], targets: NDArray[np.float32]) -> None:
-    """Where widths differ, end the student with a linear map to the teacher's.
+    """If the widths differ, append a linear map to the teacher's width to the student.
 
     Args:
-        student: Gets a module more.
-        texts: Of the corpus.
+        student: The student, which gets one more module.
+        texts: Texts of the corpus.
         targets: The teacher's embeddings of them, [texts, width].
     """
     if student.get_embedding_dimension() != targets.shape[1]:
@@ -147,9 +147,9 @@ def match_width(student: SentenceTransformer, texts: Sequence[str], targets: NDA
 
 
 def linear_map(vectors: NDArray[np.float32], targets: NDArray[np.float32]) -> "Dense":
-    """The affine map from vectors [texts, width] to the directions of targets [texts, other width], as a module.
+    """Return the affine map from vectors [texts, width] to the directions of targets [texts, other width], as a module.
 
-    It is the ridge regression with the penalty that predicts left-out texts best.
+    It is a ridge regression with the penalty that predicts left-out texts best.
     """
     from sentence_transformers.sentence_transformer.modules import Dense
     from sklearn.linear_model import RidgeCV
@@ -175,16 +175,16 @@ def train_student(
     bf16: bool,
     progress: bool,
 ) -> list[float]:
-    """Train in place.
+    """Train the student in place.
 
     Args:
-        student: Its embeddings have the width of the targets.
-        texts: At least as many as a batch has.
+        student: The student; its embeddings have the width of the targets.
+        texts: The texts, at least as many as a batch has.
         targets: The teacher's embeddings, [texts, width].
-        settings: Batch, rate, loss.
-        seed: Of the order of texts.
-        bf16: Forward under autocast.
-        progress: Show a bar.
+        settings: Batch size, learning rate, loss.
+        seed: Seed of the order of texts.
+        bf16: Whether the forward runs under autocast.
+        progress: Whether to show a bar.
 
     Returns:
         The mean loss of each epoch.
@@ -198,7 +198,7 @@ def train_student(
     )
     usual = _ADAPTER_RATE if settings.student is None else _WHOLE_RATE
     read = settings.epochs * (len(texts) // settings.batch_size) * settings.batch_size
-    student.model_card_data.widget = [{}]  # else the trainer collects examples for a card that nobody writes
+    student.model_card_data.widget = [{}]  # keeps the trainer from collecting examples for a card that is not written
     with tempfile.TemporaryDirectory() as folder, progress_bar(read, visible=progress) as advance:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
@@ -207,7 +207,7 @@ def train_student(
             learning_rate=settings.learning_rate or usual,
             warmup_steps=_WARMUP,
             dataloader_drop_last=True,  # a small last batch has few neighbours
-            prompts=student.prompts.get(student.default_prompt_name or "") or None,  # as `encode` has it
+            prompts=student.prompts.get(student.default_prompt_name or "") or None,  # as in `encode`
             seed=seed,
             bf16=bf16,
             use_cpu=student.device.type == "cpu",
@@ -216,7 +216,7 @@ def train_student(
             report_to="none",
             disable_tqdm=True,
         )
-        arguments._n_gpu = min(1, arguments.n_gpu)  # further GPUs of the machine are not ours
+        arguments._n_gpu = min(1, arguments.n_gpu)  # other GPUs of the machine are not used
 
         class Advance(TrainerCallback):
             def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -235,13 +235,13 @@ def train_student(
 
 
 def save_student(student: SentenceTransformer, folder: Path, *, backbone: GraceEncoder | None) -> None:
-    """Write a folder of stock modules.
+    """Write the student's folder of stock modules.
 
     Args:
-        student: Trained.
-        folder: Where to.
-        backbone: The teacher, where the student is its backbone with an adapter; it takes the student's weights over,
-            and `GraceEncoder.from_pretrained` loads the folder, too. None: another student.
+        student: The trained student.
+        folder: The folder.
+        backbone: The teacher, if the student is its backbone with an adapter. It takes over the student's weights, and
+            `GraceEncoder.from_pretrained` also loads the folder. None: another student.
     """
     if backbone is None:
         student.save(str(folder), create_model_card=False)
@@ -252,7 +252,7 @@ def save_student(student: SentenceTransformer, folder: Path, *, backbone: GraceE
 
 
 def _fold_adapter(student: SentenceTransformer, teacher: GraceEncoder) -> None:
-    """Adapters are on linear layers alone: these are all that differs from the teacher's weights."""
+    """Merge the adapter into the teacher; it is on linear layers only, and all other weights are the teacher's."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     learned: Any = student.transformers_model
@@ -270,5 +270,5 @@ def _save_stock(teacher: GraceEncoder, folder: Path) -> None:
 
 
 def _builder(teacher: GraceEncoder) -> PromptBuilder:
-    """Builds the prompts of all roles, as in training."""
+    """Return a builder of the prompts of all roles, as in training."""
     return PromptBuilder(teacher.tokenizer, teacher.prompt, teacher.template_kwargs, allow_empty=True)

@@ -1,8 +1,7 @@
-"""Texts to embeddings with the present policy: write a rationale, and pool as in training.
+"""Embed texts with the present policy: write a rationale, and pool as in training.
 
-The hidden states are those of writing (`policy.one_pass`) or, where these are not there, of the same forward as in
-training.
-Training's held-out figures, the encoder and the benchmarks all come through `embed_texts`.
+The hidden states are those of decoding (`policy.one_pass`) or, where these are missing, those of training's forward.
+Training's held-out sets, the encoder and the benchmarks all use `embed_texts`.
 """
 
 import logging
@@ -30,12 +29,13 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Embedded:
-    """Texts with what the policy made of them.
+    """Texts with their embeddings and rationales.
 
     Attributes:
-        embeddings: Per pooling region, float32 [texts, hidden]. The region `text` does not see the rationale, so it is
-            the prompt-only embedding.
-        completions: The rationales, [texts x samples], those of a text side by side; empty where none were asked for.
+        embeddings: Embeddings by pooling region, float32 [texts, hidden]. The region `text` does not attend to the
+            rationale, so it is the prompt-only embedding.
+        completions: The rationales, [texts x samples], those of a text next to each other; empty if none were asked
+            for.
     """
 
     embeddings: dict[Region, Vectors]
@@ -59,33 +59,33 @@ def embed_texts(
     model_cache: ModelCache | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Embed texts; equal texts are written to and computed once, each by one of the processes of a group.
+    """Embed texts; equal texts are computed once, by one process of the group.
 
     Args:
-        texts: What to embed, at least one.
-        role: Chooses the instruction of the prompt.
+        texts: The texts, at least one.
+        role: Role of the texts; it chooses the prompt's instruction.
         policy: The model.
-        engine: Writes the rationales, with the policy's present weights.
+        engine: Engine with the policy's present weights, which writes the rationales.
         prompts: Builds the prompts.
-        max_tokens: Rationale budget; 0: no rationale, the prompt alone.
-        temperature: 0 is greedy.
-        seed: Of sampling; a text's rationale depends on it, the role and the text alone.
-        regions: Pooling regions to return; without a rationale only `text` and `text_and_rationale` are there.
-        samples: Rationales a text. The embedding of several is the mean of theirs, each brought to length 1 first.
-        rationales: Token ids of one rationale per text, to be taken instead of writing any; `max_tokens` is 0 then.
-        batch_size: Texts that are written to and computed at a time, halved where memory runs out; null: all at once,
-            and the engine sleeps when they are written.
-        model_cache: What is known already, and where to keep what is new, batch by batch.
-        advance: Told how many more of this process's texts are done.
+        max_tokens: Token limit of a rationale; 0: no rationale, only the prompt.
+        temperature: Sampling temperature; 0 is greedy.
+        seed: Seed of sampling; a text's rationale depends only on it, the role and the text.
+        regions: Pooling regions to return; without rationales only `text` and `text_and_rationale` exist.
+        samples: Rationales per text. The embedding of several is the mean of theirs, each scaled to length 1 first.
+        rationales: Token ids of one rationale per text, used instead of writing any; `max_tokens` is then 0.
+        batch_size: Texts in one batch, halved if memory runs out; None: all at once, and the engine sleeps after
+            writing.
+        model_cache: Cache of earlier results; new ones are stored after each batch.
+        advance: Called with the number of further texts that this process has done.
 
     Raises:
-        torch.OutOfMemoryError: A single text does not fit.
+        torch.OutOfMemoryError: A single text does not fit into memory.
     """
     nothing: list[tuple[int, ...] | None] = [None] * len(texts)
     pairs = list(zip(texts, rationales or nothing, strict=True))
     everything = list(dict.fromkeys(pairs))
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    distinct = everything[rank::world] or everything[:1]  # a process without a share repeats a text: all take part
+    distinct = everything[rank::world] or everything[:1]  # a process without texts repeats one: all must take part
     written = 1 if rationales is not None else samples if max_tokens else 0
     works = works_of(
         [text for text, _ in distinct],
@@ -120,7 +120,7 @@ def works_of(
     seed: int,
     samples: int,
 ) -> list[Work]:
-    """What is to be written and embedded for each text; the arguments are those of `embed_texts`."""
+    """Return what is written and embedded for each text; the arguments are those of `embed_texts`."""
     written = samples if max_tokens else 0
     return [
         Work(
@@ -132,7 +132,7 @@ def works_of(
 
 
 class _Share:
-    """This process's texts, each without rationale and embedding, with the former, or with both."""
+    """This process's texts: each without rationale and embedding, with the rationale, or with both."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Share:
         self._completions: list[list[Completion] | None] = [None] * len(works)
         self._vectors: list[dict[Region, Vectors] | None] = [None] * len(works)
         self._pooled: dict[int, list[PooledStates | None]] = {}
-        """Of the rationales of a row that has been written to and not been computed."""
+        """Pooled states of rationales that are written but not yet embedded, by row."""
         if model_cache is not None:
             self._completions = model_cache.rationales(works)
             self._vectors = model_cache.embeddings(works, regions)
@@ -161,13 +161,14 @@ class _Share:
                 self._completions[row] = [Completion(work.given, (0.0,) * len(work.given), "stop")]
 
     def embed(self, batch_size: int | None) -> Embedded:
-        """Do what is missing, `batch_size` texts at a time."""
+        """Compute what is missing, `batch_size` texts at a time."""
         missing = [
             row for row in range(len(self._works)) if self._completions[row] is None or self._vectors[row] is None
         ]
         self._advance(len(self._works) - len(missing))
         if batch_size is not None and batch_size < len(missing):
-            # Alike in length, so that little is padding; longest first, so that memory runs out early if it does.
+            # Similar lengths together, so that there is little padding; longest first, so that memory runs out early if
+            # it does.
             missing.sort(key=lambda row: -len(self._works[row].prompt.token_ids))
         size, start = batch_size or max(1, len(missing)), 0
         while start < len(missing):
@@ -188,11 +189,11 @@ class _Share:
         )
 
     def _fits(self, batch: list[int], *, last: bool) -> bool:
-        """Write to and compute a batch; False where memory ran out (the rationales, if written, are kept).
+        """Write and embed a batch; return False if memory ran out (rationales that were written are kept).
 
         Args:
-            batch: Rows.
-            last: Whether nothing more is written, so that the forwards may have the engine's memory.
+            batch: Rows of the batch.
+            last: Whether nothing more is written, so that the forwards may use the engine's memory.
         """
         try:
             self._write([row for row in batch if self._completions[row] is None])
@@ -200,7 +201,7 @@ class _Share:
                 self._engine.sleep()
             self._compute(batch)
         except torch.OutOfMemoryError:
-            if len(batch) == 1 or self._policy.sharded:  # sharded processes compute as many batches as each other
+            if len(batch) == 1 or self._policy.sharded:  # sharded processes must compute the same number of batches
                 raise
             return False
         return True
@@ -244,7 +245,7 @@ class _Share:
             self._vectors[row] = {region: vectors[number] for region, vectors in found.items()}
 
     def _check(self, arrays: dict[Region, Vectors], batch: list[int]) -> None:
-        """Refuse, as training does, vectors without a direction, before any is kept."""
+        """Refuse vectors that are zero or not finite, as training does, before any of them is stored."""
         for values in arrays.values():
             lengths = np.linalg.norm(values.astype(np.float64), axis=1)
             bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
@@ -259,7 +260,7 @@ class _Share:
 
 
 def _averaged(vectors: Vectors, texts: int) -> Vectors:
-    """One embedding a text [texts, hidden] out of those of its rationales [texts x samples, hidden]."""
+    """Return one embedding per text [texts, hidden] from those of its rationales [texts x samples, hidden]."""
     if len(vectors) == texts:
         return vectors
     wide = vectors.astype(np.float64)

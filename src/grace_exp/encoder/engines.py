@@ -1,4 +1,4 @@
-"""The engine of a loaded model, outside a run."""
+"""Make the engine of a loaded model outside a run."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from grace_exp.policy.load_backbone import Backbone
 
 EngineMaker = Callable[["Backbone", int, int], RolloutEngine]
-"""Makes the engine of a model, for prompts and rationales of at most so many tokens."""
+"""A function that makes a model's engine, for prompts and rationales of at most so many tokens."""
 
 ENGINES = ("transformers", "vllm", "vllm_server")
 
 
 def engine_maker(name: str, overrides: Sequence[str]) -> EngineMaker:
-    """What makes the engine that `name` stands for, as in `rollout=`, with that choice's settings.
+    """Return a function that makes the engine `name`, as in `rollout=`, with the settings of that choice.
 
     Args:
         name: One of `ENGINES`.
-        overrides: Settings in `rollout` as on the command line.
+        overrides: Settings of `rollout` as on the command line.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no engine of that name.
     """
     if name not in ENGINES:
         raise ConfigError(f"engine={name!r} is none of {', '.join(ENGINES)}")
 
     def make(backbone: "Backbone", prompt_tokens: int, max_tokens: int) -> RolloutEngine:
-        plain = name == "transformers" and not overrides  # composing settings takes a second
+        plain = name == "transformers" and not overrides  # avoids composing settings, which takes a second
         config = None if plain else _config(name, overrides, backbone, prompt_tokens, max_tokens)
         if config is None or name == "transformers":
             from grace_exp.rollout.transformers_engine import TransformersEngine
@@ -58,12 +58,12 @@ def engine_maker(name: str, overrides: Sequence[str]) -> EngineMaker:
 def _config(
     name: str, overrides: Sequence[str], backbone: "Backbone", prompt_tokens: int, max_tokens: int
 ) -> GraceConfig:
-    """The settings of a run with such an engine on this device; only those of the engine are read."""
+    """Return the settings of a run with this engine on this device; only those of the engine are used."""
     on_cpu = backbone.model.device.type == "cpu"
     sizes = [f"prompt.max_tokens={prompt_tokens}", f"rollout.max_tokens={max_tokens}"]
     if prompt_tokens + max_tokens > RolloutConfig.batch_tokens:
         sizes.append(f"rollout.batch_tokens={prompt_tokens + max_tokens}")
     dtype = "bfloat16" if backbone.model.dtype is torch.bfloat16 else "float32"
     device = [f"hardware={'cpu' if on_cpu else 'gpu'}", f"rollout.vllm.dtype={dtype}"]
-    folder = default_cache_dir() / "engines"  # a server's log goes there
+    folder = default_cache_dir() / "engines"  # for a server's log
     return compose_config([f"rollout={name}", *device, *sizes, *overrides], folder)

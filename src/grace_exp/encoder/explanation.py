@@ -1,11 +1,11 @@
-"""Which words make two texts similar: a cosine of mean-pooled embeddings as an exact sum over pairs of tokens.
+"""Which words make two texts similar: the cosine of mean-pooled embeddings as an exact sum over pairs of tokens.
 
 An embedding is the mean of token vectors h_i, so the cosine of two embeddings a and b is
 
     cos(a, b) = sum over i, j of  h_i . g_j / (n m |a| |b|)
 
-over the n pooled tokens of one text and the m of the other. A word's contribution is the sum over its tokens and over
-all tokens of the other text. The contributions of all words of either text add up to the cosine.
+over the n pooled tokens of one text and the m of the other. A word's contribution is the sum over its tokens and all
+tokens of the other text. The contributions of all words of either text sum to the cosine.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from grace_exp.encoder.encoder import GraceEncoder
 
 WordKind = Literal["text", "rationale", "template", "special"]
-"""Where a word stands: the user's text, the rationale, the chat template around them, or a control token."""
+"""Where a word is: in the user's text, in the rationale, in the chat template around them, or a control token."""
 
 CONTROLS = ("prompt_only", "empty", "repeated", "swapped")
-"""Cosines to compare with: without rationales, with empty ones, with each text repeated in place of its rationale, and
-with the two rationales swapped."""
+"""Control cosines: without rationales, with empty ones, with each text repeated in place of its rationale, and with the
+two rationales swapped."""
 
 _STRONGEST = 20
 
@@ -42,8 +42,8 @@ class Word:
 
     Attributes:
         text: The word with the white space before it.
-        kind: Where it stands.
-        contribution: Its share of the cosine; those of a text add up to the cosine.
+        kind: Where it is.
+        contribution: Its part of the cosine; the parts of all words of a text sum to the cosine.
         tokens: Number of its tokens.
     """
 
@@ -58,11 +58,11 @@ class ExplainedText:
     """One of the two texts.
 
     Attributes:
-        text: As it was given.
-        role: The role whose instruction the prompt has.
-        rationale: What was written to it; empty without a rationale.
+        text: The text as given.
+        role: The role, which chooses the prompt's instruction.
+        rationale: Its rationale; empty without one.
         words: The pooled words in reading order.
-        not_pooled: Number of tokens in front of the pooled ones (the system prompt), which contribute nothing.
+        not_pooled: Number of tokens before the pooled ones (the system prompt); they contribute nothing.
         text_tokens_cut: Tokens of the text that did not fit into the prompt.
     """
 
@@ -80,7 +80,7 @@ class ExplainedText:
 
 @dataclass(frozen=True, slots=True)
 class WordPair:
-    """Two words, by their places in `a.words` and `b.words`, and what the pair adds to the cosine."""
+    """Two words, by their positions in `a.words` and `b.words`, and what the pair adds to the cosine."""
 
     a: int
     b: int
@@ -89,16 +89,16 @@ class WordPair:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The cosine of two embeddings, taken apart.
+    """The cosine of two embeddings, split into contributions.
 
     Attributes:
-        cosine: Of the two embeddings, as `encode` gives them.
+        cosine: Cosine of the two embeddings from `encode`.
         total: Sum of all contributions; equals `cosine` up to rounding.
         a: The first text.
         b: The second text.
         pairs: The pairs of words of texts and rationales with the largest contributions, largest first; template and
             punctuation are left out.
-        controls: Cosines with other rationales, by the names in `CONTROLS`; empty where no rationale was written.
+        controls: Cosines with other rationales, by the names in `CONTROLS`; empty if no rationale was written.
     """
 
     cosine: float
@@ -136,22 +136,22 @@ def explain_pair(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Explanation:
-    """Take the cosine of two texts apart into contributions of their words.
+    """Split the cosine of two texts into contributions of their words.
 
     Args:
-        encoder: Writes the rationales and embeds.
+        encoder: The encoder, which writes the rationales and embeds.
         a: The first text.
         b: The second text.
         role_a: Its role, as in `encode`.
-        role_b: The other's role.
-        mode: Which roles get a rationale; None: as the model was trained.
-        max_tokens: Rationale budget; None: the encoder's own.
-        temperature: Of sampling; 0 is greedy.
-        seed: Of sampling.
+        role_b: Role of the second text.
+        mode: Which roles get a rationale; None: as in the model's training.
+        max_tokens: Token limit of a rationale; None: the encoder's own.
+        temperature: Sampling temperature; 0 is greedy.
+        seed: Seed of sampling.
 
     Raises:
         ConfigError: `backbone.pooling.method` is not `mean`: only a mean is a sum over tokens.
-        DataError: `a` or `b` is no text.
+        DataError: `a` or `b` is not a text.
     """
     if encoder.center is not None:
         raise ConfigError(
@@ -215,7 +215,7 @@ def _prepare(encoder: "GraceEncoder", text: str, role: Role, mode: Mode, setting
 
 
 def _words(tokenizer: Any, prepared: _PreparedText, positions: Sequence[int]) -> list[tuple[str, WordKind, int]]:
-    """The words at the pooled positions, in order: text, kind, number of tokens."""
+    """Return the words at the pooled positions, in order: text, kind, number of tokens."""
     ids = (*prepared.prompt.token_ids, *prepared.completion_ids)
     first, behind = prepared.builder.text_span(prepared.role, prepared.prompt)
     control = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
@@ -228,7 +228,7 @@ def _words(tokenizer: Any, prepared: _PreparedText, positions: Sequence[int]) ->
         return "text" if first <= position < behind else "template"
 
     words: list[tuple[str, WordKind, int]] = []
-    pending: list[int] = []  # tokens of a character that is not complete yet
+    pending: list[int] = []  # tokens of an incomplete character
     for place, position in enumerate(positions):
         kind = kind_at(position)
         pending.append(ids[position])
@@ -246,7 +246,7 @@ def _words(tokenizer: Any, prepared: _PreparedText, positions: Sequence[int]) ->
 
 
 def _starts(words: Sequence[tuple[str, WordKind, int]]) -> NDArray[np.int64]:
-    """Place of each word's first token among the pooled tokens, [words]."""
+    """Return the position of each word's first token among the pooled tokens, [words]."""
     return np.cumsum([0, *(tokens for _, _, tokens in words[:-1])])
 
 
@@ -261,7 +261,7 @@ def _is_read(word: Word) -> bool:
 
 
 def _controls(encoder: "GraceEncoder", texts: Sequence[_PreparedText], region: Region) -> dict[str, float]:
-    """Cosines of the two texts with other rationales, by name."""
+    """Return cosines of the two texts with other rationales, by name."""
     end = encoder.backbone.end_token_ids[0]
     rationales: dict[str, list[Sequence[int]]] = {
         "empty": [empty(end)] * 2,

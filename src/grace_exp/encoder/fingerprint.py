@@ -1,4 +1,4 @@
-"""What a model is, as a short digest: two models with equal digests compute the same."""
+"""Short digests of models: two models with equal digests compute the same."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 _NOT_COMPUTED_WITH = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
-_THREADS = 4  # hashlib lets others run while it works on large buffers
+_THREADS = 4  # hashlib releases the interpreter lock on large buffers
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's weights and configuration, 32 hex digits; about a second per gigabyte.
+    """Return a digest of a model's weights and configuration, 32 hex digits; it takes about a second per gigabyte.
 
-    Of the tensors in memory rather than of files, so that it is right whatever was loaded, merged, cast or trained
-    since.
+    It is computed from the tensors in memory, not from files, so it is right after loading, merging, casting or
+    training.
 
     Args:
         model: A transformers model, with or without peft adapters.
@@ -25,7 +25,7 @@ def fingerprint(model: nn.Module) -> str:
     seen: dict[tuple[int, int], str] = {}
     tensors = []
     for name, tensor in model.state_dict().items():
-        # Tied weights appear under each of their names and are read once.
+        # Tied weights have several names and are read once.
         if (first := seen.setdefault((tensor.data_ptr(), tensor.numel()), name)) == name:
             tensors.append(tensor)
         digest.update(f"{name} {first} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -36,7 +36,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """A digest of a model's weights below any adapters, the same before they are put on and after, 32 hex digits."""
+    """Return a digest of the weights without adapters, 32 hex digits; adding adapters does not change it."""
     digest = hashlib.blake2b(digest_size=16)
     tensors = {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): tensor
@@ -55,7 +55,7 @@ def _digest(tensor: Tensor) -> bytes:
 
 
 def _settings(model: Any) -> dict[str, Any]:
-    """What decides a forward besides the weights: the model's configuration, and how strong its adapters are."""
+    """Return what decides a forward besides the weights: the model's configuration, and the scale of its adapters."""
     configuration = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_COMPUTED_WITH}
     adapters = {
         name: sorted((adapter, scale) for adapter, scale in module.scaling.items() if adapter in module.active_adapters)

@@ -1,4 +1,4 @@
-"""Rationales that a call of the encoder brings with it, instead of having them written."""
+"""Rationales that a call of the encoder gives, instead of having them written."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ TokenIds = tuple[int, ...]
 def given_ids(
     rationales: Sequence[str | Sequence[int]], texts: int, backbone: "Backbone", **writing: object
 ) -> list[TokenIds]:
-    """The token ids of given rationales, one per text.
+    """Return the token ids of given rationales, one per text.
 
     Args:
-        rationales: Texts, which get the end token behind them, or token ids, which are taken as they are.
+        rationales: Texts, to which the end token is added, or token ids, which are used unchanged.
         texts: Number of texts of the call.
-        backbone: Tokenizes the texts.
+        backbone: Its tokenizer tokenises the texts.
         writing: Settings of the call that say how rationales are written; each must be None or 0.
 
     Raises:

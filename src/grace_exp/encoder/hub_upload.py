@@ -1,4 +1,4 @@
-"""Upload of a model to a hub."""
+"""Upload a model to a hub."""
 
 import tempfile
 from pathlib import Path
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def push(encoder: "GraceEncoder", repo_id: str, *, private: bool, token: str | None) -> str:
-    """Upload an export as it lies on disk, card included; any other model as `save_pretrained` writes it.
+    """Upload an export from its folder, card included; any other model as `save_pretrained` writes it.
 
     Args:
         encoder: The model.
-        repo_id: `owner/name`; made where it does not exist.
-        private: Whether a new repository is.
-        token: Of the hub; None: that of `hf auth login`.
+        repo_id: `owner/name`; created if it does not exist.
+        private: Whether a new repository is private.
+        token: Token of the hub; None: that of `hf auth login`.
 
     Returns:
         The address of the commit.

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Instructions:
-    """What stands behind the system prompt, by name (as `prompts` of sentence-transformers) or by the text's role.
+    """Instructions after the system prompt, by name (as `prompts` of sentence-transformers) or by the text's role.
 
     Attributes:
-        prompts: By name. Those of `query` and `document` serve these roles without being named.
+        prompts: Instructions by name. Those of `query` and `document` are used for these roles by default.
     """
 
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", config: PromptConfig, template_kwargs: Mapping[str, Any]
     ) -> None:
-        """Begin with the instructions of `config`."""
+        """Start with the instructions of `config`."""
         self._tokenizer = tokenizer
         self._config = config
         self._template_kwargs = template_kwargs
@@ -33,7 +33,7 @@ class Instructions:
         self.prompts = {name: text for name, text in known.items() if text}
 
     def builder(self, prompt: str | None, prompt_name: str | None, role: Role) -> PromptBuilder:
-        """Builds prompts with the instruction of a call: the given one, the named one, or the role's.
+        """Return a builder with the instruction of a call: the given one, the named one, or the role's.
 
         Raises:
             ConfigError: There is no prompt of that name.

@@ -1,4 +1,4 @@
-"""What one model has written and computed before, out of the cache."""
+"""Rationales and embeddings of one model in the cache."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ _ENDED, _CUT = 0, 1
 def computed_with(
     engine: str, engine_dtype: object, end_token_ids: Sequence[int], device: str, attention: str, precision: str
 ) -> str:
-    """Part of a `ModelCache`'s name of its model: all that decides what it writes and computes beside its weights."""
+    """Return a part of the model's name in a `ModelCache`: what decides its results besides its weights."""
     ends = ",".join(map(str, end_token_ids))
     return f"{engine}:{engine_dtype} ends {ends} on {device} by {attention} in {precision}"
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One text on its way to an embedding: its prompt, and the rationales wanted (`n` of 0: none).
+    """One text to embed: its prompt, and the request for its rationales (`n` of 0: none).
 
     Attributes:
-        prompt: Of the text.
-        request: For its rationales.
-        given: Token ids of a rationale that is there already; `request` asks for none then.
+        prompt: The text's prompt.
+        request: The request for its rationales.
+        given: Token ids of a given rationale; `request` then asks for none.
     """
 
     prompt: Prompt
@@ -41,15 +41,16 @@ class Work:
 
 @dataclass(frozen=True)
 class ModelCache:
-    """Rationales and embeddings of one model in a cache.
+    """Reads and stores the rationales and embeddings of one model in a cache.
 
-    A rationale is decided by weights, engine, prompt tokens, temperature, budget, seed and which sample it is (greedy:
-    without the last two); an embedding by its rationales (a given one: its token ids), the pooling and where it starts.
+    A rationale's key contains: weights, engine, prompt tokens, temperature, token limit, seed, and the number of the
+    sample (greedy: without the last two). An embedding's key contains its rationales (for a given one its token ids),
+    the pooling, and where the pooling starts.
 
     Attributes:
-        cache: Where they are kept.
-        model: Digest of the weights and of how they are computed with: engine, precision.
-        pooling: Of the embeddings.
+        cache: The cache.
+        model: Digest of the weights and of how they are used: engine, precision.
+        pooling: Pooling of the embeddings.
     """
 
     cache: RationaleCache
@@ -57,7 +58,7 @@ class ModelCache:
     pooling: PoolingConfig
 
     def rationales(self, works: Sequence[Work]) -> list[list[Completion] | None]:
-        """The rationales of every text, None where not all of them are there."""
+        """Return the rationales of every text; None if some of them are missing."""
         keys = [self._rationale_keys(work.request) for work in works]
         found = self.cache.get([key for rationale_keys in keys for key in rationale_keys])
         return [
@@ -70,7 +71,7 @@ class ModelCache:
     def embeddings(
         self, works: Sequence[Work], regions: Sequence[Region]
     ) -> list[dict[Region, NDArray[np.float32]] | None]:
-        """The embeddings [hidden] of every text per region, None where not all of them are there."""
+        """Return the embeddings [hidden] of every text by region; None if some of them are missing."""
         keys = [{region: self._embedding_key(work, region) for region in regions} for work in works]
         found = self.cache.get([key for by_region in keys for key in by_region.values()])
         return [
@@ -81,7 +82,7 @@ class ModelCache:
         ]
 
     def keep_rationales(self, works: Sequence[Work], completions: Sequence[Sequence[Completion]]) -> None:
-        """Keep what was written."""
+        """Store rationales."""
         self.cache.put(
             {
                 key: _packed(completion)
@@ -91,7 +92,7 @@ class ModelCache:
         )
 
     def keep_embeddings(self, works: Sequence[Work], embeddings: Mapping[Region, NDArray[np.float32]]) -> None:
-        """Keep what was computed, per region [texts, hidden]."""
+        """Store embeddings by region, [texts, hidden]."""
         self.cache.put(
             {
                 self._embedding_key(work, region): vector.astype("<f4").tobytes()

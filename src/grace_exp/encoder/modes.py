@@ -1,4 +1,4 @@
-"""What a call of the encoder may ask for: roles, modes and their limits."""
+"""The arguments of the encoder's calls: roles, modes and their limits."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -10,7 +10,7 @@ from grace_exp.errors import ConfigError, DataError
 from grace_exp.policy.model_checks import Longest
 
 Mode = Literal["rationale", "prompt_only", "query_only", "document_only", "adaptive"]
-"""Who writes rationales: every text, none, one side, or those texts that the model's rule chooses."""
+"""Which texts get a rationale: all, none, one side, or those that the model's rule chooses."""
 
 _ROLES = {
     "query": Role.QUERY,
@@ -29,7 +29,7 @@ _WRITERS: dict[str, tuple[Role, ...]] = {
 
 
 def role_of(role: Role | str | None, prompt_name: str | None) -> Role:
-    """The role of a call's texts; without any, that of the prompt's name, otherwise query.
+    """Return the role of a call's texts; without one, the role of the prompt's name, otherwise query.
 
     Raises:
         ConfigError: There is no such role.
@@ -42,27 +42,27 @@ def role_of(role: Role | str | None, prompt_name: str | None) -> Role:
 
 
 def names_role(prompt_name: str) -> bool:
-    """Whether it is the name of a role, and so needs no prompt of its own."""
+    """Whether the name is that of a role, and so needs no prompt of its own."""
     return prompt_name in _ROLES
 
 
 def writes(mode: Mode, role: Role) -> bool:
-    """Whether texts of the role get rationales, in the mode `adaptive` some of them."""
+    """Whether texts of the role get rationales; in the mode `adaptive` some of them do."""
     return role in _WRITERS[mode]
 
 
 def longest_of(prompt_tokens: int, max_tokens: int) -> Longest:
-    """The longest prompt and rationale of a call."""
+    """Return the longest prompt and rationale of a call."""
     return Longest(
         prompt_tokens + max_tokens, f"encode: a prompt of {prompt_tokens} (prompt.max_tokens) + max_tokens={max_tokens}"
     )
 
 
 def listed(texts: object) -> list[Any]:
-    """The texts of a call, one or several.
+    """Return the texts of a call, one or several, as a list.
 
     Raises:
-        DataError: It is something whose order or items are not those of a list: a dict, a set, bytes.
+        DataError: It is not a text or an ordered list of items: a dict, a set, bytes.
     """
     if isinstance(texts, str):
         return [texts]
@@ -81,11 +81,11 @@ def check_call(
     samples: int,
     truncate_dim: int | None = None,
 ) -> None:
-    """Refuse what cannot be done.
+    """Check the arguments of a call.
 
     Raises:
         ConfigError: A setting is out of range, or two contradict each other.
-        DataError: Something is no text.
+        DataError: An item is not a text.
     """
     if mode not in _WRITERS:
         raise ConfigError(f"encode: mode={mode!r} is none of {', '.join(_WRITERS)}")
@@ -93,7 +93,7 @@ def check_call(
     if truncate_dim is not None:
         limits["truncate_dim"] = (truncate_dim, 1)
     for name, (value, least) in {**limits, "temperature": (temperature, 0)}.items():
-        if not least <= value < math.inf:  # neither is true of nan
+        if not least <= value < math.inf:  # also false for nan
             raise ConfigError(f"encode: {name}={value}: {least} or more")
     if samples > 1 and temperature == 0 and mode != "prompt_only":
         raise ConfigError(

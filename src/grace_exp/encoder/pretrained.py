@@ -1,4 +1,4 @@
-"""What a path or name stands for, with the settings it was trained with."""
+"""Find the model that a path or name stands for, with the settings of its training."""
 
 import json
 import os
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Schema = TypeVar("Schema")
 
 CACHE_FOLDER = "embeddings"
-"""Under `cache_dir`: what encoders keep."""
+"""Folder of the encoders' cache under `cache_dir`."""
 SETTINGS_FILE = "grace_config.json"
-"""Beside exported weights: prompt, pooling, budget, and what the model was made from."""
+"""File beside exported weights: prompt, pooling, token limit, and the origin of the model."""
 TOKENIZER_FOLDER = "grace_tokenizer"
-"""In an export of stock sentence-transformers modules: the tokenizer without the chat template around every text."""
+"""Folder in an export of stock sentence-transformers modules: the tokenizer without the chat template."""
 PAPER_MAX_TOKENS = 2048
 _EXPORTS = ("export/merged", "export/adapter")
 
@@ -41,15 +41,15 @@ class Pretrained:
     """A model to load, and how it embeds.
 
     Attributes:
-        backbone: The weights (below the adapter, if there is one), pooling and template variables.
-        prompt: What the model is asked.
-        max_tokens: Rationale budget.
-        mode: Whether it was trained to write rationales.
-        adapter: A peft adapter to fold in.
-        seed: Of the tiny model's weights.
-        base: Digest of the weights that the adapter was trained on; None: not known.
-        center: What is removed from embeddings; None: nothing.
-        rule: Of `mode=adaptive`; None: there is none.
+        backbone: The weights (without the adapter, if there is one), pooling and template variables.
+        prompt: The model's prompt.
+        max_tokens: Token limit of a rationale.
+        mode: Which texts got rationales in training.
+        adapter: A peft adapter to merge.
+        seed: Seed of the tiny model's weights.
+        base: Digest of the weights that the adapter was trained on; None: unknown.
+        center: The mean that is subtracted from embeddings; None: none.
+        rule: The rule of `mode=adaptive`; None: there is none.
     """
 
     backbone: BackboneConfig
@@ -65,7 +65,7 @@ class Pretrained:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """Contents of `grace_config.json`."""
+    """The contents of `grace_config.json`."""
 
     prompt: PromptConfig
     pooling: PoolingConfig
@@ -75,25 +75,25 @@ class _Settings:
     backbone: BackboneConfig | None = None
     seed: int = 0
     base: str | None = None
-    """Of an adapter: the digest of the weights it was trained on."""
+    """For an adapter: digest of the weights that it was trained on."""
 
 
 def default_cache_dir() -> Path:
-    """`cache_dir` of a run that sets none."""
+    """Return the default of `cache_dir`."""
     return Path(os.environ.get("GRACE_EXP_CACHE") or "~/.cache/grace-exp").expanduser()
 
 
 def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | None = None) -> Pretrained:
-    """Find out what to load.
+    """Return the model to load.
 
     Args:
         path_or_name: A run folder, one of its exports, a transformers model or peft adapter folder, a choice of
             `backbone=` (such as `smollm2`), or a hub name.
-        adapter: A peft adapter folder for it; its settings count where both have some.
+        adapter: A peft adapter folder for it; the adapter's settings take precedence.
         revision: Hub commit, tag or branch.
 
     Raises:
-        MissingResourceError: There is no such folder, or nothing in it that can be loaded.
+        MissingResourceError: There is no such folder, or it holds nothing that can be loaded.
         ConfigError: `grace_config.json` is damaged, or both are adapters.
     """
     folder = Path(path_or_name).expanduser()
@@ -119,16 +119,16 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
     settings = _read_settings(where)
     rule = read_rule(where)
     if settings is None:
-        return replace(found, adapter=where, rule=rule, center=None)  # the model's own mean is that of other embeddings
+        return replace(found, adapter=where, rule=rule, center=None)  # the model's mean is that of other embeddings
     return replace(_with(found, settings, where), adapter=where, rule=rule)
 
 
 def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "Backbone":
-    """Load the weights on the CPU, adapters folded in at full precision.
+    """Load the weights on the CPU, with adapters merged in full precision.
 
     Raises:
-        MissingResourceError: The model cannot be had here.
-        ConfigError: An adapter's base model is not the one that it was trained on.
+        MissingResourceError: The model cannot be loaded on this machine.
+        ConfigError: The adapter was trained on another base model.
     """
     import torch
 
@@ -156,7 +156,7 @@ def load(pretrained: Pretrained, *, cache_dir: Path, dtype: "torch.dtype") -> "B
 
 
 def export_in(folder: Path) -> Path:
-    """The model folder inside a run folder; any other folder itself."""
+    """Return the model folder inside a run folder; any other folder unchanged."""
     for name in _EXPORTS:
         if (folder / name).is_dir():
             return folder / name
@@ -170,7 +170,7 @@ def export_in(folder: Path) -> Path:
 
 
 def exports_in(folder: Path) -> list[Path]:
-    """All model folders inside a run folder, or the model folder itself; empty where there is none."""
+    """Return all model folders inside a run folder, or the model folder itself; empty if there is none."""
     found = [folder / name for name in _EXPORTS if (folder / name).is_dir()]
     is_model = (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
     return found or ([folder] if is_model else [])
@@ -226,7 +226,7 @@ def _read_settings(folder: Path) -> _Settings | None:
 
 
 def _by_name(name: str, revision: str | None) -> Pretrained:
-    """A choice of `backbone=`, an export in a hub's repository, or any other model of a hub."""
+    """Return a choice of `backbone=`, an export in a repository of a hub, or any other model of a hub."""
     known = _known_backbone(name, revision)
     if known is not None:
         return Pretrained(known, _paper_prompt())
@@ -237,21 +237,21 @@ def _by_name(name: str, revision: str | None) -> Pretrained:
 
 
 def _uploaded(name: str, revision: str | None) -> Path | None:
-    """The files of a hub's repository that holds an export; None where it holds something else, or is not there."""
+    """Return the files of a hub repository that holds an export; None if it does not hold one, or does not exist."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         hf_hub_download(name, SETTINGS_FILE, revision=revision)
-    except (HfHubHTTPError, OSError, ValueError):  # what is wrong with the name, loading the model says
+    except (HfHubHTTPError, OSError, ValueError):  # loading the model reports what is wrong with the name
         return None
     return Path(snapshot_download(name, revision=revision))
 
 
 def _known_backbone(name: str, revision: str | None) -> BackboneConfig | None:
-    """The choice of `backbone=` with that name, or with that hub name; None: there is none.
+    """Return the choice of `backbone=` with that name or hub name; None if there is none.
 
-    By hub name too: Llama's template prints today's date unless the choice's variables are given.
+    The hub name matters because Llama's template prints today's date unless the choice's variables are given.
     """
     choices = {path.stem: path for path in sorted((conf_dir() / "backbone").glob("*.yaml"))}
     for choice, path in choices.items():
@@ -270,5 +270,5 @@ def _paper_prompt() -> PromptConfig:
 
 
 def _checked(schema: type[Schema], record: object) -> Schema:
-    """As JSON: the strict schemas take no dicts of Python for dataclasses."""
+    """Validate as JSON, because the strict schemas do not take Python dicts for dataclasses."""
     return TypeAdapter(schema).validate_json(json.dumps(record))

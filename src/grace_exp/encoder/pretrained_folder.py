@@ -1,4 +1,4 @@
-"""Folders of exported models: what GRACE, transformers and sentence-transformers load them with."""
+"""Folders of exported models that GRACE, transformers and sentence-transformers load."""
 
 import json
 from dataclasses import asdict, replace
@@ -40,7 +40,7 @@ def save_folder(encoder: "GraceEncoder", folder: str | Path) -> None:
 
     Args:
         encoder: The model.
-        folder: Made where it does not exist.
+        folder: The folder; created if it does not exist.
     """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def save_folder(encoder: "GraceEncoder", folder: str | Path) -> None:
 
 
 def write_settings(folder: Path, encoder: "GraceEncoder", *, mode: Mode) -> None:
-    """Write what `GraceEncoder.from_pretrained` reads beside the weights, with the mode that the weights are for."""
+    """Write what `GraceEncoder.from_pretrained` reads besides the weights, with the mode of the weights."""
     settings = {
         "prompt": asdict(encoder.prompt),
         "pooling": asdict(replace(encoder.policy.pooling, transform="none")),
@@ -68,13 +68,14 @@ def write_settings(folder: Path, encoder: "GraceEncoder", *, mode: Mode) -> None
 
 
 def write_module(folder: Path, prompts: dict[str, str | None]) -> None:
-    """Make a model folder one of sentence-transformers, whose only module is the encoder.
+    """Turn a model folder into one of sentence-transformers, whose only module is the encoder.
 
-    sentence-transformers 6 imports modules that are not its own with `trust_remote_code=True` alone, those of installed
-    packages too. Without it, and without grace-exp, loading fails: the vectors are never those of another model.
+    sentence-transformers 6 imports modules that are not its own only with `trust_remote_code=True`, also those of
+    installed packages. Without it, and without grace-exp, loading fails, so the vectors are never those of another
+    model.
 
     Args:
-        folder: With weights, tokenizer and `grace_config.json`.
+        folder: A folder with weights, tokenizer and `grace_config.json`.
         prompts: Instructions of the roles `query` and `document`.
     """
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(MODULE_FILE).stem}.GraceModule"}]
@@ -84,7 +85,7 @@ def write_module(folder: Path, prompts: dict[str, str | None]) -> None:
 
 
 def write_sentence_config(folder: Path, prompts: dict[str, str | None]) -> None:
-    """Settings of sentence-transformers: prompts by name, and cosine."""
+    """Write the settings of sentence-transformers: prompts by name, and cosine."""
     settings: dict[str, Any] = {
         "model_type": "SentenceTransformer",
         "prompts": {name: text or "" for name, text in prompts.items()},

@@ -1,4 +1,4 @@
-"""A bar for long encodings, on stderr: stdout belongs to results."""
+"""A progress bar for long encodings, on stderr because stdout is for results."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(texts: int, *, visible: bool) -> Iterator[Callable[[int], None]]:
-    """Shows texts done, texts per second and time left; gives what to call with the number of further texts done."""
+    """Show texts done, texts per second and time left; give a function to call with the number of new texts."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as TimeLeft

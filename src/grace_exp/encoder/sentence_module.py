@@ -1,4 +1,4 @@
-"""The encoder as a module of sentence-transformers: rationales are written inside `SentenceTransformer.encode`."""
+"""The encoder as a module of sentence-transformers, which writes rationales inside `SentenceTransformer.encode`."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class GraceModule(InputModule):
-    """The only module of a `SentenceTransformer`: texts in, the encoder's embeddings out.
+    """The only module of a `SentenceTransformer`: it turns texts into the encoder's embeddings.
 
-    It trains nothing: its forward has no gradient. `encode` of the `SentenceTransformer` takes the encoder's `mode`,
-    `max_tokens`, `temperature`, `seed` and `samples` too.
+    It cannot be trained, because its forward has no gradient. `encode` of the `SentenceTransformer` also takes the
+    encoder's `mode`, `max_tokens`, `temperature`, `seed` and `samples`.
 
     Attributes:
-        encoder: Writes, embeds and caches.
+        encoder: The encoder.
     """
 
     forward_kwargs: ClassVar[set[str]] = {"mode", "max_tokens", "temperature", "seed", "samples"}  # type: ignore[misc]
@@ -43,15 +43,15 @@ class GraceModule(InputModule):
         model_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> "GraceModule":
-        """Load a folder, or a repository of a hub, that holds an export.
+        """Load an export from a folder or a repository of a hub.
 
         Args:
             model_name_or_path: The folder or repository.
-            subfolder: Not used: the export is at the root.
-            token: Of the hub.
-            cache_folder: Of the hub's files; None: the hub's own.
+            subfolder: Not used, because the export is at the root.
+            token: Token of the hub.
+            cache_folder: Folder of the hub's files; None: the hub's default.
             revision: Hub commit, tag or branch.
-            local_files_only: Ask no hub.
+            local_files_only: Do not ask the hub.
             model_kwargs: Arguments of `GraceEncoder.from_pretrained`, such as `engine`, `dtype`, `device`, `cache`.
             kwargs: Not used.
         """
@@ -82,12 +82,12 @@ class GraceModule(InputModule):
         return self.encoder.get_embedding_dimension()
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Keep the texts as they are: the encoder builds the prompts.
+        """Return the texts unchanged, because the encoder builds the prompts.
 
         Args:
             inputs: Texts.
-            prompt: An instruction behind the system prompt; empty: the role's own.
-            kwargs: Of these `task` is used: `document` or `query`.
+            prompt: An instruction after the system prompt; empty: the role's own.
+            kwargs: Only `task` is used: `document` or `query`.
         """
         return {"texts": list(inputs), "prompt": prompt, "task": kwargs.get("task")}
 
@@ -107,5 +107,5 @@ class GraceModule(InputModule):
         return features
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write the encoder's folder, from which `load` makes the same."""
+        """Write the encoder's folder, from which `load` makes the same module."""
         save_folder(self.encoder, output_path)

@@ -1,7 +1,7 @@
-"""Embedded corpora on disk: vectors, ids, texts and rationales, in one file or in shards that a restart finds again.
+"""Embedded corpora on disk: vectors, ids, texts and rationales, in one file or in shards that a restart reuses.
 
-Workers on any number of machines write one output without locks: a shard's number says whose it is, each worker has a
-manifest of its own, and whoever finds all shards whole writes the one of the output.
+Workers on any number of machines write one output without locks. The number of a shard decides its worker, each worker
+has its own manifest, and a worker that finds all shards complete writes the manifest of the output.
 """
 
 import contextlib
@@ -25,20 +25,21 @@ _ROWS_AT_ONCE = 1000
 class Shards:
     """The files of one output.
 
-    Of `vectors.parquet` in shards: `vectors-00000.parquet`, ..., with their rationales, and `vectors.manifest.json`,
-    which says what they were made of and which of them are whole. Worker 2 of 8 has `vectors.manifest-2-of-8.json`.
+    In shards, `vectors.parquet` becomes `vectors-00000.parquet`, ..., with their rationales, and
+    `vectors.manifest.json` says how they were made and which of them are complete. Worker 2 of 8 has
+    `vectors.manifest-2-of-8.json`.
     """
 
     def __init__(
         self, output: Path, identity: Mapping[str, Any], *, sharded: bool, share: tuple[int, int] = (0, 1)
     ) -> None:
-        """Look for shards of an earlier run, whoever wrote them.
+        """Look for shards of an earlier run, from any worker.
 
         Args:
             output: `.npy` or `.parquet`.
-            identity: Everything that decides the vectors: shards of another identity are written anew.
-            sharded: Several files, numbered; false: one.
-            share: Which worker this is, from 0, and of how many.
+            identity: Everything that decides the vectors; shards of another identity are written again.
+            sharded: Whether there are several numbered files; false: one file.
+            share: The number of this worker, from 0, and the number of workers.
         """
         self._output = output
         self._identity = json.loads(json.dumps(dict(identity)))
@@ -48,10 +49,10 @@ class Shards:
         name = f".manifest-{self._number}-of-{self._workers}.json"
         self._manifest = self._whole if self._workers == 1 else output.with_suffix(name)
         self.done: dict[int, int] = self._found() if sharded else {}
-        """Rows of every whole shard by its number."""
+        """The number of rows of every complete shard, by the shard's number."""
 
     def _found(self) -> dict[int, int]:
-        """Of all manifests, those of workers that were more or fewer too."""
+        """Return them from all manifests, also from those of another number of workers."""
         found: dict[int, int] = {}
         for _, record in self._manifests():
             if record["identity"] == self._identity:
@@ -62,33 +63,33 @@ class Shards:
 
     def _manifests(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in sorted(self._output.parent.glob(glob.escape(self._output.stem) + ".manifest*.json")):
-            with contextlib.suppress(FileNotFoundError):  # another worker has just dropped it
+            with contextlib.suppress(FileNotFoundError):  # another worker has just deleted it
                 yield path, json.loads(path.read_text(encoding="utf-8"))
 
     def _drop_others(self) -> None:
-        """Manifests of another identity, whose shards are being written over."""
+        """Delete manifests of another identity, whose shards are overwritten."""
         for path, record in self._manifests():
             if record["identity"] != self._identity:
                 path.unlink(missing_ok=True)
 
     def mine(self, number: int) -> bool:
-        """Whether a shard is this worker's."""
+        """Whether this worker writes the shard."""
         return number % self._workers == self._number
 
     def path(self, number: int) -> Path:
-        """The file of a shard."""
+        """Return the file of a shard."""
         if not self._sharded:
             return self._output
         return self._output.with_name(f"{self._output.stem}-{number:05d}{self._output.suffix}")
 
     def write(self, number: int, rows: Sequence[CorpusRow], vectors: NDArray[np.float32], flat: Sequence[str]) -> None:
-        """Write a shard whole, or leave nothing of it.
+        """Write a whole shard; if that fails, no part of it remains.
 
         Args:
-            number: Of the shard, from 0; without other workers in order.
+            number: Number of the shard, from 0; a single worker writes them in order.
             rows: Ids and texts.
-            vectors: float32 [rows, hidden].
-            flat: Rationales [rows x samples], those of a text side by side; empty without rationales.
+            vectors: Embeddings, float32 [rows, hidden].
+            flat: Rationales [rows x samples], those of a text next to each other; empty without rationales.
         """
         output = self.path(number)
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -115,10 +116,11 @@ class Shards:
                 write_json_atomic(self._manifest, {"identity": self._identity, "rows": own_sizes})
 
     def finish(self, shards: int) -> int:
-        """Write the manifest of the whole output, if all its shards are there now; how many are missing.
+        """Write the manifest of the whole output if all its shards are complete, and return how many are missing.
 
-        Then files of higher numbers go, which a longer input or smaller shards had left: a reader of all files would
-        take them for part of this output. Two workers that end at one time both do this, and the same.
+        Then delete files of higher numbers, which a longer input or smaller shards left behind: a reader of all files
+        would take them for a part of this output. If two workers end at the same time, both do this with the same
+        result.
         """
         self.done = self._found()
         missing = shards - len(self.done.keys() & set(range(shards)))
@@ -126,13 +128,13 @@ class Shards:
             self._write_whole(shards)
             for path in self._output.parent.glob(f"{glob.escape(self._output.stem)}-*{self._output.suffix}"):
                 number = path.stem.removeprefix(f"{self._output.stem}-")
-                if len(number) >= 5 and number.isdecimal() and int(number) >= shards:  # as `path` names them
+                if len(number) >= 5 and number.isdecimal() and int(number) >= shards:  # names made by `path`
                     path.unlink(missing_ok=True)
                     path.with_suffix(".rationales.jsonl").unlink(missing_ok=True)
         return missing
 
     def forget(self) -> None:
-        """Let the shards of this worker be written anew by whoever comes next."""
+        """Mark this worker's shards as unfinished, so that the next run writes them again."""
         if self._sharded:
             self._manifest.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
-"""Prompt-only models as modules that sentence-transformers has itself: they load anywhere, without this package.
+"""Prompt-only models as sentence-transformers' own modules: they load anywhere, without this package.
 
-The chat template becomes the tokenizer's: its post-processor puts head and tail around the text. Pooling leaves out the
-system prompt. For that its tokens get ids of their own, rows of the embedding that are copies of the usual ones, and
-`WordWeights` gives these ids the weight 0.
+The chat template moves into the tokenizer, whose post-processor puts head and tail around the text. Pooling must leave
+out the system prompt. So its tokens get separate ids, with copies of their rows in the embedding, and `WordWeights`
+gives these ids the weight 0.
 """
 
 import copy
@@ -31,12 +31,12 @@ _POOLING = {"mean": "mean", "last": "lasttoken"}
 
 
 def fits_stock_modules(builder: PromptBuilder, pooling: PoolingConfig, layers: int) -> bool:
-    """Whether stock modules can compute the prompt-only embedding: one prompt for all roles, the last layer's states.
+    """Whether stock modules can compute the prompt-only embedding: one prompt for all roles, and the last layer.
 
     Args:
         builder: Builds the prompts.
-        pooling: Of the embedding.
-        layers: Of the model.
+        pooling: Pooling of the embedding.
+        layers: Number of layers of the model.
     """
     frames = {builder.frame(role) for role in Role}
     return len(frames) == 1 and pooling.method in _POOLING and pooling.layer in (-1, layers)
@@ -50,14 +50,14 @@ def save_stock(
     pooling: PoolingConfig,
     max_tokens: int,
 ) -> None:
-    """Write weights, tokenizer and modules; `GraceEncoder` finds its own tokenizer in a folder below.
+    """Write weights, tokenizer and modules; `GraceEncoder` finds its own tokenizer in a subfolder.
 
     Args:
-        folder: Where to.
-        model: Without adapters.
-        tokenizer: Of the model.
-        builder: Its prompts fit (`fits_stock_modules`).
-        pooling: Of the embedding.
+        folder: The folder.
+        model: The model without adapters.
+        tokenizer: The model's tokenizer.
+        builder: A builder that passes `fits_stock_modules`.
+        pooling: Pooling of the embedding.
         max_tokens: Limit of a whole prompt; the text is cut to fit.
     """
     head, tail, pool_start = builder.frame(Role.QUERY)
@@ -68,7 +68,7 @@ def save_stock(
     tokenizer.save_pretrained(str(folder / TOKENIZER_FOLDER))
     _template_tokenizer(tokenizer, (*copies, *head[weighted:]), tail, max_tokens).save_pretrained(str(folder))
     modules = [("", "Transformer")]
-    # AutoTokenizer would make some models' tokenizers anew, without our template. This type takes the file as it is.
+    # AutoTokenizer would rebuild some models' tokenizers without our template. This class loads the file unchanged.
     settings = {"max_seq_length": max_tokens, "do_lower_case": False, "tokenizer_args": {"tokenizer_type": "olmo2"}}
     write_json_atomic(folder / "sentence_bert_config.json", settings)
     if weighted:
@@ -90,15 +90,15 @@ def save_stock(
 
 
 def is_stock(folder: Path) -> bool:
-    """Whether sentence-transformers loads a folder with modules of its own alone."""
+    """Whether sentence-transformers loads a folder with its own modules only."""
     return (folder / MODULES_FILE).is_file() and not (folder / MODULE_FILE).is_file()
 
 
 def write_centering(folder: Path, mean: NDArray[np.float32]) -> None:
-    """Give a folder of stock modules a last one that removes a mean: a linear layer, the identity less the mean.
+    """Append a module to a folder of stock modules that subtracts a mean: a linear layer, the identity minus the mean.
 
     Args:
-        folder: As `save_stock` wrote it; a mean of an earlier call is replaced.
+        folder: A folder written by `save_stock`; a mean of an earlier call is replaced.
         mean: [hidden].
     """
     from safetensors.torch import save_file
@@ -122,7 +122,7 @@ def write_centering(folder: Path, mean: NDArray[np.float32]) -> None:
 
 @contextmanager
 def _copied_rows(model: "PreTrainedModel", ids: tuple[int, ...]) -> Iterator[int]:
-    """Within, the embedding ends with copies of the rows `ids`; gives the id of the first copy."""
+    """Append copies of the rows `ids` to the embedding inside the block; give the id of the first copy."""
     embedding: Any = model.get_input_embeddings()
     rows = int(embedding.weight.shape[0])
     if not ids:
@@ -142,7 +142,7 @@ def _copied_rows(model: "PreTrainedModel", ids: tuple[int, ...]) -> Iterator[int
 def _template_tokenizer(
     tokenizer: "PreTrainedTokenizerBase", head: tuple[int, ...], tail: tuple[int, ...], max_tokens: int
 ) -> "PreTrainedTokenizerBase":
-    """A tokenizer whose `__call__` gives head + text + tail, as `PromptBuilder` does."""
+    """Return a tokenizer whose `__call__` gives head + text + tail, as `PromptBuilder` does."""
     from tokenizers import normalizers, processors
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Cosines and last touches of embeddings, as sentence-transformers has them."""
+"""Cosines, and the last operations on embeddings, as in sentence-transformers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Vectors = NDArray[np.float32]
 
 
 def finished(vectors: NDArray[np.float32], dimensions: int | None, normalize: bool) -> NDArray[np.float32]:
-    """Embeddings [n, hidden] cut to the first dimensions, then brought to length 1."""
+    """Return embeddings [n, hidden] cut to the first dimensions, and then scaled to length 1."""
     found = vectors[:, :dimensions]
     if normalize:
         found = found / np.linalg.norm(found, axis=1, keepdims=True)
@@ -19,12 +19,12 @@ def finished(vectors: NDArray[np.float32], dimensions: int | None, normalize: bo
 
 
 def cosine_matrix(left: Any, right: Any) -> Tensor:
-    """Cosine of every pair: [n, hidden] and [m, hidden] to [n, m]; a single embedding counts as n = 1."""
+    """Return the cosine of every pair: [n, hidden] and [m, hidden] to [n, m]; a single embedding counts as n = 1."""
     return _unit(left) @ _unit(right).T
 
 
 def cosine_pairs(left: Any, right: Any) -> Tensor:
-    """Cosine of corresponding embeddings: [n, hidden] twice to [n]."""
+    """Return the cosine of corresponding embeddings: [n, hidden] twice to [n]."""
     return (_unit(left) * _unit(right)).sum(dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""What a model's rationales do for held-out figures: modes and control rationales, centred and not, in one table."""
+"""The effect of rationales on held-out sets: modes and control rationales, centred and not, in one table."""
 
 import csv
 import io
@@ -29,12 +29,12 @@ class ControlRow:
     """One set embedded in one way.
 
     Attributes:
-        set_name: Of the held-out set.
+        set_name: Name of the held-out set.
         row: A mode (`prompt_only`, `rationale`, `query_only`, `adaptive`) or a control of `control_rationales`.
-        plain: Items scored with the embeddings as they are.
-        centred: Items scored after the mean embedding of the set's texts of the same role was removed.
+        plain: Scores of the items with the plain embeddings.
+        centred: Scores of the items after the mean embedding of the set's texts of the same role was subtracted.
         tokens_per_text: Mean rationale length.
-        ms_per_text: Time of a distinct text. Given rationales take no writing.
+        ms_per_text: Time per distinct text. Given rationales take no writing.
     """
 
     set_name: str
@@ -64,14 +64,14 @@ def control_rows(
     """Evaluate every set of the configuration in all modes and with all control rationales.
 
     Args:
-        encoder: The model, best without a cache, so that times are those of the model.
+        encoder: The model, preferably without a cache, so that times are those of the model.
         config: The sets, and the temperature of the model's own rationales.
-        seed: Of their sampling, of random words, and of who gets whose rationale.
-        batch_size: Texts at a time.
-        announce: Told which set is next.
+        seed: Seed of their sampling, of random words, and of the exchange of rationales.
+        batch_size: Texts in one batch.
+        announce: Called with the name of the next set.
 
     Raises:
-        DataError: A set has a single text.
+        DataError: A set has only one text.
     """
     rows = []
     for name, chosen in config.sets.items():
@@ -89,13 +89,13 @@ class _Rows:
         self._heldout = heldout
         self._seed = seed
         self._settings: dict[str, Any] = {"batch_size": batch_size, "show_progress_bar": False, "seed": seed}
-        if heldout.scores is not None:  # both columns play the same part, as in `evaluate_sets`
+        if heldout.scores is not None:  # both columns have the same role, as in `evaluate_sets`
             self._sides = [_Side(Role.QUERY, [*heldout.first, *heldout.second])]
         else:
             self._sides = [_Side(Role.QUERY, heldout.first), _Side(Role.POSITIVE, heldout.second)]
 
     def all(self, temperature: float) -> list[ControlRow]:
-        """Modes first, then controls."""
+        """Return the rows of modes first, then those of controls."""
         self._encoder.encode(self._sides[0].texts[:1], mode="rationale", **self._settings)  # first calls take longer
         prompt_only, _ = self._row("prompt_only", [{"mode": "prompt_only"}] * len(self._sides))
         written, rationale_row = self._row(
@@ -104,7 +104,7 @@ class _Rows:
         rows = [prompt_only, written]
         if len(self._sides) > 1:
             one_sided = ["query_only"]
-            if self._encoder.mode == "document_only":  # as it was trained
+            if self._encoder.mode == "document_only":  # the mode of its training
                 one_sided.append("document_only")
             for mode in one_sided:
                 settings = {"mode": mode, "temperature": temperature}
@@ -125,7 +125,7 @@ class _Rows:
         return rows
 
     def _row(self, row: str, settings: Sequence[dict[str, Any]]) -> tuple[ControlRow, list[list[TokenIds]]]:
-        """Embed the set with settings of `encode` per side; also the rationales per side."""
+        """Embed the set with settings of `encode` per side; also return the rationales per side."""
         vectors: list[Vectors] = []
         rationales: list[list[TokenIds]] = []
         start = perf_counter()
@@ -163,21 +163,21 @@ class _Rows:
         }
 
     def _words(self) -> list[TokenIds]:
-        """Token ids of the distinct words of the set's texts, each with a space before it."""
+        """Return token ids of the distinct words of the set's texts, each with a space before it."""
         words = sorted({word for side in self._sides for text in side.texts for word in text.split()})
         tokenize = plain_text_tokenizer(self._encoder.backbone.tokenizer)
         return [tuple(ids) for ids in tokenize([f" {word}" for word in words]) if ids]
 
 
 def centred(vectors: Vectors) -> Vectors:
-    """Embeddings [texts, hidden] with their mean removed."""
+    """Return embeddings [texts, hidden] minus their mean."""
     wide = vectors.astype(np.float64)
     result: Vectors = (wide - wide.mean(axis=0)).astype(np.float32)
     return result
 
 
 def control_figures(rows: Sequence[ControlRow]) -> dict[str, float]:
-    """By metric name: `controls/<set>/<row>` and `controls/<set>/<row>/centred`, points."""
+    """Return the scores by metric name: `controls/<set>/<row>` and `controls/<set>/<row>/centred`, points."""
     return {
         f"controls/{row.set_name}/{row.row}{ending}": items.figure()
         for row in rows
@@ -186,7 +186,7 @@ def control_figures(rows: Sequence[ControlRow]) -> dict[str, float]:
 
 
 def control_table(rows: Sequence[ControlRow], resamples: int) -> Table:
-    """Sets and rows by score, score of centred embeddings (both with 95 % intervals), tokens and milliseconds."""
+    """Return a table of sets and rows: score, score of centred embeddings (with 95 % intervals), tokens, time."""
     table = Table(title="Modes and control rationales, points", title_justify="left")
     table.add_column("set")
     table.add_column("row", no_wrap=True)
@@ -201,7 +201,7 @@ def control_table(rows: Sequence[ControlRow], resamples: int) -> Table:
 
 
 def adaptive_lines(rows: Sequence[ControlRow], resamples: int) -> list[str]:
-    """What `mode=adaptive` saves and loses on each set, a line a set; empty without such rows.
+    """Return a line for each set with what `mode=adaptive` saves and loses; empty without such rows.
 
     Differences of scores are paired by item, with 95 % intervals.
     """
@@ -224,7 +224,7 @@ def adaptive_lines(rows: Sequence[ControlRow], resamples: int) -> list[str]:
 
 
 def controls_section(rows: Sequence[ControlRow], resamples: int, machine: str) -> list[str]:
-    """The table as lines of Markdown, for a model card."""
+    """Return the table as lines of Markdown, for a model card."""
     return [
         "What the rationales do for the figures: the same texts without rationales, and with rationales that the model "
         "did not write to them.",
@@ -245,10 +245,10 @@ def write_controls(folder: Path, rows: Sequence[ControlRow], resamples: int, abo
     """Write `controls.csv` (a line a row) and `controls.json` (with every item's score, to resample differences from).
 
     Args:
-        folder: Where to.
-        rows: Of all sets.
-        resamples: Of the bootstrap; 0: no intervals.
-        about: What the figures depend on, for the JSON.
+        folder: The folder.
+        rows: Rows of all sets.
+        resamples: Number of resamples of the bootstrap; 0: no intervals.
+        about: What the scores depend on, for the JSON.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The held-out figures of a policy, and all-MiniLM's on the same sets."""
+"""Measure a policy, and all-MiniLM, on held-out sets."""
 
 import importlib.util
 from collections.abc import Callable
@@ -23,7 +23,7 @@ PROMPT_ONLY: Region = "text"
 
 @dataclass(frozen=True)
 class Example:
-    """A text and the rationale it got."""
+    """A text and its rationale."""
 
     text: str
     rationale: str
@@ -31,15 +31,15 @@ class Example:
 
 @dataclass(frozen=True)
 class SetResult:
-    """One set.
+    """The results of one set.
 
     Attributes:
-        rationale: Items scored with the embedding that training rewards.
-        prompt_only: Items scored with the prompt's tokens alone, from the same forward.
-        examples: The first texts of the set that have rationales, with these.
-        rationale_tokens: Mean length of those that were written.
-        ms_per_text: Time of a distinct text, rationale and forward; None: not recorded.
-        machine: Where; None: not recorded.
+        rationale: Scores of the items with the embedding that training rewards.
+        prompt_only: Scores of the items with the prompt's tokens only, from the same forward.
+        examples: The set's first texts with rationales.
+        rationale_tokens: Mean length of the rationales.
+        ms_per_text: Time per distinct text, for rationale and forward; None: not recorded.
+        machine: The machine; None: not recorded.
     """
 
     rationale: ItemScores
@@ -63,10 +63,10 @@ def evaluate_sets(
     Args:
         config: The sets.
         embed: Embeds texts in a role, with the regions `region` and `text`.
-        decode: Token ids to text, for showing.
-        region: What training pools.
-        one_sided: Whether texts of one role alone get rationales. The first sentence of an STS pair is a query then,
-            and the second a document; otherwise both are queries.
+        decode: Turns token ids into text, for display.
+        region: The region that training pools.
+        one_sided: Whether only texts of one role get rationales. Then the first sentence of an STS pair is a query, and
+            the second a document; otherwise both are queries.
     """
     return {
         name: _evaluate(load_set(name, chosen), embed, decode, region, one_sided)
@@ -84,7 +84,7 @@ def _evaluate(
     examples_of = heldout.first
     start = perf_counter()
     if heldout.scores is not None and not one_sided:
-        # Both columns play the same part: one call, so that equal sentences are written to once.
+        # Both columns have the same role: one call, so that equal sentences are computed once.
         both = embed([*heldout.first, *heldout.second], Role.QUERY)
         middle = len(heldout.first)
         first = {name: values[:middle] for name, values in both.embeddings.items()}
@@ -112,7 +112,7 @@ def _evaluate(
 
 
 def evaluate_minilm(config: EvaluationConfig) -> dict[str, ItemScores]:
-    """All-MiniLM-L6-v2 (22M parameters, trained on a billion pairs) on the same sets, for scale.
+    """Return the scores of all-MiniLM-L6-v2 (22M parameters, trained on a billion pairs), for comparison.
 
     Raises:
         MissingResourceError: Its package is not installed.
@@ -130,7 +130,7 @@ def evaluate_minilm(config: EvaluationConfig) -> dict[str, ItemScores]:
 
 
 def minilm_folder() -> str:
-    """Where all-MiniLM-L6-v2 is, as sentence-transformers loads it.
+    """Return the path from which sentence-transformers loads all-MiniLM-L6-v2.
 
     Raises:
         MissingResourceError: Its package or sentence-transformers is not installed.

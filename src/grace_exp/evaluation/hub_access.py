@@ -1,4 +1,4 @@
-"""Whether data of the Hugging Face hub can be had here, asked before a model is loaded."""
+"""Check whether data of the Hugging Face hub is available, before a model is loaded."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ _PROBE_SECONDS = 10.0
 
 
 def is_cached(path: str) -> bool:
-    """Whether the hub's cache on this machine holds something of a data set; what exactly, loading will tell."""
+    """Whether the hub's cache on this machine holds a part of a data set; loading shows whether it is enough."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}" / "snapshots"
@@ -14,7 +14,7 @@ def is_cached(path: str) -> bool:
 
 
 def hub_problem(path: str) -> str | None:
-    """Why the hub does not answer, to stand behind its name ("which ..."); None where it does.
+    """Say why the hub does not answer, as words after its name ("which ..."); None if it does.
 
     Args:
         path: A data set to ask for.
@@ -27,7 +27,7 @@ def hub_problem(path: str) -> str | None:
     try:
         HfApi().dataset_info(path, timeout=_PROBE_SECONDS)
     except HfHubHTTPError:
-        return None  # an answer, if not the wished one; loading says what it means
-    except Exception as error:  # whatever kept the answer away: no name, no route, no time
+        return None  # the hub answered, though not as wished; loading reports what it means
+    except Exception as error:  # any failure on the way: name, route, time-out
         return f"which cannot be reached ({(str(error).splitlines() or [type(error).__name__])[0]})"
     return None

@@ -1,4 +1,4 @@
-"""Figures of a held-out set with bootstrap intervals."""
+"""Scores of a held-out set with bootstrap intervals."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,14 +14,14 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """A figure in points (x 100) with its 95 % percentile bootstrap interval over the set's items."""
+    """A score in points (x 100) with its 95 % percentile bootstrap interval over the set's items."""
 
     value: float
     low: float | None
     high: float | None
 
     def __str__(self) -> str:
-        """`57.1 [45.0, 66.9]`."""
+        """Return text such as `57.1 [45.0, 66.9]`."""
         interval = "" if self.low is None or self.high is None else f" [{self.low:.1f}, {self.high:.1f}]"
         return f"{self.value:.1f}{interval}"
 
@@ -32,19 +32,19 @@ class Score:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """What is needed of each item to compute, and to resample, the figure of a set.
+    """The values of each item from which a set's score is computed and resampled.
 
     Attributes:
-        values: Cosine of each pair (STS, pair classification), nDCG@10 of each query (retrieval), or any other score
-            of each item whose mean is the figure, [items].
-        human: Of pairs: human scores (STS), or whether they match (bool, pair classification); else None.
+        values: Cosine of each pair (STS, pair classification), nDCG@10 of each query (retrieval), or another score of
+            each item whose mean is the set's score, [items].
+        human: For pairs: human scores (STS), or whether they match (bool, pair classification); otherwise None.
     """
 
     values: NDArray[np.float64]
     human: NDArray[np.float64] | NDArray[np.bool_] | None
 
     def figure(self, items: NDArray[np.int64] | None = None) -> float:
-        """Over the chosen items, x 100: Spearman correlation (STS), average precision (pairs), or the mean."""
+        """Return the score over the chosen items, x 100: Spearman (STS), average precision (pairs), or the mean."""
         values = self.values if items is None else self.values[items]
         if self.human is None:
             return 100 * float(values.mean())
@@ -58,35 +58,35 @@ class ItemScores:
         return 100 * float(spearmanr(values, human).statistic)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the figure."""
+        """Return the values for JSON, with the score."""
         human = None if self.human is None else self.human.tolist()
         return {"figure": self.figure(), "values": self.values.tolist(), "human": human}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of `as_dict`."""
+        """Make the object from what `as_dict` returned."""
         return cls(np.array(record["values"]), None if record["human"] is None else np.array(record["human"]))
 
 
 def item_scores(first: Vectors, second: Vectors, heldout: HeldoutSet) -> ItemScores:
-    """Compare the embeddings [items, hidden] of both columns."""
+    """Return the item scores for the embeddings [items, hidden] of both columns."""
     left, right = _unit(first), _unit(second)
     if heldout.scores is not None:
         return ItemScores((left * right).sum(axis=1), heldout.scores)
-    similarity = (left @ right.T).round(12)  # the last bits of equal vectors' products depend on the machine
+    similarity = (left @ right.T).round(12)  # the last bits of products of equal vectors depend on the machine
     own_similarity = similarity.diagonal()[:, None]
-    # Ties count against the query, so that equal embeddings score as the worst and not as the best.
+    # Ties count against the query, so that equal embeddings get the worst score and not the best.
     rank = (similarity >= own_similarity).sum(axis=1)
     return ItemScores(np.where(rank <= 10, 1 / np.log2(1 + rank), 0.0), None)
 
 
 def score(items: ItemScores, resamples: int) -> Score:
-    """The figure of a set."""
+    """Return the score of a set."""
     return Score(items.figure(), *_interval(items.figure, len(items.values), resamples))
 
 
 def rise(before: ItemScores, after: ItemScores, resamples: int) -> Score:
-    """The difference of two figures on the same items, resampled together."""
+    """Return the difference of two scores on the same items, resampled together."""
 
     def difference(chosen: NDArray[np.int64] | None = None) -> float:
         return after.figure(chosen) - before.figure(chosen)

@@ -1,4 +1,4 @@
-"""What a distilled student keeps of its teacher: held-out figures side by side, with the time of a text."""
+"""What a distilled student keeps of its teacher's quality: held-out scores of both, with the time per text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ model.similarity(vectors, vectors)
 
 @dataclass(frozen=True)
 class Measured:
-    """A set embedded by one model.
+    """The results of one model on a set.
 
     Attributes:
-        items: Scored.
-        ms_per_text: Time of a distinct text; None: not measured.
+        items: Scores of the items.
+        ms_per_text: Time per distinct text; None: not measured.
     """
 
     items: ItemScores
@@ -44,7 +44,7 @@ def measure(config: EvaluationConfig, embed: Embed) -> dict[str, Measured]:
 
     Args:
         config: The sets.
-        embed: Distinct texts in a role to embeddings [texts, width], without a cache.
+        embed: Returns embeddings [texts, width] of distinct texts in a role, without a cache.
     """
     found = {}
     for name, chosen in config.sets.items():
@@ -67,13 +67,13 @@ def _column(texts: list[str], role: Role, embed: Embed) -> Vectors:
 
 @dataclass(frozen=True)
 class SetReport:
-    """Rows of one set.
+    """The rows of one set.
 
     Attributes:
-        name: Of the set.
-        rows: By name, `teacher` and `student` among them.
-        untrained: Of the teacher's backbone before training, in the teacher's mode; None: not known.
-        resamples: Of the bootstrap.
+        name: The set's name.
+        rows: Rows by name, `teacher` and `student` among them.
+        untrained: Scores of the teacher's backbone before training, in the teacher's mode; None: unknown.
+        resamples: Number of resamples of the bootstrap.
     """
 
     name: str
@@ -82,23 +82,23 @@ class SetReport:
     resamples: int
 
     def kept(self, row: str) -> float | None:
-        """The row's rise above the untrained backbone as a share of the teacher's; None without a gain to keep."""
+        """Return the row's gain over the untrained backbone as a share of the teacher's; None if that has none."""
         gain = self.rise(TEACHER)
         student_rise = self.rise(row)
         return None if gain is None or student_rise is None or gain.value <= 0 else student_rise.value / gain.value
 
     def rise(self, row: str) -> Score | None:
-        """The row's rise above the untrained backbone, points."""
+        """Return the row's gain over the untrained backbone, points."""
         return None if self.untrained is None else rise(self.untrained, self.rows[row].items, self.resamples)
 
     def line(self) -> str:
-        """The result in a sentence."""
+        """Return the result in one sentence."""
         times = [self.rows[row].ms_per_text or 0.0 for row in (STUDENT, TEACHER)]
         cost = f"{times[0]:.1f} ms per text, the teacher {times[1]:.1f} ms"
         kept = self.kept(STUDENT)
         if kept is not None:
             what = f"keeps {kept:.0%} of the teacher's gain, {self.rise(STUDENT)} of {self.rise(TEACHER)} points"
-            if BEFORE in self.rows:  # what another model could do by itself is no gain of the teacher's
+            if BEFORE in self.rows:  # what another model could do before is not a gain from the teacher
                 what += f" (before distillation {self.rise(BEFORE)})"
         else:
             student_scores, its = (score(self.rows[row].items, self.resamples) for row in (STUDENT, TEACHER))
@@ -107,7 +107,7 @@ class SetReport:
         return f"{self.name}: the student {what}; {cost}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with every item's score."""
+        """Return the report for JSON, with every item's score."""
         return {
             "untrained": None if self.untrained is None else self.untrained.as_dict(),
             "kept": self.kept(STUDENT),
@@ -124,7 +124,7 @@ class SetReport:
         }
 
     def cells(self) -> list[tuple[str, ...]]:
-        """Lines of a table: set, row, score, share kept, milliseconds."""
+        """Return lines of a table: set, row, score, share kept, milliseconds."""
         rows = [] if self.untrained is None else [("untrained", Measured(self.untrained, None))]
         lines: list[tuple[str, ...]] = []
         for name, row in [*rows, *self.rows.items()]:
@@ -139,7 +139,7 @@ _COLUMNS = ("set", "row", "score", "gain kept", "ms per text")
 
 
 def student_table(reports: Sequence[SetReport]) -> Table:
-    """All sets, for the terminal."""
+    """Return a table of all sets, for the terminal."""
     table = Table(title="Teacher and student, points", title_justify="left")
     for number, column in enumerate(_COLUMNS):
         table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number == 1)
@@ -151,13 +151,13 @@ def student_table(reports: Sequence[SetReport]) -> Table:
 
 
 def student_card(folder: str, teacher: str, what: str, reports: Sequence[SetReport]) -> str:
-    """The README of a student's folder: what it is, figures, a snippet that runs in the folder above.
+    """Return the README of a student's folder: description, results, code that runs in the folder above.
 
     Args:
         folder: The folder's name.
-        teacher: Name of the model that it learned from.
-        what: It and its training, a sentence.
-        reports: Of all sets.
+        teacher: The teacher's name.
+        what: A sentence about the student and its training.
+        reports: Reports of all sets.
     """
     lines = [f"| {' | '.join(cells)} |" for report in reports for cells in report.cells()]
     return "\n".join(

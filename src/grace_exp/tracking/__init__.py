@@ -1,1 +1,1 @@
-"""What a run leaves behind: metrics, sample tables, provenance, summary, W&B."""
+"""What a run records: metrics, sample tables, provenance, summary, W&B."""

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Write files and folders completely or not at all."""
 
 import os
 import secrets
@@ -10,16 +10,16 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on a clean exit it replaces `path`, on an error nothing changes.
+    """Give a temporary path beside `path`; a clean exit replaces `path` with it, an error changes nothing.
 
-    The temporary name starts with a dot, so that readers of a whole folder (pandas, globs) pass over one left by a
-    killed process.
+    The temporary name starts with a dot, so that readers of a whole folder (pandas, globs) ignore one that a killed
+    process has left.
 
     Args:
-        path: The file to write; its folder is made when missing.
+        path: The file to write; its folder is created if missing.
 
     Yields:
-        Where to write.
+        The path to write to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -33,7 +33,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path) -> Path:
-    """A name of nobody else's: in containers on several machines processes have equal numbers."""
+    """Return a name that no other process uses; in containers on several machines process ids can be equal."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -45,16 +45,16 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; on a clean exit it takes the place of `path`, on an error nothing changes.
+    """Give a temporary folder beside `path`; a clean exit replaces `path` with it, an error changes nothing.
 
-    Between the removal of an old folder and the renaming of the new one a kill leaves neither, never a mixture. What
-    killed processes left unfinished is removed first.
+    A kill between the removal of the old folder and the renaming of the new one leaves neither, but never a mixture.
+    Unfinished folders of killed processes are removed first.
 
     Args:
-        path: The folder to write; the one above it is made when missing.
+        path: The folder to write; its parent is created if missing.
 
     Yields:
-        Where to write.
+        The folder to write to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):

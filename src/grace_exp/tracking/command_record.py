@@ -1,4 +1,4 @@
-"""What was asked for on the command line, as Hydra keeps it: written once the folder is the run's."""
+"""Record the command line as Hydra does, but only once the folder belongs to the run."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ FOLDER = ".hydra"
 def record_command(settings: DictConfig, hydra: Any, run_dir: Path) -> None:
     """Write `config.yaml`, `hydra.yaml` and `overrides.yaml` into `<run_dir>/.hydra`.
 
-    Hydra itself would do so before anyone can look whose folder it is (`hydra.output_subdir` is null for that).
+    Hydra itself would write them before the owner of the folder is checked (so `hydra.output_subdir` is null).
 
     Args:
-        settings: As composed, not resolved.
+        settings: The composed settings, not resolved.
         hydra: Hydra's own settings.
         run_dir: The run's folder.
     """

@@ -1,7 +1,7 @@
-"""The list of metric names: what each means, in which unit, which way is good, and in which section it is shown.
+"""The list of metrics: name, meaning, unit, which direction is good, and the section in which it is shown.
 
-A new metric is one line in `METRICS`, then `python scripts/metrics_table.py`, which writes docs/metrics.md. Loggers
-check names against the list. W&B workspace, W&B report and HTML report take their sections from it.
+A new metric is one line in `METRICS`; then run `python scripts/metrics_table.py`, which writes docs/metrics.md. Loggers
+check names against the list. W&B workspace, W&B report and HTML report use its sections.
 """
 
 import re
@@ -26,7 +26,7 @@ SECTIONS: dict[Section, str] = {
 """Sections in the order in which they are shown, with their titles."""
 
 SIDES = ("positive/", "query/")
-"""Prefixes of the figures of one trained side, where `rollout.policy_role=both` trains two."""
+"""Prefixes of the metrics of one trained side, if `rollout.policy_role=both` trains two."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Metric:
     """One metric, or a family of metrics.
 
     Attributes:
-        name: As it is logged; a part in angle brackets stands for any text without a slash.
-        section: Where it is shown.
-        unit: Of its values; "" for a pure number.
-        better: Which way is good; "" where there is no such way.
+        name: The logged name; a part in angle brackets stands for any text without a slash.
+        section: The section in which it is shown.
+        unit: Unit of the values; "" for a pure number.
+        better: Which direction is good; "" if neither is.
         meaning: One sentence.
         when: The settings with which it is logged; "" for every run with a reward.
     """
@@ -81,20 +81,20 @@ METRICS = (
     ),
     Metric("reward/zero_spread_share", "drivers", "share", "lower", "Groups whose rationales all have one reward."),
     Metric("reward/<term>/mean", "drivers", "reward", "", "Mean of the weighted term; of weight 0, of the bare term."),
-    Metric("reward/<term>/std", "drivers", "reward", "", "Its standard deviation over all rationales."),
+    Metric("reward/<term>/std", "drivers", "reward", "", "Standard deviation of the term over all rationales."),
     Metric("train/advantage_abs", "drivers", "reward", "", "Mean absolute advantage."),
     Metric("train/team_credit_abs", "drivers", "reward", "", "Mean absolute team credit.", "objective.team_credit > 0"),
-    Metric("train/chosen_gain", "drivers", "reward", "", "Chosen reward less the mean.", "method=rejection_sft"),
+    Metric("train/chosen_gain", "drivers", "reward", "", "Chosen reward minus the mean.", "method=rejection_sft"),
     Metric("rollout/extra_rounds", "drivers", "rounds", "lower", "Rounds of exchange.", "objective.dynamic_sampling"),
     Metric("rollout/zero_spread_dropped", "drivers", "instances", "", "Exchanged.", "objective.dynamic_sampling"),
     Metric("rollout/zero_spread_left", "drivers", "instances", "lower", "Left.", "objective.dynamic_sampling"),
     Metric("rollout/stored", "drivers", "instances", "", "Instances that an earlier step wrote.", "objective.replay"),
-    Metric("curriculum/difficulty_drawn", "drivers", "share", "", "Of the step's instances, before it.", _CURRICULUM),
+    Metric("curriculum/difficulty_drawn", "drivers", "share", "", "Mean over the step's instances.", _CURRICULUM),
     Metric("curriculum/difficulty", "drivers", "share", "lower", "Mean over all instances seen.", _CURRICULUM),
     Metric("curriculum/seen_share", "drivers", "share", "higher", "Instances seen so far.", _CURRICULUM),
     # ---- rationales: what is written?
     Metric("rollout/tokens_mean", "rationales", "tokens", "", "Mean length of the trained rationales."),
-    Metric("rollout/tokens_max", "rationales", "tokens", "", "Length of the longest."),
+    Metric("rollout/tokens_max", "rationales", "tokens", "", "Length of the longest trained rationale."),
     Metric("rollout/truncated_share", "rationales", "share", "lower", "Rationales cut at rollout.max_tokens."),
     Metric("rollout/most_common_share", "rationales", "share", "lower", "Instances with the most common rationale."),
     Metric("rollout/entropy", "rationales", "nats", "", "Estimate: mean -log-prob of a written token."),
@@ -109,28 +109,28 @@ METRICS = (
     Metric("rollout/token_budget", "rationales", "tokens", "", "Longest that the step allowed.", "rollout.tail"),
     Metric("rollout/prompts_cut", "rationales", "texts", "lower", "Texts too long for their prompt.", _BASELINE),
     # ---- geometry: how do the embeddings lie?
-    Metric("embed/cos_pos", "geometry", "cosine", "higher", "Of a rationale with its own anchors."),
-    Metric("embed/cos_neg", "geometry", "cosine", "lower", "With its own negatives."),
-    Metric("embed/cos_random", "geometry", "cosine", "lower", "With the anchors of other instances."),
+    Metric("embed/cos_pos", "geometry", "cosine", "higher", "Mean cosine of a rationale with its own anchors."),
+    Metric("embed/cos_neg", "geometry", "cosine", "lower", "Mean cosine with its own negatives."),
+    Metric("embed/cos_random", "geometry", "cosine", "lower", "Mean cosine with other instances' anchors."),
     Metric("embed/effective_rank", "geometry", "", "higher", "Dimensions in use (Roy & Vetterli 2007); 1 is collapse."),
     Metric("embed/uniformity", "geometry", "nats", "lower", "Wang & Isola's; 0 is collapse."),
     Metric("embed/augmentation_overlap", "geometry", "", "lower", "Label-free quality of the augmentations."),
-    # ---- stability: may one trust the update?
+    # ---- stability: can the update be trusted?
     Metric("train/loss", "stability", "", "", "The loss that was minimised.", _BASELINE),
     Metric("train/pathwise", "stability", "reward", "lower", "Minus the mean reward at the update.", _PATHWISE),
     Metric("train/pathwise_norm", "stability", "", "", "Norm of the pathwise part of the gradient.", _PARTS),
-    Metric("train/policy_gradient_norm", "stability", "", "", "Norm of its policy-gradient part.", _PARTS),
-    Metric("train/gradient_cosine", "stability", "cosine", "", "Of the two parts.", _PARTS),
+    Metric("train/policy_gradient_norm", "stability", "", "", "Norm of the policy gradient.", _PARTS),
+    Metric("train/gradient_cosine", "stability", "cosine", "", "Cosine of the two parts.", _PARTS),
     Metric("train/grad_norm", "stability", "", "", "Norm of the gradient before clipping.", _BASELINE),
     Metric("train/learning_rate", "stability", "", "", "Learning rate of the step's updates.", _BASELINE),
-    Metric("train/skipped_updates", "stability", "updates", "lower", "Left out so far: nan or inf.", _BASELINE),
+    Metric("train/skipped_updates", "stability", "updates", "lower", "Skipped so far: nan or inf.", _BASELINE),
     Metric("train/ratio", "stability", "", "near 1", "Probability ratio of present to old policy."),
     Metric("train/approx_kl", "stability", "nats", "near 0", "k3 estimate of the KL to the old policy, a token."),
-    Metric("train/surrogate", "stability", "", "", "The surrogate without penalties."),
-    Metric("train/clipped", "stability", "share", "lower", "Tokens whose ratio the clip holds."),
+    Metric("train/surrogate", "stability", "", "", "The surrogate loss without penalties."),
+    Metric("train/clipped", "stability", "share", "lower", "Tokens whose ratio is clipped."),
     Metric("train/importance", "stability", "", "near 1", "Weight against the engine.", "objective.importance"),
     Metric("train/kl_reference", "stability", "nats", "", "KL to the reference, a token.", "objective.kl"),
-    Metric("train/entropy", "stability", "nats", "", "Of the next token.", "objective.entropy_coefficient > 0"),
+    Metric("train/entropy", "stability", "nats", "", "Entropy per token.", "objective.entropy_coefficient > 0"),
     Metric(
         "rollout/staleness",
         "stability",
@@ -152,17 +152,17 @@ METRICS = (
     # ---- cost: where do time and memory go?
     Metric("time/step", "cost", "s", "lower", "The whole step.", _BASELINE),
     Metric("time/rollout", "cost", "s", "lower", "The engine writes the step's rationales, whenever that is."),
-    Metric("time/wait", "cost", "s", "lower", "For what is written ahead.", "rollout.overlap=one_step"),
+    Metric("time/wait", "cost", "s", "lower", "Wait for the step written ahead.", "rollout.overlap=one_step"),
     Metric("time/score", "cost", "s", "lower", "Forwards for embeddings and log-probs.", _BASELINE),
     Metric("time/reward", "cost", "s", "lower", "Rewards and advantages."),
     Metric("time/update", "cost", "s", "lower", "Backward and optimizer.", _BASELINE),
-    Metric("time/sync", "cost", "s", "lower", "Weights to the engine.", _BASELINE),
+    Metric("time/sync", "cost", "s", "lower", "Sending weights to the engine.", _BASELINE),
     Metric("time/evaluation_before", "cost", "s", "lower", "Held-out sets before training.", _HELDOUT),
-    Metric("time/evaluation_during", "cost", "s", "lower", "Held-out sets during it.", "evaluation.every_n_steps"),
-    Metric("time/evolution", "cost", "s", "lower", "The same texts again.", "logger.evolution_every_n_steps"),
+    Metric("time/evaluation_during", "cost", "s", "lower", "Held-out, in training.", "evaluation.every_n_steps"),
+    Metric("time/evolution", "cost", "s", "lower", "The evolution table.", "logger.evolution_every_n_steps"),
     Metric("perf/rationale_tokens_per_second", "cost", "tokens/s", "higher", "rollout/tokens / time/step."),
-    Metric("perf/memory_planned_gib", "cost", "GiB", "", "Of one device, as planned.", _BASELINE),
-    Metric("perf/memory_peak_gib", "cost", "GiB", "lower", "Taken at most since the start.", _BASELINE),
+    Metric("perf/memory_planned_gib", "cost", "GiB", "", "Planned memory of one device.", _BASELINE),
+    Metric("perf/memory_peak_gib", "cost", "GiB", "lower", "Peak memory since the start.", _BASELINE),
     Metric("perf/memory_reserved_gib", "cost", "GiB", "lower", "The same, by torch's allocator.", "a GPU"),
     Metric("perf/mfu", "cost", "share", "higher", "Model FLOPs of score and update / the device's peak.", "a GPU"),
     # ---- evaluation: by a job of its own
@@ -180,7 +180,7 @@ class UnlistedMetric(UserWarning):
 
 
 def check_listed(names: Iterable[str]) -> None:
-    """Warn of names that are not in `METRICS`, once each; tests turn the warning into an error."""
+    """Warn once of each name that is not in `METRICS`; tests turn the warning into an error."""
     unlisted = [name for name in names if find_metric(name) is None]
     if unlisted:
         warnings.warn(
@@ -193,7 +193,7 @@ def check_listed(names: Iterable[str]) -> None:
 
 @cache
 def find_metric(name: str) -> Metric | None:
-    """The entry of a logged name, None where there is none; an exact name comes before a pattern."""
+    """Return the entry of a logged name, None if there is none; an exact name takes precedence over a pattern."""
     for side in SIDES:
         name = name.removeprefix(side)
     matching = [metric for metric in METRICS if metric.pattern.fullmatch(name)]
@@ -201,7 +201,7 @@ def find_metric(name: str) -> Metric | None:
 
 
 def in_order(names: Iterable[str], section: Section | None = None) -> list[str]:
-    """Logged names in the order of the list, of one section or of all; unlisted names come last."""
+    """Return logged names in the order of the list, of one section or of all; unlisted names come last."""
     places = {metric.name: place for place, metric in enumerate(METRICS)}
     found = {name: find_metric(name) for name in names}
     chosen = [name for name, metric in found.items() if section is None or (metric and metric.section == section)]
@@ -209,7 +209,7 @@ def in_order(names: Iterable[str], section: Section | None = None) -> list[str]:
 
 
 def markdown_table() -> str:
-    """The list as a page: a table for each section."""
+    """Return the list as a page: a table for each section."""
     lines = [
         "# Metrics",
         "",

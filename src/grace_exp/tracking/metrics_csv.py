@@ -15,33 +15,33 @@ from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.metrics import check_listed
 
 TIMED_PREFIXES = ("time/", "perf/")
-"""Columns that may differ between two runs of one seed: durations, speeds and memory. All others are equal."""
+"""Prefixes of columns that may differ between two runs of one seed: durations, speeds and memory."""
 
 _STEP = "step"
 
 Row = dict[str, str]
-"""Column name to cell, without the empty cells."""
+"""A row's cells by column name, without the empty cells."""
 
 
 class MetricsCsv(Logger):
-    """Lightning logger: one row a step, one column a metric, on disk as soon as it is logged.
+    """Lightning logger: one row per step, one column per metric, written to disk as soon as it is logged.
 
-    Floats are written with as many digits as it takes to read the same float back. Columns stand in the order in which
-    they first appeared. Everything that varies with the machine's speed belongs in columns that start with one of
-    `TIMED_PREFIXES`; then two runs of one seed agree in all other columns, and a run that was interrupted, truncated at
+    Floats are written with as many digits as are needed to read the same float back. Columns have the order of their
+    first appearance. Everything that varies with the machine's speed must be in columns that start with one of
+    `TIMED_PREFIXES`. Then two runs of one seed agree in all other columns, and a run that was interrupted, truncated at
     its checkpoint and resumed leaves the same columns and rows as one that was not.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, keeping its rows; a last line that a crash cut short is dropped.
+        """Open `path` and keep its rows; a last line that a crash has cut off is dropped.
 
         Args:
-            path: The CSV file; made with the first row.
+            path: The CSV file; created with the first row.
         """
         super().__init__()
         self.path = path
         self._columns: list[str] = []
-        self._last: Row = {}  # kept because further metrics of its step join it
+        self._last: Row = {}  # kept because further metrics of its step are added to it
         self._last_start = 0  # its byte offset in the file
         self._open()
 
@@ -52,17 +52,17 @@ class MetricsCsv(Logger):
 
     @property
     def version(self) -> str:
-        """Empty: a run has one metrics file."""
+        """The empty string, because a run has one metrics file."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run folder, which Lightning takes as its log folder."""
+        """The run folder, which Lightning uses as its log folder."""
         return str(self.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the resolved configuration is a file of its own."""
+        """Do nothing, because the resolved configuration is a separate file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
@@ -70,10 +70,10 @@ class MetricsCsv(Logger):
 
         Args:
             metrics: Numbers, or tensors of one element, by name.
-            step: The step they belong to; never below that of an earlier call.
+            step: The step that they belong to; never lower than in an earlier call.
 
         Raises:
-            ValueError: `step` is None or lies before the last row.
+            ValueError: `step` is None or lower than the last row's.
         """
         if step is None:
             raise ValueError("metrics.csv has one row a step: call log_metrics(metrics, step=...)")
@@ -110,7 +110,7 @@ class MetricsCsv(Logger):
             self._rewrite(_read(self.path))
 
     def _rewrite(self, rows: list[Row]) -> None:
-        # The first appearance of a column in the rows is also its place in the old header.
+        # The first appearance of a column in the rows gives its position in the old header.
         self._columns = list(dict.fromkeys([_STEP, *(name for row in rows for name in row)]))
         header = dict(zip(self._columns, self._columns, strict=True))
         before = self._lines([header, *rows[:-1]])
@@ -125,7 +125,7 @@ class MetricsCsv(Logger):
 
 
 def _read(path: Path) -> list[Row]:
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # what follows the last line end was cut short
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # text after the last line end was cut off
     return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(whole.splitlines())]
 
 

@@ -1,4 +1,4 @@
-"""The source of the user's own functions, kept with the run that called them."""
+"""Store the source of the user's own functions with the run that called them."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ FOLDER = "own_parts"
 def record_own_parts(run_dir: Path, config: Groups) -> None:
     """Copies each source file to `<run_dir>/own_parts/<digits of its sha256>_<name>`, and lists all in index.json.
 
-    A resumed run whose file has changed has both copies.
+    A resumed run whose file has changed stores both copies.
 
     Raises:
         ConfigError: A part cannot be found.

@@ -49,8 +49,8 @@ def provenance(config_dict: Mapping[str, Any], data_description: Mapping[str, An
     """Describe this process so that its run can be repeated.
 
     Args:
-        config_dict: The resolved configuration; its `seed` is taken.
-        data_description: What the data recipe says of itself: fingerprint, rows per source, rejects.
+        config_dict: The resolved configuration; its `seed` is recorded.
+        data_description: The description of the data recipe: fingerprint, rows per source, rejects.
 
     Returns:
         JSON-ready: `started` (UTC), `command`, `seed`, `git` (revision and whether files differ from it; None outside a
@@ -74,7 +74,7 @@ def provenance(config_dict: Mapping[str, Any], data_description: Mapping[str, An
 
 
 def machine_name() -> str:
-    """What computes here, for times: the GPUs, else the processor, as `2 x NVIDIA H100` or `Xeon, 2 cores`."""
+    """Return the hardware that results were measured on: GPUs, or the processor; `2 x NVIDIA H100`, `Xeon, 2 cores`."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -91,16 +91,16 @@ def write_provenance(
 ) -> dict[str, Any]:
     """Write `config.yaml` (the resolved configuration) and `provenance.json` into the run folder.
 
-    Where the folder has a `provenance.json` already (a resumed run), the new one's list `earlier` takes it in. Only
-    the process of rank 0 writes.
+    If the folder already has a `provenance.json` (a resumed run), the new one lists it under `earlier`. Only the
+    process of rank 0 writes.
 
     Args:
-        run_dir: The run folder, made when missing.
+        run_dir: The run folder, created if missing.
         config_dict: The resolved configuration.
         data_description: See `provenance`.
 
     Returns:
-        What `provenance` returned, and `earlier`.
+        The result of `provenance`, and `earlier`.
     """
     record = provenance(config_dict, data_description) | {"earlier": _with_earlier(run_dir / "provenance.json")}
     _write(run_dir, config_dict, record)

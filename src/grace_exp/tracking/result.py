@@ -1,4 +1,4 @@
-"""The file that says that a job has done all it had to do, and with which figures."""
+"""The file that marks a job as complete, with its results."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ RESULT_FILE = "result.json"
 
 
 def write_result(run_dir: Path, figures: Mapping[str, float]) -> None:
-    """Write `<run_dir>/result.json`, the last thing that a job does.
+    """Write `<run_dir>/result.json`; a job does this last.
 
     Args:
         run_dir: The run folder.
@@ -20,7 +20,7 @@ def write_result(run_dir: Path, figures: Mapping[str, float]) -> None:
 
 
 def read_result(run_dir: Path) -> dict[str, float | None] | None:
-    """Return the figures of the job that ran in `run_dir`, None if it has not ended well."""
+    """Return the results of the job that ran in `run_dir`; None if it did not end successfully."""
     path = run_dir / RESULT_FILE
     if not path.is_file():
         return None

@@ -18,16 +18,16 @@ CONFIG_FILE = "config.yaml"
 
 @contextmanager
 def claimed(run_dir: Path, job: str) -> Iterator[None]:
-    """Keep a run folder for this process as long as the block runs, or the process lives.
+    """Reserve a run folder for this process while the block runs and the process lives.
 
-    The lock belongs to the open file: the kernel gives it back when the process ends, however it ends.
+    The lock belongs to the open file, so the kernel releases it when the process ends for any reason.
 
     Args:
-        run_dir: The run folder, made when missing.
+        run_dir: The run folder, created if missing.
         job: `job.name` of the run.
 
     Raises:
-        ConfigError: Another live process has the folder, or it holds the run of another job.
+        ConfigError: Another live process uses the folder, or it holds the run of another job.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     claim = run_dir / CLAIM_FILE
@@ -48,10 +48,10 @@ def claimed(run_dir: Path, job: str) -> Iterator[None]:
 
 
 def own_folder(wanted: str) -> str:
-    """Make the folder `wanted`, or, where it is there already, the first of `wanted`_2, _3, ...; return its name.
+    """Create the folder `wanted` or, if it exists, the first free one of `wanted`_2, _3, ...; return its name.
 
-    Registered with OmegaConf as `${own_folder:...}` for `hydra.run.dir`: of two runs that start in the same second each
-    gets a folder of its own. Making a folder is atomic, looking for one is not.
+    It is registered with OmegaConf as `${own_folder:...}` for `hydra.run.dir`, so that two runs that start in the same
+    second get different folders. Creating a folder is atomic; looking for one is not.
     """
     Path(wanted).parent.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -66,7 +66,7 @@ def own_folder(wanted: str) -> str:
 
 
 def stored_config(run_dir: Path) -> dict[str, object] | None:
-    """The resolved configuration of the run in a folder, None where none has begun."""
+    """Return the resolved configuration of the run in a folder; None if no run has started there."""
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         return None
@@ -86,7 +86,7 @@ def _check_same_job(run_dir: Path, job: str) -> None:
 
 
 def _remove_unfinished(run_dir: Path) -> None:
-    """What killed processes were writing (see `tracking.atomic`): nobody else writes here now."""
+    """Delete unfinished files of killed processes (see `tracking.atomic`); no other process writes here now."""
     for path in [*run_dir.glob(".*.tmp"), *run_dir.glob("*/.*.tmp")]:
         if path.is_file():
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What was warned of during a run: one JSON object a line in the run folder, W&B alerts, the terminal and the log."""
+"""The warnings of a run: one JSON object a line in the run folder, W&B alerts, the terminal and the log."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 @contextmanager
 def collected(kind: type[Warning]) -> Iterator[list[str]]:
-    """Keep what the block warns of, by Python's `warnings`, of one kind; the rest is shown as ever."""
+    """Collect the Python warnings of one kind inside the block; other warnings are shown as usual."""
     found: list[str] = []
     show = warnings.showwarning
 
@@ -47,33 +47,33 @@ def collected(kind: type[Warning]) -> Iterator[list[str]]:
 
 
 class RunWarnings:
-    """Takes warnings of a run; each goes to everything that shows them."""
+    """Collects the warnings of a run and passes each to everything that shows them."""
 
     def __init__(self, run_dir: Path, announce: Callable[[str], None], run: "wandb.Run | None" = None) -> None:
-        """Start with what the folder has.
+        """Start with the warnings in the folder.
 
         Args:
             run_dir: The run folder.
-            announce: Told the message, for the terminal.
-            run: Gets an alert.
+            announce: Called with the message, for the terminal.
+            run: The W&B run, which gets an alert.
         """
         self._path = run_dir / WARNINGS_FILE
         self._announce = announce
         self._run = run
         self.listeners: list[Callable[..., None]] = []
-        """Called with step, kind and message by keyword."""
+        """Functions that are called with step, kind and message by keyword."""
 
     @rank_zero_only
     def add(self, step: int, kind: str, message: str) -> None:
-        """Warn.
+        """Add a warning.
 
         Args:
-            step: Of the run, counted from 0.
+            step: Number of the step, counted from 0.
             kind: What was found, e.g. `watchdog/effective_rank` or `inert_term`.
-            message: For people.
+            message: The text for the user.
         """
         self._announce(message)
-        _LOG.info(message)  # the terminal has it
+        _LOG.info(message)  # the terminal already shows it
         line = json.dumps({"step": step, "kind": kind, "message": message}, ensure_ascii=False)
         before = self._path.read_text(encoding="utf-8") if self._path.is_file() else ""
         write_text_atomic(self._path, f"{before}{line}\n")
@@ -84,7 +84,7 @@ class RunWarnings:
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Drop the warnings of `step` and after: a resumed run gives them again."""
+        """Delete the warnings of `step` and after, because a resumed run gives them again."""
         if self._path.is_file():
             kept = [row for row in read_warnings(self._path.parent) if row["step"] < step]
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
@@ -92,7 +92,7 @@ class RunWarnings:
 
 
 def read_warnings(run_dir: Path) -> list[dict[str, Any]]:
-    """The warnings of a run, in their order.
+    """Return the warnings of a run in order.
 
     Raises:
         ValueError: The file holds something else.

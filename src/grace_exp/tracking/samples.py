@@ -1,4 +1,4 @@
-"""What the policy wrote: tables of rationales with their rewards, in the run folder and on W&B."""
+"""Tables of rationales with their rewards, in the run folder and on W&B."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,23 +28,23 @@ COLUMNS = {
     "rationale_tokens": "int64",
     "finish_reason": "string",
 }
-"""Columns of a table and their arrow types; `*_tokens` are counts. Other columns are reward figures (float64)."""
+"""Columns of a table with their arrow types; `*_tokens` are counts. Other columns are rewards (float64)."""
 EVOLUTION_COLUMNS = COLUMNS | {"sample": "int64", "neighbours": "string"}
-"""Columns of the table of the same texts over time. `step` counts the steps done, so that 0 is before training;
-`sample` numbers the rationales of a text; `neighbours` are the nearest other texts of the table with their cosines, as
-JSON."""
+"""Columns of the evolution table, which has the same texts over time. `step` counts the steps done, so 0 is before
+training; `sample` numbers the rationales of a text; `neighbours` are the nearest other texts of the table with their
+cosines, as JSON."""
 
 
 class SamplesTable:
     """A folder of parquet files, one for each logged step; `pandas.read_parquet(folder)` reads them as one table."""
 
     def __init__(self, path_dir: Path, key: str = SAMPLES_TABLE, columns: Mapping[str, str] = COLUMNS) -> None:
-        """Use `path_dir`, which is made with the first rows.
+        """Use `path_dir`, which is created with the first rows.
 
         Args:
             path_dir: The folder.
-            key: Of the W&B table.
-            columns: With their arrow types; every row has them.
+            key: Key of the W&B table.
+            columns: Columns with their arrow types; every row has them.
         """
         self.path_dir = path_dir
         self._key = key
@@ -63,12 +63,13 @@ class SamplesTable:
         """Write the rollouts of one step; a second call for the same step replaces them.
 
         Args:
-            step: Put into column `step`.
-            rows: One mapping a rollout with the keys of the columns but `step`, and one for each reward figure: a
-                term's name, `total`, `final`, `advantage`. None, or a missing key, where a rollout has no such figure
-                (anchors have no advantage).
-            run: Also show the rows there, added to those of earlier steps.
-            wandb_step: W&B's step, where it differs.
+            step: Value of the column `step`.
+            rows: One mapping per rollout, with the keys of the columns except `step`, and one key for each reward
+                value: a term's name, `total`, `final`, `advantage`. A value is None or missing if a rollout has none
+                    (anchors have no
+                advantage).
+            run: A W&B run, which also gets the rows, added to those of earlier steps.
+            wandb_step: W&B's step, if it differs.
 
         Raises:
             KeyError: A row lacks one of the columns.
@@ -80,7 +81,7 @@ class SamplesTable:
         columns: dict[str, list[Any]] = {"step": [step] * len(rows)}
         columns |= {name: [row[name] for row in rows] for name in self._types if name != "step"}
         columns |= {name: [row.get(name) for row in rows] for name in figures}
-        # Types are given, not inferred: a column that happens to be empty in one file would not fit the others.
+        # Types are given, not inferred, because a column that is empty in one file would get another type there.
         schema = pa.schema([(name, self._types.get(name, "float64")) for name in columns])
         with atomic_path(self.path_dir / f"step-{step:06d}.parquet") as temporary:
             pq.write_table(pa.table(columns, schema=schema), temporary)
@@ -93,7 +94,7 @@ class SamplesTable:
         if step < run.starting_step:
             return
         if self._shown is None:
-            # Of a table that is logged anew under its key, W&B shows the last one only; this one grows.
+            # W&B shows only the last table that was logged under a key, so this one grows.
             self._shown = wandb.Table(columns=list(columns), log_mode="INCREMENTAL", allow_mixed_types=True)
         for row in zip(*columns.values(), strict=True):
             self._shown.add_data(*row)
@@ -101,7 +102,7 @@ class SamplesTable:
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Delete the files of `step` and after: a resumed run writes them again."""
+        """Delete the files of `step` and after, because a resumed run writes them again."""
         for path in self.path_dir.glob("step-*.parquet"):
             if int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""The figures of a whole run: seconds per phase, peak memory, and the file that holds them."""
+"""Totals of a run: seconds per phase, peak memory, and the file that holds them."""
 
 import json
 import math
@@ -14,20 +14,20 @@ from grace_exp.tracking.atomic import write_text_atomic
 
 
 def write_json_atomic(path: Path, obj: Any) -> None:
-    """Write `obj` as indented JSON; a reader sees the old file or the new one, never a part.
+    """Write `obj` as indented JSON; a reader sees the old file or the new one, never a part of one.
 
     Args:
         path: The file, e.g. `run_dir / "summary.json"`.
-        obj: Dicts with string keys, lists, strings, numbers, booleans and None. nan and inf become null: JSON has none.
+        obj: Dicts with string keys, lists, strings, numbers, booleans and None. nan and inf become null.
 
     Raises:
-        TypeError: `obj` holds something else.
+        TypeError: `obj` holds another type.
     """
     write_text_atomic(path, json.dumps(finite(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def finite(obj: Any) -> Any:
-    """Plain data with None in the place of nan and inf, which JSON has not."""
+    """Return plain data with None in place of nan and inf, which JSON does not have."""
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     if isinstance(obj, Mapping):
@@ -41,8 +41,8 @@ def peak_memory_gib() -> dict[str, float]:
     """Return the peak memory of this process so far, in GiB.
 
     Returns:
-        `host`: the largest resident set; `device`, only where torch has used a GPU: the largest sum of tensors that its
-        allocator held on the current one.
+        `host`: the largest resident set; `device`, only if torch has used a GPU: the largest sum of tensors that its
+        allocator held on the current GPU.
     """
     import torch
 
@@ -54,20 +54,20 @@ def peak_memory_gib() -> dict[str, float]:
 
 
 class PhaseTimer:
-    """Wall-clock seconds per named phase, for the step under way and for the whole run.
+    """Wall-clock seconds per named phase, for the present step and for the whole run.
 
-    `with timer("rollout"): ...` may be entered any number of times a step; phases may be nested, the outer one then
-    includes the inner one. GPU work is asynchronous: it counts in the phase that waits for its result.
+    `with timer("rollout"): ...` may be entered any number of times per step. Phases may be nested; the outer one
+    includes the inner one. GPU work is asynchronous, so it counts in the phase that waits for its result.
     """
 
     def __init__(self) -> None:
-        """Start with no phase."""
+        """Start without phases."""
         self._step: dict[str, float] = {}
         self._totals: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Add the time spent in the block to `phase`, also when the block raises."""
+        """Add the time spent in the block to `phase`, also if the block raises."""
         start = time.perf_counter()
         try:
             yield
@@ -75,7 +75,7 @@ class PhaseTimer:
             self.add(phase, time.perf_counter() - start)
 
     def add(self, phase: str, seconds: float) -> None:
-        """Add seconds that passed elsewhere, as on another thread."""
+        """Add seconds that passed elsewhere, e.g. on another thread."""
         self._step[phase] = self._step.get(phase, 0.0) + seconds
         self._totals[phase] = self._totals.get(phase, 0.0) + seconds
 
@@ -86,11 +86,11 @@ class PhaseTimer:
         return metrics
 
     def totals(self) -> dict[str, float]:
-        """Return `{phase: seconds}` of the whole run, those before a resume included."""
+        """Return `{phase: seconds}` of the whole run, also before a resume."""
         return dict(self._totals)
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a checkpoint keeps: the totals."""
+        """Return the totals for a checkpoint."""
         return dict(self._totals)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:

@@ -24,19 +24,19 @@ _ID_FILE = "wandb_run_id.txt"
 
 
 class StepWandbLogger(WandbLogger):
-    """Lightning's logger, with W&B's own step set to ours.
+    """Lightning's logger, with W&B's own step set to the run's step.
 
-    Lightning counts log calls and keeps the step as a metric, so that a resumed run would hold its repeated steps
-    twice. With explicit steps W&B merges what belongs to one step.
+    Lightning counts log calls and logs the step as a metric, so a resumed run would have its repeated steps twice. With
+    explicit steps W&B merges everything that belongs to one step.
     """
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Send metrics of one step; those of a step that the server already has (a resumed run) are not sent again.
+        """Send the metrics of one step, unless the server already has that step (in a resumed run).
 
         Args:
             metrics: Numbers, tables and other W&B values by name.
-            step: The step they belong to; W&B ignores a step below that of an earlier call, with a warning.
+            step: The step that they belong to; W&B ignores a step below that of an earlier call, with a warning.
 
         Raises:
             ValueError: `step` is None.
@@ -53,18 +53,18 @@ def build_wandb_logger(
 ) -> WandbLogger:
     """Start the W&B run and wrap it as a Lightning logger. End it with `finishing`.
 
-    The mode is that of the environment variable WANDB_MODE, else `logger.wandb.mode`, where `auto` is online with a
-    login and offline without. The run's files go to `<run_dir>/wandb`, its id to `<run_dir>/wandb_run_id.txt`. A W&B
-    run that is still open in this process is left alone, never written to. W&B prints nothing, and records neither
-    console output nor code nor the git repository.
+    The mode is that of the environment variable WANDB_MODE, or else `logger.wandb.mode`, where `auto` is online with a
+    login and offline without. The run's files are in `<run_dir>/wandb`, its id in `<run_dir>/wandb_run_id.txt`. A W&B
+    run that is still open in this process is not touched. W&B prints nothing, and records neither console output nor
+    code nor the git repository.
 
     Args:
         config: The resolved configuration, sent as the run's config; `logger.wandb` must be set.
         provenance: Sent as config key `provenance`, see `grace_exp.tracking.provenance`.
-        resume_id: The W&B run to continue, see `stored_run_id`; None starts a new one.
+        resume_id: The W&B run to continue, see `stored_run_id`; None: a new one is started.
 
     Returns:
-        The logger. On processes of rank above 0 it has no run and drops what it is given.
+        The logger. On processes of rank above 0 it has no run and drops all input.
 
     Raises:
         ConfigError: WANDB_MODE has a value that wandb does not know.
@@ -78,17 +78,17 @@ def build_wandb_logger(
 
 
 def stored_run_id(run_dir: Path) -> str | None:
-    """Return the id of the W&B run that belongs to a run folder, None if it never had one."""
+    """Return the id of the W&B run that belongs to a run folder; None if it never had one."""
     path = run_dir / _ID_FILE
     return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 @contextmanager
 def finishing(loggers: Iterable[Logger]) -> Iterator[None]:
-    """End the loggers when the block ends, as failed when it raises.
+    """End the loggers when the block ends; mark them as failed if it raises.
 
-    wandb gives a run that is still open to whoever asks next (the next job of a sweep, the next test), and keeps
-    unsent rows until the run is finished; so this must be around everything that uses the loggers.
+    wandb gives a run that is still open to the next caller (the next job of a sweep, the next test), and keeps unsent
+    rows until the run is finished. So this must enclose all uses of the loggers.
     """
     exit_code = 1
     try:
@@ -115,7 +115,7 @@ def _start_run(
     _forget_empty_variables()
     mode = _mode(settings.mode)
     run_id = resume_id or secrets.token_hex(4)
-    # Written first: it also makes the folder, without which wandb would fall back to a temporary one.
+    # Written first, because this also creates the folder; without it wandb would use a temporary one.
     write_text_atomic(Path(config.run_dir) / _ID_FILE, run_id + "\n")
     try:
         return wandb.init(
@@ -145,7 +145,7 @@ def _start_run(
 
 
 def _forget_empty_variables() -> None:
-    """A variable that is set to nothing is not set: wandb takes the empty text for a value, and refuses it."""
+    """Unset variables that are empty: wandb would read the empty text as a value, and refuse it."""
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
         del os.environ[name]
 
@@ -169,12 +169,12 @@ def _mode(configured: Literal["auto", "online", "offline"]) -> WandbMode:
 def _wants_and_can_upload() -> bool:
     import wandb
 
-    # `wandb offline` and `wandb disabled` leave their wish in wandb's settings file.
+    # `wandb offline` and `wandb disabled` store this choice in wandb's settings file.
     return wandb.setup().settings.mode in {"online", "run"} and has_login()
 
 
 def has_login() -> bool:
-    """Tell whether wandb would find credentials for its server: environment, netrc file or its own settings."""
+    """Return whether wandb would find credentials for its server: environment, netrc file or its own settings."""
     import wandb
     from wandb.sdk.lib import wbauth
 

@@ -1,4 +1,4 @@
-"""What a W&B run keeps beside metrics and tables: artifacts, and summary values with their intervals."""
+"""What a W&B run stores besides metrics and tables: artifacts, and summary values with their intervals."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,23 +9,23 @@ if TYPE_CHECKING:
 
 
 def log_config(run: "wandb.Run", run_dir: Path) -> None:
-    """Keep the resolved settings and their provenance as artifact `config-<run id>`."""
+    """Store the resolved settings and their provenance as artifact `config-<run id>`."""
     _log(run, "config", [run_dir / "config.yaml", run_dir / "provenance.json"])
 
 
 def log_evaluation(run: "wandb.Run", run_dir: Path) -> None:
-    """Keep what evaluations wrote, item by item, as artifact `evaluation-<run id>`, where they wrote something."""
+    """Store the evaluation files, with every item's score, as artifact `evaluation-<run id>`, if there are any."""
     _log(run, "evaluation", [run_dir / "evaluation", run_dir / "summary.json"])
 
 
 def log_export(run: "wandb.Run", folders: Sequence[Path], best: Path | None) -> None:
-    """Keep the trained model as artifact `model-<run id>`, alias `last`.
+    """Store the trained model as artifact `model-<run id>`, alias `last`.
 
     Args:
         run: The W&B run.
-        folders: Of the exported formats.
-        best: The checkpoint of the best step, which gets the alias `best`; None where the last weights are taken for
-            the best ones: then they have both.
+        folders: Folders of the exports.
+        best: The checkpoint of the best step, which gets the alias `best`; None: the last weights count as the best,
+            and have both aliases.
     """
     if best is not None:
         _log(run, "model", [best], aliases=["best"])
@@ -33,11 +33,11 @@ def log_export(run: "wandb.Run", folders: Sequence[Path], best: Path | None) -> 
 
 
 def set_summary(run: "wandb.Run", heldout: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> None:
-    """Put held-out figures into the run's summary, as `heldout/<set>/<figure>` with `.../low` and `.../high`.
+    """Write held-out scores into the run's summary, as `heldout/<set>/<figure>` with `.../low` and `.../high`.
 
     Args:
         run: The W&B run.
-        heldout: By set and figure: value, low, high; see `summary.json`.
+        heldout: Value, low and high by set and figure; see `summary.json`.
     """
     for name, figures in heldout.items():
         for key, score in figures.items():
@@ -55,7 +55,8 @@ def _log(run: "wandb.Run", kind: str, paths: Sequence[Path], aliases: list[str] 
         return
     artifact: Any = wandb.Artifact(f"{kind}-{run.id}", type=kind)
     for path in present:
-        # File by file: wandb announces whole folders on the terminal. Not copied: what a finished run wrote stays.
+        # File by file, because wandb announces whole folders on the terminal. Not copied: the files of a finished run
+        # stay.
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
             name = str(file.relative_to(path.parent))

@@ -1,4 +1,4 @@
-"""What a server computes for a request's texts: from the cache alone, or with the model."""
+"""Compute a server's answers: from the cache alone, or with the model."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ from grace_exp.policy.packing import Region
 
 @dataclass(frozen=True)
 class Kind:
-    """What texts of one batch have in common.
+    """The properties that all texts of a batch share.
 
     Attributes:
-        role: Of the texts.
-        max_tokens: Rationale budget.
+        role: Role of the texts.
+        max_tokens: Token limit of a rationale.
     """
 
     role: Role
@@ -40,9 +40,9 @@ class Answer:
     """Embedded texts.
 
     Attributes:
-        vectors: float32 [texts, hidden].
-        rationales: Per text; empty lists without rationales.
-        rationale_tokens: Per text, number of tokens of all its rationales.
+        vectors: Embeddings, float32 [texts, hidden].
+        rationales: Rationales by text; empty lists without rationales.
+        rationale_tokens: For each text, the number of tokens of all its rationales.
     """
 
     vectors: NDArray[np.float32]
@@ -50,15 +50,15 @@ class Answer:
     rationale_tokens: list[int]
 
     def __getitem__(self, rows: slice) -> "Answer":
-        """Those of some of the texts."""
+        """Return the answers of some of the texts."""
         return Answer(self.vectors[rows], self.rationales[rows], self.rationale_tokens[rows])
 
 
 class Answers:
     """An encoder with the settings of a job.
 
-    `compute` and `close` are for one thread, `known` and `prompt_tokens` for another one: a connection of SQLite and a
-    tokenizer each belong to one thread, so there are two of both.
+    `compute` and `close` must be called on one thread, `known` and `prompt_tokens` on another one. A connection of
+    SQLite and a tokenizer each belong to one thread, so there are two of both.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Answers:
         Args:
             encoder: The model.
             settings: Mode, temperature, samples, batch size, normalisation and dimensions.
-            seed: Of sampling.
-            precision: Entered around the model's work, in its thread.
+            seed: Seed of sampling.
+            precision: Context that is entered around the model's work, in its thread.
         """
         check_single(encoder.center, settings.samples)
         self.encoder = encoder
@@ -87,7 +87,7 @@ class Answers:
         self._cache = None if cache is None else RationaleCache(cache.path.parent, size_limit=cache.size_limit)
 
     def compute(self, texts: Sequence[str], kind: Kind) -> Answer:
-        """Write and embed; what the cache holds is not computed again."""
+        """Write and embed; results in the cache are not computed again."""
         settings = self.settings
         with self._precision():
             vectors = self.encoder.encode(
@@ -107,7 +107,7 @@ class Answers:
         return _answer(np.asarray(vectors, dtype=np.float32), flat, tokens)
 
     def known(self, texts: Sequence[str], kind: Kind) -> Answer | None:
-        """The same out of the cache; None where it lacks a text."""
+        """Return the same from the cache; None if it lacks a text."""
         settings, encoder = self.settings, self.encoder
         if self._cache is None:
             return None
@@ -129,7 +129,7 @@ class Answers:
         return replace(found, vectors=vectors)
 
     def _stored(self, texts: Sequence[str], role: Role, budget: int, cache: ModelCache) -> Answer | None:
-        """Whole embeddings with rationales of that budget, 0: without; None where the cache lacks one."""
+        """Return embeddings with rationales of this token limit (0: without); None if the cache lacks one."""
         region: Region = self.encoder.policy.pooling.region if budget else "text"
         works = works_of(
             texts,
@@ -156,7 +156,7 @@ class Answers:
         )
 
     def _chosen(self, texts: Sequence[str], role: Role, budget: int, cache: ModelCache) -> Answer | None:
-        """The same with rationales for the texts that the model's rule chooses."""
+        """Return the same, with rationales for the texts that the model's rule chooses."""
         plain = self._stored(texts, role, 0, cache)
         if plain is None:
             return None
@@ -172,22 +172,22 @@ class Answers:
         return Answer(vectors, rationales, tokens)
 
     def prompt_tokens(self, texts: Sequence[str], role: Role) -> int:
-        """Tokens of the texts' prompts, chat template and system prompt included."""
+        """Return the number of tokens of the texts' prompts, with chat template and system prompt."""
         prompts = self._instructions.builder(None, None, role).many((role, text) for text in texts)
         return sum(len(prompt.token_ids) for prompt in prompts)
 
     @property
     def dimensions(self) -> int:
-        """Length of an embedding."""
+        """The length of an embedding."""
         whole = self.encoder.get_embedding_dimension()
         return min(whole, self.settings.truncate_dim or self.encoder.truncate_dim or whole)
 
     def shortened(self, answer: Answer, dimensions: int) -> Answer:
-        """With the first dimensions only, of length 1 again where that is the setting."""
+        """Return only the first dimensions, scaled to length 1 again if the settings say so."""
         return replace(answer, vectors=finished(answer.vectors, dimensions, self.settings.normalize))
 
     def close(self) -> None:
-        """Give the engine back."""
+        """Close the engine."""
         self.encoder.close()
 
 
@@ -196,5 +196,5 @@ def _answer(vectors: NDArray[np.float32], flat: list[str], tokens: list[int]) ->
     samples = len(flat) // texts if texts else 0
     rows = [slice(row * samples, (row + 1) * samples) for row in range(texts)]
     counts = [sum(tokens[row]) for row in rows]
-    # Of a text that got none in the mode `adaptive` there are empty ones: here it has none.
+    # A text without rationale in the mode `adaptive` has empty ones; they are left out here.
     return Answer(vectors, [flat[row] if count else [] for row, count in zip(rows, counts, strict=True)], counts)

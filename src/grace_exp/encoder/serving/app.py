@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI's routes for embeddings, health and metrics."""
+"""The HTTP server: OpenAI's routes for embeddings, health and metrics."""
 
 import asyncio
 import contextlib
@@ -31,13 +31,13 @@ class EmbeddingServer:
     """One encoder, its queue and its cache, as a Starlette application (`app`)."""
 
     def __init__(self, answers: Answers, config: ServeConfig, *, role: Role, api_key: str | None = None) -> None:
-        """Prepare; the application's lifespan starts and stops the batches.
+        """Prepare the routes; the application's lifespan starts and stops the batches.
 
         Args:
             answers: The encoder.
             config: Limits and names.
-            role: Of texts sent to the bare model name.
-            api_key: What clients must send as a bearer token; None: nothing.
+            role: Role of texts that are sent to the model's plain name.
+            api_key: Bearer token that clients must send; None: no token is needed.
         """
         self._answers = answers
         self._config = config
@@ -91,7 +91,7 @@ class EmbeddingServer:
         except GraceError as error:
             self.metrics.requests.labels("400").inc()
             return _error(400, str(error))
-        except Exception as error:  # of the model; what it is stands in the log
+        except Exception as error:  # an error of the model; the log has the details
             self.metrics.requests.labels("500").inc()
             return _error(500, f"the model failed on this request ({type(error).__name__})")
         self.metrics.requests.labels("200").inc()
@@ -153,7 +153,7 @@ class EmbeddingServer:
                 raise RequestError(f"the body is larger than {self._config.body_mib:g} MiB", status=413)
         try:
             return json.loads(body)
-        except ValueError as error:  # of JSON and of UTF-8
+        except ValueError as error:  # raised by JSON and by UTF-8 decoding
             raise RequestError(f"the body is no JSON ({error})") from None
 
     async def _models(self, request: Request) -> Response:
@@ -180,7 +180,7 @@ class EmbeddingServer:
 
 
 def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)  # what the handler is registered for
+    assert isinstance(error, RequestError)  # the handler is registered for this class
     return _error(error.status, str(error), error.param)
 
 

@@ -1,4 +1,4 @@
-"""Requests into batches: while the model works on one, the next one gathers."""
+"""Collect requests into batches: the next batch gathers while the model works on one."""
 
 import asyncio
 import logging
@@ -16,10 +16,10 @@ _LONGEST_RETRY_S = 60
 
 
 class QueueFullError(Exception):
-    """More texts wait than may; `retry_after` says in how many seconds there may be room."""
+    """Too many texts wait; `retry_after` says after how many seconds there may be room."""
 
     def __init__(self, retry_after: int) -> None:
-        """Keep the seconds."""
+        """Store the seconds."""
         super().__init__(f"the queue is full; try again in {retry_after} s")
         self.retry_after = retry_after
 
@@ -32,12 +32,12 @@ class _Waiting:
 
 
 class Batcher:
-    """Hands requests of one kind to the model together, in the order of their arrival.
+    """Passes requests of one kind to the model together, in the order of their arrival.
 
-    All methods belong to one event loop; the model works in the executor, one batch at a time.
+    All methods must be called on one event loop; the model runs in the executor, one batch at a time.
 
     Attributes:
-        waiting_texts: Texts that no batch has taken yet.
+        waiting_texts: Number of texts that are not in a batch yet.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class Batcher:
         queue_texts: int,
         on_batch: Callable[[int], None] = lambda texts: None,
     ) -> None:
-        """Prepare; `run` does the work.
+        """Prepare the queue; `run` does the work.
 
         Args:
             compute: Embeds the texts of a batch.
-            executor: Of one thread.
-            batch_texts: No further request joins a batch of so many; a request is never divided.
-            gather_s: Wait for others before an idle model begins, seconds.
-            queue_texts: The most that may wait.
-            on_batch: Told the size of every batch.
+            executor: An executor with one thread.
+            batch_texts: No further request joins a batch of this size; a request is never divided.
+            gather_s: How long an idle model waits for further requests, seconds.
+            queue_texts: The most texts that may wait.
+            on_batch: Called with the size of every batch.
         """
         self._compute = compute
         self._executor = executor
@@ -72,10 +72,10 @@ class Batcher:
         self.waiting_texts = 0
 
     async def submit(self, texts: list[str], kind: Kind) -> Answer:
-        """Wait for the texts' answer. Cancelled before its batch begins, the request is never computed.
+        """Wait for the texts' answer. A request that is cancelled before its batch begins is not computed.
 
         Raises:
-            QueueFullError: There is no room. A request that is larger than the queue is taken when the queue is empty.
+            QueueFullError: There is no room. A request that is larger than the queue is accepted if the queue is empty.
         """
         if self._queue and self.waiting_texts + len(texts) > self._queue_texts:
             seconds = math.ceil(self.waiting_texts / self._texts_per_s)
@@ -87,7 +87,7 @@ class Batcher:
         return await waiting.answer
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Answer requests until cancelled."""
         while True:
             await self._arrived.wait()
             self._arrived.clear()
@@ -97,12 +97,12 @@ class Batcher:
                 await self._answer(batch)
 
     def _next_batch(self) -> list[_Waiting]:
-        """The oldest request and those of its kind, as far as they fit."""
+        """Return the oldest request and further ones of its kind, as far as they fit."""
         batch: list[_Waiting] = []
         remaining: deque[_Waiting] = deque()
         texts = 0
         for waiting in self._queue:
-            if waiting.answer.done():  # nobody waits for it any more
+            if waiting.answer.done():  # the client no longer waits for it
                 self.waiting_texts -= len(waiting.texts)
             elif not batch or (waiting.kind == batch[0].kind and texts + len(waiting.texts) <= self._batch_texts):
                 batch.append(waiting)
@@ -121,7 +121,7 @@ class Batcher:
             loop = asyncio.get_running_loop()
             answer = await loop.run_in_executor(self._executor, self._compute, texts, batch[0].kind)
         except Exception as error:
-            if len(batch) > 1:  # the fault of one request is not that of the others
+            if len(batch) > 1:  # an error of one request must not fail the others
                 _log.warning("a batch of %d requests failed (%s): each alone", len(batch), error)
                 for waiting in batch:
                     await self._answer([waiting])

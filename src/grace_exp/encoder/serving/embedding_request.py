@@ -1,4 +1,4 @@
-"""OpenAI's request for embeddings, checked; and its answer."""
+"""OpenAI's request for embeddings, checked, and the response."""
 
 import base64
 from typing import Any, Literal
@@ -23,22 +23,22 @@ class RequestError(Exception):
     """
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
-        """Keep what the client is told."""
+        """Store the error for the client."""
         super().__init__(message)
         self.status = status
         self.param = param
 
 
 class EmbeddingRequest(BaseModel):
-    """The body of `POST /v1/embeddings`; other fields of OpenAI's are ignored.
+    """The body of `POST /v1/embeddings`; OpenAI's other fields are ignored.
 
     Attributes:
         input: The texts.
-        model: Name, with `:query` or `:document` behind it or not.
+        model: The model's name, optionally followed by `:query` or `:document`.
         encoding_format: Numbers, or their float32 bytes in base64.
-        dimensions: Keep only the first ones.
-        rationales: Return what was written, too.
-        max_tokens: Rationale budget; None: the model's own; 0: no rationales.
+        dimensions: Keep only so many first dimensions.
+        rationales: Whether to return the rationales too.
+        max_tokens: Token limit of a rationale; None: the model's own; 0: no rationales.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -52,14 +52,14 @@ class EmbeddingRequest(BaseModel):
 
 
 def parse_request(body: Any, most_texts: int) -> EmbeddingRequest:
-    """The request in a JSON value.
+    """Return the request in a JSON value.
 
     Args:
-        body: As parsed.
-        most_texts: That one request may have.
+        body: The parsed body.
+        most_texts: The most texts of one request.
 
     Raises:
-        RequestError: It is none.
+        RequestError: The value is not a valid request.
     """
     if not isinstance(body, dict):
         raise RequestError("the body is no JSON object")
@@ -80,7 +80,7 @@ def parse_request(body: Any, most_texts: int) -> EmbeddingRequest:
 
 
 def response(request: EmbeddingRequest, answer: Answer, prompt_tokens: int) -> dict[str, Any]:
-    """The answer as OpenAI's clients read it; `total_tokens` includes those of the rationales."""
+    """Return the answer in OpenAI's format; `total_tokens` includes those of the rationales."""
     data = []
     for row, vector in enumerate(answer.vectors):
         values = np.ascontiguousarray(vector, dtype="<f4")

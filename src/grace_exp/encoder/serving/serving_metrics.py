@@ -1,13 +1,13 @@
-"""What a server counts, for Prometheus."""
+"""The metrics of a server, for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class ServingMetrics:
-    """Counters in a registry of their own, so that several servers may live in one process."""
+    """Counters in a separate registry, so that several servers can run in one process."""
 
     def __init__(self) -> None:
-        """Everything at zero."""
+        """Set all counters to zero."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "grace_requests", "Requests for embeddings by HTTP status.", ["status"], registry=self.registry

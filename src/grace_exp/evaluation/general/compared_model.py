@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BASE, TRAINED = "base", "trained"
-"""Names of the models: the backbone as it came, and what training made of it."""
+"""Names of the models: the original backbone, and the trained one."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class ComparedModel:
     """A language model to measure.
 
     Attributes:
-        model: Its weights, on their device; adapters may live inside.
-        active: A context in which the weights are this side's (adapters on or off).
+        model: The model with its weights on their device; it may contain adapters.
+        active: A context in which the weights are those of this model (adapters on or off).
     """
 
     model: "PreTrainedModel"

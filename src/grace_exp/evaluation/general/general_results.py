@@ -1,4 +1,4 @@
-"""Figures of general ability: names for dashboards, the tables, the files."""
+"""Results of general ability: metric names, tables, files."""
 
 import csv
 import io
@@ -17,17 +17,17 @@ from grace_exp.tracking.summary import write_json_atomic
 
 @dataclass(frozen=True)
 class TaskFigure:
-    """What a model reaches in a benchmark.
+    """The score of a model in a benchmark.
 
     Attributes:
         task: The harness's name.
         metric: The first of the task's settings, with the filter that reads the answer, e.g. `exact_match
             (strict-match)`.
-        value: On the harness's scale, where shares go from 0 to 1.
-        stderr: Standard error over examples; None where the harness gives none.
+        value: The score on the harness's scale, where shares range from 0 to 1.
+        stderr: Standard error over examples; None if the harness gives none.
         shots: Solved examples in the prompt.
-        examples: How many were asked.
-        metrics: Everything that was measured, by `<metric>,<filter>`.
+        examples: Number of examples.
+        metrics: All measured values, by `<metric>,<filter>`.
     """
 
     task: str
@@ -41,11 +41,11 @@ class TaskFigure:
 
 @dataclass(frozen=True)
 class GeneralResults:
-    """Of one job.
+    """The results of one job.
 
     Attributes:
-        tasks: Benchmarks, by side.
-        probe: By held-out set.
+        tasks: Scores in benchmarks, by model.
+        probe: Results of the probe, by held-out set.
         skipped: Why benchmarks were left out.
     """
 
@@ -55,7 +55,7 @@ class GeneralResults:
 
     @property
     def _by_task(self) -> dict[str, dict[str, TaskFigure]]:
-        """Figures by task, then side."""
+        """Return the scores by task, then by model."""
         found: dict[str, dict[str, TaskFigure]] = {}
         for model, figures in self.tasks.items():
             for figure in figures:
@@ -64,7 +64,7 @@ class GeneralResults:
 
 
 def metrics(results: GeneralResults) -> dict[str, float]:
-    """By metric name: `general/<task>/<model>`, `general/<set>/{perplexity_<model>,kl_<p>_<q>}`; KL(p || q) in nats."""
+    """Return metrics by name: `general/<task>/<model>`, `general/<set>/{perplexity_<model>,kl_<p>_<q>}`; KL in nats."""
     return {
         **{f"general/{figure.task}/{model}": figure.value for model, rows in results.tasks.items() for figure in rows},
         **{
@@ -81,7 +81,7 @@ def metrics(results: GeneralResults) -> dict[str, float]:
 
 
 def task_table(results: GeneralResults) -> Table:
-    """Benchmarks (rows) by side (columns), with standard errors and the difference."""
+    """Return a table of benchmarks (rows) by model (columns), with standard errors and the difference."""
     table = Table(title="General ability, lm-eval's figures (shares of 1)", title_justify="left")
     for column in ("task", "metric"):
         table.add_column(column)
@@ -102,7 +102,7 @@ def task_table(results: GeneralResults) -> Table:
 
 
 def probe_table(results: GeneralResults) -> Table:
-    """Held-out sets (rows): perplexity by side, divergence per token both ways."""
+    """Return a table of held-out sets (rows): perplexity by model, divergence per token in both directions."""
     table = Table(title="Held-out text (KL: nats a token)", title_justify="left")
     table.add_column("set", no_wrap=True)
     first_probe = next(iter(results.probe.values()))
@@ -117,12 +117,12 @@ def probe_table(results: GeneralResults) -> Table:
 
 
 def write_general(folder: Path, results: GeneralResults, about: Mapping[str, Any]) -> None:
-    """Write `general.json` (everything) and `general.csv` (a row a figure: name, metric, side, value, stderr).
+    """Write `general.json` (everything) and `general.csv` (a row per value: name, metric, side, value, stderr).
 
     Args:
         folder: `<run_dir>/evaluation`.
         results: What was measured.
-        about: What it was measured of and how, for the JSON file.
+        about: The models and settings, for the JSON file.
     """
     write_json_atomic(
         folder / "general.json",

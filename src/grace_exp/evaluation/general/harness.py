@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOCAL_READERS = frozenset({"arrow", "csv", "json", "parquet", "text"})
-"""Of the datasets library: their data is files, not on the hub."""
+"""Formats of the datasets library whose data is in files, not on the hub."""
 _FEWSHOT_SEED = 1234
-"""The harness's own default."""
+"""The harness's default."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PreparedTasks:
     """Tasks with their data.
 
     Attributes:
-        loaded: What the harness evaluates, by the task's name.
+        loaded: The harness's task objects, by the task's name.
         skipped: Why a task is left out, by its name.
     """
 
@@ -44,7 +44,7 @@ def prepare_tasks(config: GeneralConfig) -> PreparedTasks:
 
     Raises:
         ConfigError: The harness has no such task.
-        MissingResourceError: Data is neither here nor within reach.
+        MissingResourceError: Data is neither on this machine nor reachable.
     """
     from lm_eval.tasks import TaskManager
 
@@ -79,11 +79,11 @@ def run_tasks(
         compared: The model.
         tokenizer: Its tokenizer.
         config: Limit, batch size, chat template.
-        bf16: Compute in bfloat16 what can be (autocast).
+        bf16: Compute in bfloat16 where autocast allows it.
         template_kwargs: Variables of the chat template.
 
     Returns:
-        A figure a task (of a tag: one each of its tasks); on all processes but the first: none.
+        A score for each task (for a tag, one for each of its tasks); on other processes than the first: none.
     """
     from lm_eval.evaluator import evaluate
 
@@ -96,7 +96,7 @@ def run_tasks(
                 task_dict=loaded,
                 limit=config.limit,
                 log_samples=False,
-                bootstrap_iters=100,  # for metrics whose error has no closed form; 100,000 take minutes
+                bootstrap_iters=100,  # for metrics whose error has no closed form; 100,000 would take minutes
                 apply_chat_template=config.apply_chat_template,
                 fewshot_as_multiturn=config.apply_chat_template,
                 confirm_run_unsafe_code=config.run_untrusted_code,
@@ -107,7 +107,7 @@ def run_tasks(
 
 
 def _needs_whole_index(config: GeneralConfig) -> bool:
-    """Whether a task must be searched among the harness's thousands of files, which takes some ten seconds."""
+    """Whether a task must be searched for in the harness's thousands of files, which takes about ten seconds."""
     return any(not _is_file(task) and task not in PAPER_TASKS for task in config.tasks)
 
 
@@ -126,7 +126,7 @@ def _is_file(task: str) -> bool:
 
 
 def _find(spec: str, manager: Any) -> str:
-    """The harness's name of a task, group or tag, or of what a YAML file describes."""
+    """Return the harness's name of a task, group or tag, or of the task that a YAML file describes."""
     if not _is_file(spec):
         if spec in manager.task_index:
             return spec
@@ -142,7 +142,7 @@ def _find(spec: str, manager: Any) -> str:
 
 
 def _leaves(item: Any, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The settings of the single tasks below a task, group or tag, given by name or as settings within a group."""
+    """Give the settings of the single tasks of a task, group or tag, given by name or as settings within a group."""
     name = item if isinstance(item, str) else item.get("group", item.get("task"))
     entry = index.get(name) if isinstance(name, str) else None
     if entry is not None and entry.kind.name == "TAG":
@@ -158,10 +158,10 @@ def _leaves(item: Any, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _check_available(data: Mapping[str, set[str]]) -> None:
-    """Ask once for the hub if data of it is not in its cache on this machine.
+    """Ask the hub once if some of its data is not in the cache on this machine.
 
     Raises:
-        MissingResourceError: It does not answer.
+        MissingResourceError: The hub does not answer.
     """
     missing = {
         name: sorted(path for path in paths if not (path in _LOCAL_READERS or Path(path).exists() or is_cached(path)))
@@ -181,7 +181,7 @@ def _check_available(data: Mapping[str, set[str]]) -> None:
 def _load(name: str, manager: Any, shots: int | None) -> Any:
     try:
         loaded = manager.load([name])
-    except Exception as error:  # network, hub, file format: datasets raises what each of its layers raises
+    except Exception as error:  # each layer of datasets (network, hub, file format) raises its own errors
         raise MissingResourceError(
             f"evaluation.general.tasks: the data of {name} could not be loaded: {type(error).__name__}: {error}"
         ) from error
@@ -202,7 +202,7 @@ def _harness_model(
     from lm_eval.models.huggingface import HFLM
 
     class Shared(HFLM):  # type: ignore[misc, unused-ignore]
-        """The harness's model over the process group that is there already; it would start one of its own."""
+        """The harness's model over the existing process group; by default it would start another one."""
 
         def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
             if self.world_size == 1:
@@ -229,7 +229,7 @@ def _harness_model(
 
 @contextmanager
 def _code_allowed(config: GeneralConfig) -> Iterator[None]:
-    """Give the `evaluate` library the consent that it asks for in the environment, if the configuration does."""
+    """Set the environment variable with which the `evaluate` library asks for consent, if the settings allow it."""
     if not config.run_untrusted_code:
         yield
         return
@@ -246,7 +246,7 @@ def _code_allowed(config: GeneralConfig) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of settings that tasks leave open, or that a model object is used, which is meant; errors stay."""
+    """Silence warnings about settings that tasks leave open, and about passing a model object; errors stay."""
     logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -257,7 +257,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _figures(name: str, results: Mapping[str, Any]) -> list[TaskFigure]:
-    """The figure of a task or group; of a tag, or a group that aggregates nothing, those of its tasks."""
+    """Return the score of a task or group; for a tag, or a group without an aggregate, the scores of its tasks."""
     rows = results["results"]
     names = [name] if _metrics(rows.get(name, {})) else [row for row in rows if _metrics(rows[row])]
     sizes = results["n-samples"]
@@ -283,7 +283,7 @@ def _figures(name: str, results: Mapping[str, Any]) -> list[TaskFigure]:
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """What was measured, by `<metric>,<filter>`, without the errors."""
+    """Return the measured values by `<metric>,<filter>`, without the errors."""
     return {
         key: float(value)
         for key, value in row.items()

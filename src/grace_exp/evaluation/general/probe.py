@@ -1,7 +1,7 @@
 """How far training moved the language model: perplexity, and the divergence between its distributions and the base's.
 
-Texts are read as plain text, as the tokenizer gives it (with a start token where it sets one); the first token is not
-predicted. Both models read the same tokens (teacher forcing); whole distributions are compared, in float32.
+Texts are read as plain text in the tokenizer's default form (with a start token if it adds one); the first token is not
+predicted. Both models read the same tokens (teacher forcing). Whole distributions are compared, in float32.
 """
 
 import math
@@ -25,9 +25,9 @@ class ProbeResult:
 
     Attributes:
         tokens: Predicted tokens of each text, [texts]; 0 for a text of one token.
-        nll: Of the text's tokens, by side, each [texts].
-        kl: Divergences `KL(P || Q)` = sum of P log(P / Q) over the vocabulary, by `(P, Q)`, each [texts]; empty
-            where there is one side.
+        nll: Negative log-likelihood of the text's tokens, by model, each [texts].
+        kl: Divergences `KL(P || Q)` = sum of P log(P / Q) over the vocabulary, by `(P, Q)`, each [texts]; empty for a
+            single model.
     """
 
     tokens: list[int]
@@ -35,11 +35,11 @@ class ProbeResult:
     kl: dict[tuple[str, str], list[float]]
 
     def perplexity(self, compared: str) -> float:
-        """Of a token: exp of the mean negative log-likelihood."""
+        """Return the perplexity of a token: exp of the mean negative log-likelihood."""
         return math.exp(sum(self.nll[compared]) / sum(self.tokens))
 
     def mean_kl(self, pair: tuple[str, str]) -> float:
-        """Mean over tokens, nats."""
+        """Return the mean divergence per token, nats."""
         return sum(self.kl[pair]) / sum(self.tokens)
 
 
@@ -52,14 +52,14 @@ def probe(
     batch_tokens: int,
     chunk: int,
 ) -> ProbeResult:
-    """Read texts with every side.
+    """Read texts with every model.
 
     Args:
-        texts: What is read.
-        models: `base`, or `base` and `trained`; in evaluation mode, sharing the tokenizer.
-        tokenizer: Of all models.
+        texts: The texts.
+        models: `base`, or `base` and `trained`; in evaluation mode, with the same tokenizer.
+        tokenizer: The tokenizer of all models.
         batch_tokens: Tokens of a forward, padding included.
-        chunk: Positions whose logits exist at a time, chunk x vocabulary x 4 bytes a side.
+        chunk: Positions whose logits exist at a time: chunk x vocabulary x 4 bytes per model.
     """
     sequences: list[list[int]] = [tokenizer.encode(text) for text in texts]
     pairs = [(BASE, TRAINED), (TRAINED, BASE)] if TRAINED in models else []
@@ -90,7 +90,7 @@ def probe(
 
 
 def _batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences of similar length, as many as fit; at least one."""
+    """Give indices of sequences of similar length, as many as fit; at least one."""
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
         if batch and (len(batch) + 1) * len(sequences[batch[0]]) > batch_tokens:
@@ -102,13 +102,13 @@ def _batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
-    """Rows filled at the end, [rows, width]: what stands there no earlier position sees, so any token will do."""
+    """Return rows padded at the end, [rows, width]; no real token attends to the padding, so any token will do."""
     width = max(map(len, sequences))
     return torch.tensor([[*sequence, *[sequence[0]] * (width - len(sequence))] for sequence in sequences])
 
 
 def _hidden_states(compared: ComparedModel, ids: Tensor) -> Tensor:
-    """Final hidden states [rows, width, hidden]."""
+    """Return the final hidden states [rows, width, hidden]."""
     decoder: Any = compared.model.get_decoder()
     with compared.active():
         hidden: Tensor = decoder(input_ids=ids, use_cache=False).last_hidden_state
@@ -116,7 +116,7 @@ def _hidden_states(compared: ComparedModel, ids: Tensor) -> Tensor:
 
 
 def _logprobs(compared: ComparedModel, hidden: Tensor) -> Tensor:
-    """Log-probs over the vocabulary, float32 [positions, vocabulary]."""
+    """Return the log-probs over the vocabulary, float32 [positions, vocabulary]."""
     head: Any = compared.model.get_output_embeddings()
     with compared.active():
         logits: Tensor = head(hidden)

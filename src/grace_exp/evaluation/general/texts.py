@@ -1,10 +1,10 @@
-"""Held-out text for the probe: what no training here has read, out of packages or out of this one."""
+"""Held-out texts for the probe, which no training here has read; they come from packages or from this one."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-_DRAW_SEED = 20250406  # of the draw only: the same texts for every run, whatever its seed
+_DRAW_SEED = 20250406  # only for this draw: every run gets the same texts, whatever its seed
 
 
 def _wordnet_glosses() -> list[str]:
@@ -25,12 +25,12 @@ SOURCES: dict[str, Callable[[], list[str]]] = {
     "wordnet_glosses": _wordnet_glosses,
     "stsb_sentences": _stsb_sentences,
 }
-"""WordNet's definitions of the test split's synsets, none of whose lemmas is in the training split; the sentences of
-STS Benchmark's dev split that its training split does not have."""
+"""WordNet's definitions of the test split's synsets, none of whose lemmas is in the training split; and the sentences
+of STS Benchmark's dev split that are not in its training split."""
 
 
 def held_out_texts(name: str, count: int) -> list[str]:
-    """At most `count` different texts of a source, drawn with a fixed seed."""
+    """Return at most `count` different texts of a source, drawn with a fixed seed."""
     texts = list(dict.fromkeys(SOURCES[name]()))
     order = np.random.default_rng(_DRAW_SEED).permutation(len(texts))
     return [texts[i] for i in order[:count]]

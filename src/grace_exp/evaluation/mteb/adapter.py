@@ -1,4 +1,4 @@
-"""Our encoder, and any of sentence-transformers, as MTEB wants one (`mteb.models.EncoderProtocol`)."""
+"""GRACE encoders and sentence-transformers models as MTEB encoders (`mteb.models.EncoderProtocol`)."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class EncodingCost:
-    """What a task's texts took.
+    """The cost of a task's texts.
 
     Attributes:
-        texts: Distinct texts of every call.
-        tokens: Of their rationales, those out of the cache too.
-        seconds: In the model and the cache.
+        texts: Number of distinct texts of every call.
+        tokens: Tokens of their rationales, also of those from the cache.
+        seconds: Time in the model and the cache.
     """
 
     texts: int = 0
@@ -39,13 +39,13 @@ class EncodingCost:
 
 
 class MtebEncoder(AbsEncoder):
-    """Gives MTEB's texts to a model with the prompt that belongs to the task, and compares by cosine.
+    """Passes MTEB's texts to a model with the prompt of the task, and compares embeddings by cosine.
 
-    A prompt's name is the most specific of these that the model's `prompts` have: task and side (`ArguAna-query`),
-    task, category and side (`Retrieval-query`), category, side (`query`, `document`).
+    The prompt is the most specific of these names in the model's `prompts`: task and side (`ArguAna-query`), task,
+    category and side (`Retrieval-query`), category, side (`query`, `document`).
 
-    MTEB reuses results of the same model name and revision, so the revision is of everything that decides an
-    embedding: weights, prompts, pooling, budget, sampling, engine and precision.
+    MTEB reuses results of the same model name and revision. So the revision is a digest of everything that decides an
+    embedding: weights, prompts, pooling, token limit, sampling, engine and precision.
     """
 
     mteb_model_meta: ModelMeta
@@ -53,7 +53,7 @@ class MtebEncoder(AbsEncoder):
     def __init__(
         self, model: "GraceEncoder | SentenceTransformer", *, name: str, revision: str, settings: Mapping[str, Any]
     ) -> None:
-        """Use `of_grace` or `of_sentence_transformer`."""
+        """Use `of_grace` or `of_sentence_transformer` instead."""
         self.model = model
         self.mteb_model_meta = ModelMeta.create_empty(
             {"name": name, "revision": revision, "similarity_fn_name": ScoringFunction.COSINE, "modalities": ["text"]}
@@ -63,11 +63,12 @@ class MtebEncoder(AbsEncoder):
 
     @classmethod
     def of_grace(cls, encoder: GraceEncoder, **settings: Any) -> "MtebEncoder":
-        """Around our encoder. Under `torch.distributed` it shares the texts among the processes.
+        """Wrap a GRACE encoder. Under `torch.distributed` it shares the texts among the processes.
 
         Args:
-            encoder: With its prompts and cache.
-            settings: For every call of its `encode`: mode, max_tokens, temperature, seed, samples, truncate_dim.
+            encoder: The encoder with its prompts and cache.
+            settings: Arguments of every call of its `encode`: mode, max_tokens, temperature, seed, samples,
+                truncate_dim.
         """
         mode = settings.get("mode") or encoder.mode
         decides = {
@@ -89,12 +90,12 @@ class MtebEncoder(AbsEncoder):
 
     @classmethod
     def of_sentence_transformer(cls, model: "SentenceTransformer", *, name: str, revision: str) -> "MtebEncoder":
-        """Around any model of sentence-transformers.
+        """Wrap a model of sentence-transformers.
 
         Args:
             model: The model.
-            name: As `owner/model`.
-            revision: Of its weights: another revision is another model to the cache of results.
+            name: The model's name, `owner/model`.
+            revision: Revision of its weights; the cache of results treats another revision as another model.
         """
         return cls(model, name=name, revision=revision, settings={})
 
@@ -116,7 +117,7 @@ class MtebEncoder(AbsEncoder):
             hf_split: Not used.
             hf_subset: Not used.
             prompt_type: Whether they are queries or documents; None where a task has no sides.
-            kwargs: Of these `batch_size` and `show_progress_bar` are used.
+            kwargs: Only `batch_size` and `show_progress_bar` are used.
         """
         texts = [text for batch in inputs for text in batch["text"]]
         settings = dict(self._settings)

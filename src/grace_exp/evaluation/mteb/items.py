@@ -1,4 +1,4 @@
-"""The items that a task's figure is made of, out of MTEB's prediction files: what intervals are resampled from."""
+"""The item scores behind a task's score, from MTEB's prediction files; intervals are resampled from them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,17 @@ from grace_exp.tracking.summary import write_json_atomic
 
 
 def read_items(task: AbsTask, result: TaskResult, predictions: Path) -> ItemScores | None:
-    """Score a task's items one by one.
+    """Return the scores of a task's items.
 
     Args:
-        task: Its data is loaded where it is not; MTEB drops it after the evaluation.
-        result: Of the task.
+        task: The task; its data is loaded if necessary, because MTEB drops it after the evaluation.
+        result: The task's result.
         predictions: Folder of MTEB's prediction files.
 
     Returns:
-        Pairs (STS, pair classification), queries (retrieval), test texts (classification; share of the draws that are
-        right), or clusterings (clustering; MTEB does not say which texts are in each). None where MTEB has written no
-        predictions, and for tasks of several subsets or splits or of another main score.
+        Scores of pairs (STS, pair classification), queries (retrieval), test texts (classification; share of the draws
+        that are right), or clusterings (clustering; MTEB does not say which texts are in each). None if MTEB has
+        written no predictions, and for tasks with several subsets or splits or with another main score.
     """
     file = predictions / task.prediction_file_name
     read = _READ.get(task.metadata.main_score)
@@ -38,24 +38,24 @@ def read_items(task: AbsTask, result: TaskResult, predictions: Path) -> ItemScor
     (subset, split) = subsets[0]
     predicted = json.loads(file.read_text(encoding="utf-8"))[subset][split]
     items = read(task, result.scores[split][0], predicted, subset, split)
-    # Where MTEB has drawn some of the texts, the items are not those of the data.
+    # If MTEB has drawn a part of the texts, the items do not match the data.
     same = items is not None and abs(items.figure() - 100 * result.scores[split][0]["main_score"]) < 0.01
     return items if same else None
 
 
 def write_items(path: Path, items: Mapping[str, ItemScores]) -> None:
-    """Keep the items of every task as JSON: `{task: {"figure": ..., "values": [...], "human": [...] or null}}`."""
+    """Write the items of every task as JSON: `{task: {"figure": ..., "values": [...], "human": [...] or null}}`."""
     write_json_atomic(path, {task: scores.as_dict() for task, scores in items.items()})
 
 
 def load_items(path: Path) -> dict[str, ItemScores]:
-    """The inverse of `write_items`."""
+    """Read what `write_items` has written."""
     records = json.loads(path.read_text(encoding="utf-8"))
     return {task: ItemScores.from_dict(record) for task, record in records.items()}
 
 
 def _data(task: AbsTask, subset: str, split: str) -> Any:
-    """The rows, whether or not the task holds them by subset."""
+    """Return the rows, whether or not the task stores them by subset."""
     data: Any = task.dataset
     return data[split] if split in data else data[subset][split]
 

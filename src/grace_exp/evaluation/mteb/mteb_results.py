@@ -1,4 +1,4 @@
-"""Figures of a benchmark: tasks, categories, averages, and the table of them."""
+"""Results of a benchmark: tasks, categories, averages, and their table."""
 
 import csv
 import io
@@ -26,27 +26,27 @@ CATEGORIES = {
 
 
 def category_of(kind: str) -> str:
-    """Our name for a category of MTEB's: `InstructionReranking` is `instruction_reranking`."""
+    """Return our name of an MTEB category: `InstructionReranking` becomes `instruction_reranking`."""
     return CATEGORIES.get(kind) or re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
 
 
 V1_COUNTS = dict(zip(CATEGORIES.values(), (15, 4, 11, 3, 12, 10, 1), strict=True))
-"""Tasks of MTEB English v1 per category; 56 together."""
+"""Number of tasks of MTEB English v1 per category; 56 together."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model reaches in one task.
+    """The score of a model in one task.
 
     Attributes:
         task: Its name.
         category: One of `CATEGORIES`' values.
         metric: The task's main score.
-        score: In points (x 100), mean over subsets and splits.
-        seconds: What the evaluation took when it was computed; None: not recorded.
-        items: What the score is made of, for intervals; None where MTEB does not tell.
-        tokens_per_text: Tokens of rationales a text, where it was computed.
-        ms_per_text: Milliseconds of the model's work a text, where it was computed; texts in the cache take none.
+        score: The score in points (x 100), mean over subsets and splits.
+        seconds: Time of the evaluation when it was computed; None: not recorded.
+        items: Item scores behind the score, for intervals; None if MTEB does not give them.
+        tokens_per_text: Tokens of rationales per text, when it was computed.
+        ms_per_text: Milliseconds of the model's work per text, when it was computed; texts in the cache take none.
     """
 
     task: str
@@ -60,23 +60,23 @@ class TaskScore:
 
 
 def category_means(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """Mean score of every category that has tasks, in the paper's order."""
+    """Return the mean score of every category with tasks, in the paper's order."""
     names = dict.fromkeys([*CATEGORIES.values(), *(score.category for score in scores)])
     by_category = {name: [score.score for score in scores if score.category == name] for name in names}
     return {name: sum(values) / len(values) for name, values in by_category.items() if values}
 
 
 def averages(means: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, float]:
-    """The averages of a benchmark out of its categories' means.
+    """Return the averages of a benchmark from the means of its categories.
 
     Args:
         means: Mean per category.
         counts: Number of tasks per category.
 
     Returns:
-        `average_over_tasks`: every task counts once. `average_over_categories`: every category does. Of MTEB English v1
-        also `average_as_in_paper`: what arXiv 2510.04506 prints as average counts the one summarization task ten times
-        (weights 15, 4, 11, 3, 12, 10, 10 over 65), so its figures compare with this one only.
+        `average_over_tasks`: every task counts once. `average_over_categories`: every category counts once. For MTEB
+        English v1 also `average_as_in_paper`: the average that arXiv 2510.04506 prints counts the one summarization
+        task ten times (weights 15, 4, 11, 3, 12, 10, 10 over 65), so its scores must be compared with this one.
     """
     found = {
         "average_over_tasks": _weighted(means, counts),
@@ -92,7 +92,7 @@ def _weighted(means: Mapping[str, float], weights: Mapping[str, int]) -> float:
 
 
 def figures(scores: Sequence[TaskScore]) -> dict[str, float]:
-    """Everything by metric name: `mteb/<task>`, `mteb/category/<category>` and `mteb/<average>`."""
+    """Return all results by metric name: `mteb/<task>`, `mteb/category/<category>` and `mteb/<average>`."""
     means = category_means(scores)
     counts = {name: sum(score.category == name for score in scores) for name in means}
     return {
@@ -106,14 +106,14 @@ _COSTS = ("tokens_per_text", "ms_per_text")
 
 
 def write_csv(path: Path, models: Mapping[str, Sequence[TaskScore]], resamples: int = 0) -> None:
-    """Write a row a model and task.
+    """Write a row for each model and task.
 
-    Its columns: model, task, category, metric, score, the 95 % interval, seconds, tokens and milliseconds per text.
+    The columns are: model, task, category, metric, score, the 95 % interval, seconds, tokens and milliseconds per text.
 
     Args:
         path: The file.
         models: Scores by model.
-        resamples: Of the bootstrap over a task's items; 0: no intervals.
+        resamples: Number of resamples of the bootstrap over a task's items; 0: no intervals.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -138,12 +138,12 @@ def _interval(score: TaskScore, resamples: int) -> tuple[str, str]:
 def category_table(
     suite: str, models: Mapping[str, Sequence[TaskScore]], published: Mapping[str, float] | None = None
 ) -> Table:
-    """Categories and averages (rows) by model (columns), with the number of tasks.
+    """Return a table of categories and averages (rows) by model (columns), with the number of tasks.
 
     Args:
-        suite: Its name.
-        models: Scores per model, all on the same tasks.
-        published: Figures of MTEB English v1 by category and average, for a column `paper`. They stand only beside
+        suite: The suite's name.
+        models: Scores by model, all on the same tasks.
+        published: Scores of MTEB English v1 by category and average, for a column `paper`. They are shown only beside
             categories that have all tasks of v1.
     """
     table = Table(title=f"{suite}: means per category, points", title_justify="left")
@@ -173,7 +173,7 @@ def category_table(
 
 
 def _published(figures: Mapping[str, float] | None, name: str, comparable: bool) -> list[str]:
-    """The cell of the column `paper`, if there is that column."""
+    """Return the cell of the column `paper`, if there is that column."""
     if figures is None:
         return []
     return [f"{figures[name]:.2f}" if comparable and name in figures else ""]

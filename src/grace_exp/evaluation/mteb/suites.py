@@ -14,9 +14,9 @@ from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.evaluation.hub_access import hub_problem, is_cached
 
 BENCHMARKS = {"mteb_en_v1": "MTEB(eng, v1)", "mteb_en_v2": "MTEB(eng, v2)"}
-"""Suites that are MTEB's own, under MTEB's names."""
+"""Suites of MTEB, under MTEB's names."""
 OFFLINE_SUITES = ("offline", "offline_study", "offline_small")
-"""Data that needs no hub."""
+"""Suites whose data needs no hub."""
 PAPER_16 = (
     "SciFact",
     "ArguAna",
@@ -49,14 +49,14 @@ SMOKE = (
 
 
 def suite_tasks(config: BenchmarkConfig, cache_dir: Path) -> list[AbsTask]:
-    """The tasks of a suite, English subsets only, on the splits that count.
+    """Return the tasks of a suite, with English subsets only, on the splits of the benchmark.
 
     Args:
-        config: Names the suite, and maybe some of its tasks.
-        cache_dir: Where data fetched from package registries is kept.
+        config: The suite, and perhaps some of its tasks.
+        cache_dir: Folder for data from package registries.
 
     Raises:
-        ConfigError: A task is named that the suite does not have.
+        ConfigError: The suite does not have a named task.
     """
     if config.suite is None:
         return _tasks_by_name(config.tasks or [])
@@ -76,7 +76,7 @@ def _all_tasks(suite: str, cache_dir: Path) -> Sequence[AbsTask]:
         case "mteb_en_v1" | "mteb_en_v2":
             return list(mteb.get_benchmark(BENCHMARKS[suite]).tasks)
         case "paper_16" | "smoke":
-            # Picked out of the benchmark, which has chosen the English subsets and the splits.
+            # Taken from the benchmark, which has chosen the English subsets and the splits.
             english = {task.metadata.name: task for task in mteb.get_benchmark(BENCHMARKS["mteb_en_v1"]).tasks}
             return [english[name] for name in (PAPER_16 if suite == "paper_16" else SMOKE)]
     if suite not in OFFLINE_SUITES:
@@ -119,10 +119,10 @@ OWN_SUITES = (*BENCHMARKS, "paper_16", "smoke", *OFFLINE_SUITES)
 
 
 def _benchmark(name: str) -> Any:
-    """A benchmark of MTEB's.
+    """Return an MTEB benchmark.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is no benchmark of that name.
     """
     known = [benchmark.name for benchmark in mteb.get_benchmarks()]
     aliases = [alias for benchmark in mteb.get_benchmarks() for alias in benchmark.aliases]
@@ -136,10 +136,10 @@ def _benchmark(name: str) -> Any:
 
 
 def _tasks_by_name(names: Sequence[str]) -> list[AbsTask]:
-    """Tasks of MTEB's, English subsets.
+    """Return MTEB tasks by name, with English subsets.
 
     Raises:
-        ConfigError: There is none of a name.
+        ConfigError: There is no task of a name.
     """
     from mteb.get_tasks import _TASKS_REGISTRY as registry
 
@@ -151,12 +151,12 @@ def _tasks_by_name(names: Sequence[str]) -> list[AbsTask]:
 
 
 def _english(tasks: Iterable[AbsTask]) -> list[AbsTask]:
-    """Those that have English subsets, with these alone."""
+    """Return the tasks that have English subsets, with only these."""
     return [task.filter_languages(["eng"]) for task in tasks if "eng" in task.metadata.languages]
 
 
 def single_tasks(tasks: Iterable[AbsTask]) -> Iterator[AbsTask]:
-    """Every task itself; of an aggregate (CQADupstack) those that it consists of."""
+    """Give every task itself; for an aggregate (CQADupstack) its parts."""
     for task in tasks:
         if isinstance(task, AbsTaskAggregate):
             yield from single_tasks(task.metadata.tasks)
@@ -165,9 +165,10 @@ def single_tasks(tasks: Iterable[AbsTask]) -> Iterator[AbsTask]:
 
 
 def check_available(tasks: Iterable[AbsTask], cache_dir: Path) -> None:
-    """Make sure that every task's data can be read, before a model is loaded.
+    """Check that every task's data can be read, before a model is loaded.
 
-    Local data is fetched here at the first time; of the hub's, what is not in its cache on this machine needs the hub.
+    Local data is downloaded here the first time. Data of the hub that is not in the cache on this machine needs the
+    hub.
 
     Raises:
         MissingResourceError: Data is missing; the message names the tasks and what to do.

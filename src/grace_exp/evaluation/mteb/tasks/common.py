@@ -1,4 +1,4 @@
-"""What the tasks share: metadata, and drawing a fixed part of the data."""
+"""What the local tasks share: metadata, and drawing a fixed part of the data."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ TaskType = Literal["STS", "Retrieval", "PairClassification", "Clustering", "Clas
 MAIN_SCORES: dict[TaskType, str] = {
     "STS": "cosine_spearman",
     "Retrieval": "ndcg_at_10",
-    "PairClassification": "cosine_ap",  # MTEB's own take the best of five measures, which flatters small sets
+    "PairClassification": "cosine_ap",  # MTEB's own tasks take the best of five measures, which flatters small sets
     "Clustering": "v_measure",
     "Classification": "accuracy",
 }
@@ -23,14 +23,14 @@ SHORT_WORDS = 25
 def metadata(
     name: str, task_type: TaskType, *, description: str, source: str, revision: str, reference: str
 ) -> TaskMetadata:
-    """A local task's description, as MTEB wants it.
+    """Return a local task's description for MTEB.
 
     Args:
-        name: Of the task and its result file: another selection of the data needs another name.
+        name: Name of the task and of its result file; another selection of the data needs another name.
         task_type: MTEB's category.
         description: What the task asks.
-        source: Package that holds the data.
-        revision: Of the data; results of another revision are not reused.
+        source: Package with the data.
+        revision: Revision of the data; results of another revision are not reused.
         reference: URL of the data's documentation.
     """
     return TaskMetadata(
@@ -48,10 +48,10 @@ def metadata(
 
 
 def short(*texts: str) -> bool:
-    """Whether all texts are fit for the small suite."""
+    """Whether all texts are short enough for the small suite."""
     return all(len(text.split()) <= SHORT_WORDS for text in texts)
 
 
 def draw(items: Iterable[Item], size: int, key: Callable[[Item], str]) -> list[Item]:
-    """`size` of the items by a hash of their keys: the same on every machine and in every version of numpy."""
+    """Return `size` of the items, chosen by a hash of their keys: the same on every machine and numpy version."""
     return sorted(items, key=lambda item: hashlib.sha256(key(item).encode()).digest())[:size]

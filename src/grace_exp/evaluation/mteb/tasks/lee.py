@@ -1,4 +1,4 @@
-"""The Lee corpus: short news texts and how similar people find every two of them."""
+"""The Lee corpus: short news texts, and how similar people find each pair of them."""
 
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,15 @@ class LeePairs(AbsTaskSTS):
     )
 
     def __init__(self, cache_dir: Path) -> None:
-        """Remember where fetched files are kept."""
+        """Store the folder for downloaded files."""
         super().__init__()
         self._cache_dir = cache_dir
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-        """Fetch (at the first time) and read the documents and the upper triangle of their similarities.
+        """Read the documents and the upper triangle of their similarities; the first call downloads them.
 
         Raises:
-            MissingResourceError: The files cannot be had.
+            MissingResourceError: The files cannot be downloaded.
         """
         files = LEE_FILES.fetch(self._cache_dir)
         texts = [line.strip() for line in files[_TEXTS].read_text(encoding="latin-1").splitlines()]

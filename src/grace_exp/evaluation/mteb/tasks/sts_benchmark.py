@@ -1,4 +1,4 @@
-"""STS Benchmark: sentence pairs and how similar people find them."""
+"""STS Benchmark: sentence pairs, and how similar people find them."""
 
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ class _Stsb(AbsTaskSTS):
     """Spearman correlation of cosine and human score on a split of STS Benchmark (Cer et al. 2017).
 
     Attributes:
-        split: Of the benchmark.
-        pairs: How many pairs of short sentences to draw; None: the whole split.
+        split: Split of the benchmark.
+        pairs: Number of pairs of short sentences to draw; None: the whole split.
     """
 
     min_score = 0
@@ -29,7 +29,7 @@ class _Stsb(AbsTaskSTS):
         """Read the pairs from the installed package.
 
         Raises:
-            MissingResourceError: It is not installed.
+            MissingResourceError: The package is not installed.
         """
         data = load_stsb(self.split)
         rows = list(zip(data.sentence1, data.sentence2, data.scores.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Sentiment of sentences out of film reviews."""
+"""Sentiment of sentences from film reviews."""
 
 import io
 import tarfile
@@ -20,7 +20,7 @@ VADER_FILES = PackagedFiles(
     {_ARCHIVE: "d5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa"},
 )
 CLEAR = 1.0
-"""Mean rating (-4 to 4) from which on a sentence counts as positive; below its negative, as negative."""
+"""Lowest mean rating (-4 to 4) of a positive sentence; a sentence below its negative is negative."""
 
 
 def _metadata(name: str, revision: str) -> TaskMetadata:
@@ -38,8 +38,8 @@ class VaderMovies(AbsTaskClassification):
     """Accuracy of a logistic regression on 8 sentences a class, ten draws (Hutto and Gilbert 2014).
 
     Attributes:
-        sizes: Texts to train from and to test on.
-        only_short: Take short texts only.
+        sizes: Numbers of texts to train on and to test on.
+        only_short: Whether to take only short texts.
     """
 
     sizes: ClassVar[dict[str, int]] = {"train": 160, "test": 1000}
@@ -47,15 +47,15 @@ class VaderMovies(AbsTaskClassification):
     metadata = _metadata("VaderMovies", "3.3.2")
 
     def __init__(self, cache_dir: Path) -> None:
-        """Remember where fetched files are kept."""
+        """Store the folder for downloaded files."""
         super().__init__()
         self._cache_dir = cache_dir
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
-        """Fetch (at the first time) and read the sentences, half of each part positive.
+        """Read the sentences, half of each part positive; the first call downloads them.
 
         Raises:
-            MissingResourceError: The file cannot be had.
+            MissingResourceError: The file cannot be downloaded.
         """
         rated = self._rated()
         parts: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
@@ -76,7 +76,7 @@ class VaderMovies(AbsTaskClassification):
         self.data_loaded = True
 
     def _rated(self) -> dict[str, float]:
-        """Every sentence with its mean rating; a line is number, rating and sentence, tab separated."""
+        """Return the mean rating of every sentence; a line has number, rating and sentence, separated by tabs."""
         file = VADER_FILES.fetch(self._cache_dir)[_ARCHIVE]
         with tarfile.open(fileobj=io.BytesIO(file.read_bytes())) as archive:
             stream = archive.extractfile(_MEMBER)

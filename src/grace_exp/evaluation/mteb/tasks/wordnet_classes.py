@@ -1,4 +1,4 @@
-"""Grouping definitions by the kind of thing they define."""
+"""Group definitions by the kind of thing that they define."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ class WordNetClasses(AbsTaskClustering):
     """V-measure of k-means on definitions of nouns against WordNet's classes (animal, food, time, ...).
 
     Attributes:
-        texts: How many short texts to take; None: all 600.
+        texts: Number of short texts to take; None: all 600.
     """
 
     texts: int | None = None
     metadata = _metadata("WordNetClasses", wordnet_revision("classes.jsonl"))
-    # MTEB would embed 4 % of the texts, and draw 16384 with replacement for each of ten clusterings.
+    # MTEB's default would embed 4 % of the texts, and draw 16384 with replacement for each of ten clusterings.
     max_fraction_of_documents_to_embed = None
     max_document_to_embed = None
     max_documents_per_cluster = 2048

@@ -1,4 +1,4 @@
-"""Finding the definition of a word's sense from an example of its use."""
+"""Find the definition of a word's sense from an example of its use."""
 
 from typing import Any
 
@@ -25,10 +25,10 @@ def _metadata(name: str, revision: str) -> TaskMetadata:
 class WordNetGlosses(AbsTaskRetrieval):
     """nDCG@10 of the gloss of an example among all glosses, on held-out synsets of WordNet 3.0.
 
-    The documents are the glosses of all examples and of their negatives (another sense of the word, mostly).
+    The documents are the glosses of all examples and of their negatives (mostly another sense of the word).
 
     Attributes:
-        rows: How many rows of short texts to take; None: all 500.
+        rows: Number of rows of short texts to take; None: all 500.
     """
 
     rows: int | None = None

@@ -1,4 +1,4 @@
-"""The held-out rows that several WordNet tasks read."""
+"""The held-out rows that several WordNet tasks use."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ WORDNET_REFERENCE = "https://wordnet.princeton.edu/"
 
 
 def held_out_rows(size: int | None) -> list[WordNetRow]:
-    """Rows of the test split: all, or the first `size` with short texts (the file's order is a fair sample)."""
+    """Return rows of the test split: all, or the first `size` with short texts (the file's order is a fair sample)."""
     rows = load_wordnet("test")
     if size is None:
         return rows
@@ -17,6 +17,6 @@ def held_out_rows(size: int | None) -> list[WordNetRow]:
 
 
 def wordnet_revision(file: str, size: int | None = None) -> str:
-    """The data's revision: what the file holds and how much of it is taken."""
+    """Return the data's revision: a digest of the file, and how much of it is used."""
     content = hashlib.sha256(wordnet_path("test").with_name(file).read_bytes()).hexdigest()[:12]
     return content if size is None else f"{content}-{size}"

@@ -1,4 +1,4 @@
-"""Telling whether a definition fits an example of a word's use."""
+"""Decide whether a definition fits an example of a word's use."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class WordNetSenses(AbsTaskPairClassification):
     """Average precision of (example, its gloss) against (example, gloss of another sense), half of the pairs each.
 
     Attributes:
-        rows: How many rows of short texts, two pairs each, to take; None: all 500.
+        rows: Number of rows of short texts, two pairs each, to take; None: all 500.
     """
 
     rows: int | None = None
@@ -59,7 +59,7 @@ class WordNetSensesSmall(WordNetSenses):
 
 
 class WordNetSensesStudy(WordNetSenses):
-    """Enough rows for a study: those of `WordNetGlossesStudy`, whose texts the cache has then."""
+    """Enough rows for a study: those of `WordNetGlossesStudy`, so that the cache has the texts."""
 
     rows = 400
     metadata = _metadata("WordNetSenses.study", wordnet_revision("test.jsonl", rows))
