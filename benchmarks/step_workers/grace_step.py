@@ -89,7 +89,11 @@ def _take_turns(config: GraceConfig, turns: Turns) -> None:
     module, backbone = assembled.module, assembled.backbone
     # No end tokens: every rationale has the full length.
     module.engine = TransformersEngine(
-        backbone.model, end_token_ids=(), pad_token_id=backbone.pad_token_id, batch_tokens=config.rollout.batch_tokens
+        backbone.model,
+        end_token_ids=(),
+        pad_token_id=backbone.pad_token_id,
+        batch_tokens=config.rollout.batch_tokens,
+        training=True,
     )
     _count_cpu_seconds(module, turns)
     turns.say(**_work(config, backbone, module, data))

@@ -177,6 +177,7 @@ def build_engine(config: GraceConfig, backbone: Backbone, *, sharded: bool = Fal
                 pad_token_id=backbone.pad_token_id,
                 batch_tokens=config.rollout.batch_tokens,
                 sharded=sharded,
+                training=config.job.name == "train",
             )
         case "vllm":
             from grace_exp.rollout.vllm.build import build_vllm

@@ -35,6 +35,7 @@ class TransformersEngine:
         pad_token_id: int,
         batch_tokens: int,
         sharded: bool = False,
+        training: bool = False,
     ) -> None:
         """Write with `model`.
 
@@ -45,6 +46,8 @@ class TransformersEngine:
             batch_tokens: Upper bound of sequences x (prompt + max_tokens) decoded at once, by each thread on a CPU.
             sharded: Whether `model`, which is still whole, will be sharded among processes. The engine then writes with
                 a separate copy; after a `sync` all processes must call the next `generate`.
+            training: Whether the weights change between calls, so that the merged copy is refreshed anyway: `sleep`
+                then gives back its memory.
         """
         self._model = model
         self._merged = MergedCopy(model, apart=True) if sharded else None
@@ -53,6 +56,7 @@ class TransformersEngine:
         self._pad_token_id = pad_token_id
         self._batch_tokens = batch_tokens
         self._tap = StateTap()
+        self._training = training
 
     def sync(self, model: nn.Module) -> None:
         """Refresh the merged copy at its next use; without adapters the engine reads the policy's own weights."""
@@ -70,8 +74,8 @@ class TransformersEngine:
         return self._merged.model
 
     def sleep(self) -> None:
-        """Give back the merged copy's memory; it is merged again when the engine writes next."""
-        if self._merged is not None and self._merged.releases:
+        """Give back the merged copy's memory in training; it is merged again when the engine writes next."""
+        if self._training and self._merged is not None and self._merged.releases:
             self._merged.release()
             self._fresh = False
 

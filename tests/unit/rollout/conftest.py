@@ -36,13 +36,18 @@ def engine(shared_model: PreTrainedModel) -> Engine:
     """Makes an engine; by default of the shared tiny model, with many end tokens."""
 
     def make(
-        model: nn.Module = shared_model, *, end_token_ids: Sequence[int] = END_TOKENS, batch_tokens: int = 100_000
+        model: nn.Module = shared_model,
+        *,
+        end_token_ids: Sequence[int] = END_TOKENS,
+        batch_tokens: int = 100_000,
+        training: bool = False,
     ) -> TransformersEngine:
         return TransformersEngine(
             model,  # type: ignore[arg-type]
             end_token_ids=end_token_ids,
             pad_token_id=2,  # as in many models: padding is an end token too
             batch_tokens=batch_tokens,
+            training=training,
         )
 
     return make

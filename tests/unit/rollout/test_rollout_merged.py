@@ -109,11 +109,11 @@ def test_an_update_reaches_the_rationales_at_the_next_sync(
             np.testing.assert_allclose(completion.logprobs, expected.numpy(), atol=1e-4, rtol=0)
 
 
-def test_an_engine_that_slept_gave_back_its_merged_weights_and_writes_the_same(
+def test_a_training_engine_that_slept_gave_back_its_merged_weights_and_writes_the_same(
     adapted: PeftModel, engine: Any, prompts: list[tuple[int, ...]]
 ) -> None:
     update(adapted, 0)
-    writer = engine(adapted)
+    writer = engine(adapted, training=True)
     writer.sleep()  # before it has written anything: nothing to give
     before = writer.generate(requests(prompts))
     merged = writer._merged.model
@@ -126,6 +126,15 @@ def test_an_engine_that_slept_gave_back_its_merged_weights_and_writes_the_same(
     update(adapted, 1)
     writer.sync(adapted)
     assert writer.generate(requests(prompts)) != before
+
+
+def test_an_engine_of_fixed_weights_keeps_them_merged(
+    adapted: PeftModel, engine: Any, prompts: list[tuple[int, ...]]
+) -> None:
+    writer = engine(adapted)
+    writer.generate(requests(prompts))
+    writer.sleep()  # an encoder sleeps after every call, and a server's calls are single texts
+    assert all(weight.numel() for weight in writer._merged.model.parameters())
 
 
 def test_writing_leaves_the_adapted_model_trainable_and_in_its_mode(
