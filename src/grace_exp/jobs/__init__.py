@@ -8,16 +8,16 @@ from grace_exp.late_imports import imports_are_done
 
 
 def run(config: GraceConfig) -> dict[str, float]:
-    """Runs the job that the configuration names.
+    """Run the job that the settings name.
 
     Args:
         config: Checked settings; `config.job.name` chooses.
 
     Returns:
-        The job's figures, by metric name; a sweep may optimise one of them.
+        The job's results by metric name; a sweep may optimise one of them.
 
     Raises:
-        GraceError: What the user can mend, from anywhere in the job.
+        GraceError: A problem that the user can mend, from anywhere in the job.
     """
     from grace_exp.jobs.terminal import our_console, quiet_libraries
     from grace_exp.parent_death import end_with_launcher

@@ -1,4 +1,4 @@
-"""The parts that jobs share, wired from a configuration."""
+"""Build the parts that several jobs need from the settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A model with everything that speaks to it."""
+    """A model with its tokenizer, engine, prompts and module."""
 
     backbone: Backbone
     module: StepModule
     plan: RunPlan | None = None
-    """What the run will take; None: the model is of a kind that no plan knows."""
+    """What the run will take; None: the plan does not support this kind of model."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Token ids to text for people; nothing is computed from it."""
+        """Return token ids as text for display; nothing is computed from it."""
         return str(self.backbone.tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()
 
 
 def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
-    """Load the backbone and build policy, reference, engine and prompts around it."""
+    """Load the backbone and build policy, reference, engine and prompts for it."""
     if config.hardware.threads is not None:
         torch.set_num_threads(config.hardware.threads)
     backbone = load_backbone(
@@ -77,13 +77,13 @@ def assemble(config: GraceConfig, log_samples: SampleSink) -> Assembled:
             decode=decode,
             log_samples=log_samples,
         )
-    module.train()  # loaded models come in evaluation mode, of which Lightning would warn
+    module.train()  # loaded models are in evaluation mode, and Lightning would warn
     module.usage = Usage(plan) if plan is not None else None
     return Assembled(backbone, module, plan)
 
 
 def _planned(config: GraceConfig, backbone: Backbone) -> tuple[GraceConfig, RunPlan | None]:
-    """The configuration with token budgets for this device, and the plan that they come from."""
+    """Return the settings with token budgets for this device, and the plan that they come from."""
     dimensions = dimensions_of(backbone.model.config, config.backbone.lora)
     if dimensions is None:
         return config, None
@@ -104,7 +104,7 @@ def _grace_kind(config: GraceConfig) -> type[GraceModule]:
 def _reference_and_encoder(
     config: GraceConfig, policy: Policy
 ) -> tuple[Reference | None, Reference | MovingAverage | None]:
-    """What training reads beside the policy, as far as it does; a frozen encoder and the reference are one model."""
+    """Return the models that training reads besides the policy, if any; frozen encoder and reference are one model."""
     if config.job.name != "train":
         return None, None
     penalty, kind = needs_reference(config.objective), config.reward.encoder.kind
@@ -114,7 +114,7 @@ def _reference_and_encoder(
 
 
 def _contrastive(config: GraceConfig, backbone: Backbone, policy: Policy, prompts: PromptBuilder) -> StepModule:
-    """The module of a `method` that trains embeddings."""
+    """Return the module of a `method` that trains embeddings."""
     if config.method.name == "contrastive_on_rationales":
         from grace_exp.training.baselines.on_rationales import ContrastiveOnRationalesModule
 
@@ -130,7 +130,7 @@ def _contrastive(config: GraceConfig, backbone: Backbone, policy: Policy, prompt
 
 
 def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[InitialModel, InitialModelEngine]":
-    """The model as it is now, and an engine that writes with it however it is trained."""
+    """Return the model as it is now, and an engine that keeps writing with it while the policy is trained."""
     from grace_exp.encoder.cache import GIB, RationaleCache
     from grace_exp.encoder.fingerprint import fingerprint
     from grace_exp.encoder.model_cache import ModelCache, computed_with
@@ -155,17 +155,17 @@ def _initial_model_engine(config: GraceConfig, backbone: Backbone) -> "tuple[Ini
 
 
 def _is_sharded(config: GraceConfig) -> bool:
-    """Whether the trainer will share the policy's weights out among processes."""
+    """Whether the trainer will shard the policy's weights among processes."""
     return config.job.name == "train" and config.hardware.strategy == "fsdp2"
 
 
 def build_engine(config: GraceConfig, backbone: Backbone, *, sharded: bool = False) -> RolloutEngine:
-    """The engine that the job needs: see `engine_of`.
+    """Return the engine that the job needs; see `engine_of`.
 
     Args:
-        config: The run.
-        backbone: What it writes with.
-        sharded: Whether that model will be shared out among processes.
+        config: The settings.
+        backbone: The model that writes.
+        sharded: Whether that model will be sharded among processes.
     """
     match engine_of(config):
         case "transformers":

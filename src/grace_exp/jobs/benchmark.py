@@ -1,4 +1,4 @@
-"""Measure an encoder on a benchmark: MTEB's files, a table, a CSV, W&B."""
+"""Measure an encoder on a benchmark: MTEB's result files, a table, a CSV file, W&B."""
 
 from collections.abc import Mapping
 from contextlib import closing
@@ -28,11 +28,11 @@ from grace_exp.tracking.wandb_logger import build_wandb_logger, finishing
 
 
 def check_benchmark(config: GraceConfig) -> None:
-    """Find out, before anything loads, whether the benchmark's data can be had and its settings fit its tasks.
+    """Check, before anything loads, that the benchmark's data is available and its settings fit its tasks.
 
     Raises:
         ConfigError: A task or a prompt's name does not exist.
-        MissingResourceError: The data of a task is neither here nor within reach.
+        MissingResourceError: The data of a task is neither on this machine nor reachable.
     """
     benchmark = _benchmark(config)
     tasks = suite_tasks(benchmark, Path(config.cache_dir))
@@ -50,20 +50,20 @@ def check_benchmark(config: GraceConfig) -> None:
 def run_benchmark(
     config: GraceConfig, device: torch.device, console: Console, provenance: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Evaluate, print the table, and send the figures to W&B.
+    """Evaluate, print the table, and send the results to W&B.
 
     Writes `<suite>.csv` and `<suite>_items.json`, the model's scores item by item, to `<run_dir>/evaluation/`.
 
     Args:
-        config: With `evaluation.benchmark`; the model is that of `build_encoder`.
-        device: For the model.
-        console: For progress and table.
-        provenance: Of the run, for W&B.
+        config: The settings, with `evaluation.benchmark`; the model is that of `build_encoder`.
+        device: Device of the model.
+        console: Console for progress and table.
+        provenance: Provenance of the run, for W&B.
 
     Returns:
         `mteb/<task>`, `mteb/category/<category>` and `mteb/<average>` of the model.
     """
-    # Weights that a model of the user's own brings are bfloat16 already; a run's are float32, as in training.
+    # Weights of a user's own model are bfloat16 already; those of a run are float32, as in training.
     bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
     with (
         closing(build_encoder(config, device)) as encoder,
@@ -90,7 +90,7 @@ def run_benchmark(
 
 
 def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dict[str, list[TaskScore]]:
-    """Scores of the encoder and, where wished for, of all-MiniLM, by name."""
+    """Return the scores of the encoder and, if asked for, of all-MiniLM, by name."""
     benchmark = _benchmark(config)
     encoder.prompts.update(benchmark.prompts)
     encode = config.job.encode
@@ -99,7 +99,7 @@ def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dic
             encoder,
             mode=encode.mode or encoder.mode,
             temperature=encode.temperature,
-            seed=config.seed if encode.temperature > 0 else 0,  # greedy results are those of any seed
+            seed=config.seed if encode.temperature > 0 else 0,  # greedy results do not depend on the seed
             samples=encode.samples,
             truncate_dim=encode.truncate_dim,
         ),
@@ -111,7 +111,7 @@ def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dic
         console.print(Text.assemble((benchmark.title, "bold"), f": {name}"), highlight=False)
         scores[name] = evaluate_tasks(
             model,
-            # Anew for every model: tasks draw from generators that go on.
+            # Loaded again for every model, because tasks draw from generators that keep their state.
             suite_tasks(benchmark, Path(config.cache_dir)),
             _results_dir(config),
             batch_size=encode.batch_size,
@@ -122,7 +122,7 @@ def _scores(config: GraceConfig, encoder: GraceEncoder, console: Console) -> dic
 
 
 def minilm() -> MtebEncoder:
-    """All-MiniLM-L6-v2 out of its package, for scale; `check_machine` has looked for it."""
+    """Return all-MiniLM-L6-v2 from its package, for comparison; `check_machine` has found the package."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(minilm_folder(), device="cpu")
@@ -131,7 +131,7 @@ def minilm() -> MtebEncoder:
 
 
 def _paper_row(config: GraceConfig) -> PaperRow | None:
-    """The paper's row of this model, on the paper's benchmark."""
+    """Return the paper's row of this model, on the paper's benchmark."""
     job = config.job
     if _benchmark(config).suite != "mteb_en_v1":
         return None

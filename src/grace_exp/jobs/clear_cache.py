@@ -1,4 +1,4 @@
-"""Delete what encodings keep."""
+"""Delete the encoders' cache."""
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.jobs.run_encoder import encoder_cache
@@ -12,7 +12,7 @@ def clear_cache(config: GraceConfig) -> dict[str, float]:
         `cache/freed_bytes`.
 
     Raises:
-        CacheError: Its file is damaged, or in use for longer than a minute.
+        CacheError: The cache's file is damaged, or in use for longer than a minute.
     """
     cache = encoder_cache(config)
     freed = cache.clear()

@@ -23,12 +23,12 @@ def dashboard(config: GraceConfig) -> dict[str, float]:
         config: `job.run` names one folder.
 
     Returns:
-        No figures.
+        An empty dict.
 
     Raises:
         ConfigError: `job.run` is a list.
         UnreadableRun: The folder holds neither a run nor a sweep with a readable job.
-        MissingResourceError: W&B cannot be asked; what is missing.
+        MissingResourceError: W&B cannot be used; the message says what is missing.
     """
     folders = config.job.run_folders
     if len(folders) > 1:
@@ -53,7 +53,7 @@ def dashboard(config: GraceConfig) -> dict[str, float]:
 
 
 def run_shown(run: RunFiles) -> Shown:
-    """What the dashboard of one run is about."""
+    """Return the contents of the dashboard of one run."""
     return Shown(
         title=run.name,
         logged=list(run.metrics),
@@ -65,10 +65,10 @@ def run_shown(run: RunFiles) -> Shown:
 
 
 def sweep_shown(folder: Path) -> Shown:
-    """What the dashboard of a sweep is about; jobs that cannot be read are left out.
+    """Return the contents of the dashboard of a sweep; jobs that cannot be read are left out.
 
     Raises:
-        UnreadableRun: No job of it can be read.
+        UnreadableRun: No job of the sweep can be read.
     """
     page = sweep_page(folder)
     runs = []

@@ -1,4 +1,4 @@
-"""Train a student without rationales on a teacher's embeddings, and say what it keeps."""
+"""Train a student that writes no rationales on a teacher's embeddings, and report what it keeps."""
 
 import time
 from collections.abc import Iterator
@@ -56,15 +56,15 @@ MINILM = "minilm"
 def distill(config: GraceConfig) -> dict[str, float]:
     """Embed `job.input` with `job.model`, train the student on it, and write `export/student` into the run folder.
 
-    Teacher and student are measured on `evaluation.sets`; `export/distillation.json` has all figures.
+    Teacher and student are measured on `evaluation.sets`; `export/distillation.json` has all results.
 
     Returns:
-        `distill/texts`, and of each set `distill/<set>/{teacher,student,kept,teacher_ms,student_ms}`; no `kept` where
-        the teacher's gain is not known or there is none.
+        `distill/texts`, and for each set `distill/<set>/{teacher,student,kept,teacher_ms,student_ms}`; `kept` is
+        missing if the teacher's gain is unknown or not positive.
 
     Raises:
-        DataError: The input is not there, a row of it holds no text, or there are fewer texts than a batch has.
-        MissingResourceError: Teacher or student is not there.
+        DataError: The input does not exist, a row of it holds no text, or there are fewer texts than in a batch.
+        MissingResourceError: Teacher or student does not exist.
         ConfigError: The student cannot have the teacher's prompt or pooling.
     """
     settings, console = config.job.distill, our_console()
@@ -110,14 +110,14 @@ def distill(config: GraceConfig) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Taught:
-    """A training that is done.
+    """The result of a training.
 
     Attributes:
-        teacher: Its name.
-        mode: In which it embedded.
-        rows: By name, the held-out sets as all models but the trained student embed them.
-        losses: Means, an epoch each.
-        seconds: Of training.
+        teacher: The teacher's name.
+        mode: The mode in which it embedded.
+        rows: Results on held-out sets of all models except the trained student, by name.
+        losses: Mean loss of each epoch.
+        seconds: Seconds of training.
     """
 
     teacher: str
@@ -170,7 +170,7 @@ def _teach(config: GraceConfig, device: torch.device, texts: list[str], folder: 
 
 
 def _texts(config: GraceConfig, console: Console) -> list[str]:
-    """The corpus's distinct texts, without those of the held-out sets."""
+    """Return the corpus's distinct texts, without those of the held-out sets."""
     rows, *_ = checked_rows(config)
     heldout = heldout_texts(config.evaluation, Path(config.cache_dir)).values()
     known = {normalized(text) for texts in heldout for text in texts}
@@ -214,7 +214,7 @@ def _as_student(config: GraceConfig, student: SentenceTransformer) -> Embed:
 
 @contextmanager
 def _without_cache(encoder: GraceEncoder) -> Iterator[None]:
-    """Within, times are the model's."""
+    """Turn the cache off inside the block, so that times are the model's."""
     cache, encoder.cache = encoder.cache, None
     try:
         yield
@@ -223,7 +223,7 @@ def _without_cache(encoder: GraceEncoder) -> Iterator[None]:
 
 
 def _untrained(config: GraceConfig, mode: Mode) -> dict[str, ItemScores]:
-    """By set, the items from before the teacher's training, if `job.model` is its run folder and has them."""
+    """Return the items from before the teacher's training, by set, if `job.model` is its run folder and has them."""
     model = config.job.model
     assert model is not None  # checked by JobConfig
     before = stored_results(replace(config, run_dir=str(Path(model).expanduser()))).get("before", {})

@@ -1,4 +1,4 @@
-"""Embed texts of the user's own: text in, vectors and rationales out."""
+"""Embed the user's texts: read text, write vectors and rationales."""
 
 import math
 import time
@@ -27,7 +27,7 @@ from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.provenance import write_provenance
 
 REJECTS_FILE = "rejects.jsonl"
-"""In the run folder: rows of `job.input` that hold no text, under `data.on_bad_row=reject`."""
+"""File in the run folder with rows of `job.input` that hold no text, under `data.on_bad_row=reject`."""
 
 
 def embed(config: GraceConfig) -> dict[str, float]:
@@ -37,8 +37,9 @@ def embed(config: GraceConfig) -> dict[str, float]:
         `embed/texts`, `embed/rejected` and `embed/seconds`.
 
     Raises:
-        DataError: The input is not there, a row of it holds no text, an id occurs twice, or it changes meanwhile.
-        MissingResourceError: The model is not there.
+        DataError: The input does not exist, a row of it holds no text, an id occurs twice, or it changes during the
+            job.
+        MissingResourceError: The model does not exist.
     """
     job = config.job
     assert job.output is not None  # checked by JobConfig
@@ -47,7 +48,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
         console = our_console()
         rows, good, bad, digest = checked_rows(config)
         encoder = stack.enter_context(closing(build_encoder(config, device)))
-        # Weights that a model of the user's own brings are bfloat16 already; a run's are float32, as in training.
+        # Weights of a user's own model are bfloat16 already; those of a run are float32, as in training.
         bf16 = config.hardware.precision == "bf16-mixed" and job.model is None
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
         shards = Shards(
@@ -60,7 +61,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
         try:
             embedded = _embed_shards(config, encoder, rows.as_checked(digest), good, shards)
         except InputChanged:
-            shards.forget()  # some may be of other texts than the manifest says
+            shards.forget()  # some may hold other texts than the manifest says
             raise
         seconds = time.monotonic() - start
         encoder.engine.sleep()
@@ -80,7 +81,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
 
 
 def checked_rows(config: GraceConfig) -> tuple[CorpusRows, int, int, str]:
-    """The rows of `job.input`, their good and bad numbers and a digest; provenance is written, the numbers are told.
+    """Return the rows of `job.input`, their good and bad numbers, and a digest; write provenance, print the numbers.
 
     Raises:
         DataError: As `CorpusRows.check`.
@@ -102,7 +103,7 @@ def checked_rows(config: GraceConfig) -> tuple[CorpusRows, int, int, str]:
 
 
 def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
-    """What decides the vectors of a text."""
+    """Return everything that decides the vectors of a text."""
     encode = {
         name: value for name, value in asdict(config.job.encode).items() if name not in ("batch_size", "cache_gib")
     }
@@ -121,7 +122,7 @@ def _identity(config: GraceConfig, encoder: GraceEncoder) -> dict[str, object]:
 
 
 def _in_words_of_the_job(message: str) -> str:
-    """A message about `data.sources.input` with this job's own settings."""
+    """Return a message about `data.sources.input` in terms of this job's settings."""
     for general, embed_setting in (
         (QUOTED_TOO, " (are fields quoted? then save it as .csv)"),
         (RENAME, "Another name can be given as job.column=..."),
@@ -137,10 +138,10 @@ def _in_words_of_the_job(message: str) -> str:
 def _embed_shards(
     config: GraceConfig, encoder: GraceEncoder, rows: Iterable[CorpusRow], good: int, shards: Shards
 ) -> int:
-    """Encode and write shard by shard; every process takes part in each, the first one writes.
+    """Encode and write shard by shard; every process takes part in each, and the first one writes.
 
     Returns:
-        Texts of this worker's shards, those that were there already among them.
+        The number of texts in this worker's shards, including those that existed.
     """
     job = config.job
     world = dist.get_world_size() if dist.is_initialized() else 1
@@ -174,7 +175,7 @@ def _embed_shards(
                     samples=job.encode.samples,
                 )
             )
-            advance(len(texts) - told)  # equal texts are done once
+            advance(len(texts) - told)  # equal texts are computed once, so fewer were counted
             if not np.isfinite(vectors).all():
                 row = texts[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
                 raise DataError(f"the embedding of the text with id {row.id!r} is not finite; nothing of it is written")
@@ -190,7 +191,7 @@ def _blocks(rows: Iterable[CorpusRow], size: int) -> Iterator[list[CorpusRow]]:
 
 
 def _from_first(done: Mapping[int, int]) -> dict[int, int]:
-    """The first process's shards: it writes while others still read."""
+    """Return the first process's shards: it may write while others still read."""
     if not dist.is_initialized():
         return dict(done)
     box = [dict(done)]

@@ -36,11 +36,11 @@ from grace_exp.training.run_summary import heldout_table
 
 
 def evaluate(config: GraceConfig) -> dict[str, float]:
-    """Print the figures of held-out sets, benchmark and general ability, whichever the configuration has.
+    """Print the results of held-out sets, benchmark and general ability, as far as the settings ask for them.
 
     Args:
-        config: With `job.resume` the weights come from that checkpoint or run folder; without, the backbone is measured
-            as it is. A benchmark also takes `job.model`, and so do the rows of `evaluation.controls`.
+        config: The settings. With `job.resume` the weights come from that checkpoint or run folder; otherwise the
+            backbone is measured. A benchmark and the rows of `evaluation.controls` also take `job.model`.
 
     Returns:
         `val/<set>/{rationale,prompt_only}`, `controls/*`, `mteb/*` and `general/*`.
@@ -74,7 +74,7 @@ def evaluate(config: GraceConfig) -> dict[str, float]:
 
 
 def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dict[str, float]:
-    """Figures of the held-out sets, also in `<run_dir>/evaluation/now.json`."""
+    """Return the results of the held-out sets, and write them to `<run_dir>/evaluation/now.json`."""
     assembled = assemble(config, lambda step, rows: None)
     module = assembled.module
     if config.job.resume is not None:
@@ -108,8 +108,8 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
 
 
 def _controls_of_model(config: GraceConfig, device: torch.device, console: Console) -> dict[str, float]:
-    """Figures of modes and control rationales of `job.model`, with its own prompt, pooling and budget."""
-    encode = replace(config.job.encode, cache_gib=0)  # times are the model's, not a cache's
+    """Return the results of modes and control rationales of `job.model`, with its own prompt, pooling and limits."""
+    encode = replace(config.job.encode, cache_gib=0)  # without a cache times are the model's
     encoder = build_encoder(replace(config, job=replace(config.job, encode=encode)), device)
     with closing(encoder):
         folder = Path(str(config.job.model)).expanduser()
@@ -117,11 +117,11 @@ def _controls_of_model(config: GraceConfig, device: torch.device, console: Conso
 
 
 CONTROLS_TITLE = "Modes and control rationales"
-"""Of the section of model cards."""
+"""Title of the section in model cards."""
 
 
 def _into_cards(exports: Sequence[Path], rows: Sequence[ControlRow], resamples: int, console: Console) -> None:
-    """Put the table into the README of every export of these weights."""
+    """Write the table into the README of every export of these weights."""
     lines = controls_section(rows, resamples, machine_name())
     for card in (folder / "README.md" for folder in exports):
         if card.is_file():
@@ -131,7 +131,7 @@ def _into_cards(exports: Sequence[Path], rows: Sequence[ControlRow], resamples: 
 
 def _controls_of_checkpoint(config: GraceConfig, assembled: Assembled, console: Console) -> dict[str, float]:
     budget = config.evaluation.max_tokens or config.rollout.max_tokens  # as in `heldout_results`
-    encoder = encoder_around(assembled, config, max_tokens=budget, cache=None)  # times are the model's, not a cache's
+    encoder = encoder_around(assembled, config, max_tokens=budget, cache=None)  # without a cache times are the model's
     exports = exports_of(config.job.resume) if is_first_process() and config.job.resume is not None else []
     return _controls(config, encoder, exports, console)
 
@@ -139,9 +139,9 @@ def _controls_of_checkpoint(config: GraceConfig, assembled: Assembled, console: 
 def _controls(
     config: GraceConfig, encoder: GraceEncoder, exports: Sequence[Path], console: Console
 ) -> dict[str, float]:
-    """Figures of modes and control rationales.
+    """Return the results of modes and control rationales.
 
-    Also in `<run_dir>/evaluation/controls.{csv,json}`, and in the cards of the exports.
+    They are also written to `<run_dir>/evaluation/controls.{csv,json}`, and into the cards of the exports.
     """
     rows = control_rows(
         encoder,

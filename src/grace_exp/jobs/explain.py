@@ -14,7 +14,7 @@ from grace_exp.review.explanation_page import PAGE_FILE, print_explanation, writ
 from grace_exp.tracking.summary import write_json_atomic
 
 JSON_FILE = "explanation.json"
-"""The same numbers as the page, in the run folder."""
+"""File in the run folder with the same numbers as the page."""
 
 
 def explain(config: GraceConfig) -> dict[str, float]:
@@ -28,8 +28,8 @@ def explain(config: GraceConfig) -> dict[str, float]:
 
     Raises:
         ConfigError: The model's pooling is not a mean.
-        DataError: `job.pairs` is not there, or a row of it lacks a text.
-        MissingResourceError: The model is not there.
+        DataError: `job.pairs` does not exist, or a row of it lacks a text.
+        MissingResourceError: The model does not exist.
     """
     pairs = _pairs(config)
     encode = config.job.encode

@@ -1,4 +1,4 @@
-"""Fit the rule of `mode=adaptive` on held-out pairs, and put it into the model's exports."""
+"""Fit the rule of `mode=adaptive` on held-out pairs, and write it into the model's exports."""
 
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -22,7 +22,7 @@ from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.summary import write_json_atomic
 
 REPORT_FILE = "adaptive.json"
-"""In the run folder: what the rule is worth on folds that it had not seen."""
+"""File in the run folder: what the rule is worth on folds that it was not fitted on."""
 
 _LEAST_PAIRS = 20
 
@@ -30,15 +30,15 @@ _LEAST_PAIRS = 20
 def fit_adaptive(config: GraceConfig) -> dict[str, float]:
     """Embed the pairs of `job.input` with and without rationales, fit the rule, and write it beside the weights.
 
-    Pairs with a text of `evaluation.sets` are left out. A query counts once, and a positive.
+    Pairs with a text of `evaluation.sets` are left out. Repeated queries and positives count once.
 
     Returns:
         `adaptive/pairs`; on unseen folds `adaptive/share` (of the texts that get a rationale, 0 to 1) and
-        `adaptive/gain/{rule,random,always,best}` (nats a text over writing none; `random`: as many texts at random).
+        `adaptive/gain/{rule,random,always,best}` (nats per text over writing none; `random`: as many texts at random).
 
     Raises:
-        DataError: The input is not there, a row lacks a text, or rationales help nearly all texts or nearly none.
-        MissingResourceError: The model is not there, or there is no folder of it that can hold a rule.
+        DataError: The input does not exist, a row lacks a text, or rationales help nearly all texts or nearly none.
+        MissingResourceError: The model does not exist, or no folder of it can hold a rule.
     """
     folders = rule_folders(config)
     queries, documents = _distinct_pairs(config)
@@ -46,7 +46,7 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
     with ExitStack() as stack:
         device = stack.enter_context(processes(config.hardware))
         encoder = stack.enter_context(closing(build_encoder(config, device)))
-        encoder.center = None  # the rule reads embeddings as they are pooled
+        encoder.center = None  # the rule reads embeddings before centring
         bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
         of_queries, query_tokens = _both_modes(config, encoder, queries, "query")
@@ -65,7 +65,7 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
 
 
 def _distinct_pairs(config: GraceConfig) -> tuple[list[str], list[str]]:
-    """Pairs whose query and positive both occur for the first time, without texts of the held-out sets."""
+    """Return pairs whose query and positive both occur for the first time, without texts of the held-out sets."""
     heldout = heldout_texts(config.evaluation, Path(config.cache_dir)).values()
     known = {normalized(text) for texts in heldout for text in texts}
     queries: dict[str, None] = {}
@@ -90,7 +90,7 @@ def _distinct_pairs(config: GraceConfig) -> tuple[list[str], list[str]]:
 def _both_modes(
     config: GraceConfig, encoder: GraceEncoder, texts: list[str], role: Literal["query", "document"]
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]:
-    """Embeddings without and with rationale, and tokens a text."""
+    """Return embeddings without and with rationale, and the numbers of tokens per text."""
     encode = config.job.encode
     found: list[NDArray[np.float32]] = []
     modes: tuple[Literal["prompt_only", "rationale"], ...] = ("prompt_only", "rationale")
@@ -114,7 +114,7 @@ def _both_modes(
 def _before_centering(
     config: GraceConfig, encoder: GraceEncoder, queries: list[str], documents: list[str]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Prompt-only embeddings of both sides as the rule meets them, where the model removes a mean afterwards."""
+    """Return prompt-only embeddings of both sides before centring, if the model centres; otherwise None."""
     if encoder.center is None:
         return None
     center, encoder.center = encoder.center, None

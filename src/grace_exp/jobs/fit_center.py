@@ -1,4 +1,4 @@
-"""Fit the mean that `backbone.pooling.transform=center` removes, and put it into the model's exports."""
+"""Fit the mean that `backbone.pooling.transform=center` subtracts, and write it into the model's exports."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -29,18 +29,18 @@ Sample = Mapping[Role, Sequence[str]]
 
 
 def fit_center(config: GraceConfig) -> dict[str, float]:
-    """Embed a reference sample, with rationales as the model was trained and without, and store both means.
+    """Embed a reference sample, with rationales as in the model's training and without, and store both means.
 
-    The sample is drawn of `job.input`, in the role `job.role`, or of the queries and positives of the configured
-    training data. A mean is that of whole embeddings, not normalised, over both roles.
+    The sample is drawn from `job.input`, in the role `job.role`, or from the queries and positives of the configured
+    training data. Each mean is over whole embeddings, not normalised, of both roles.
 
     Returns:
-        `center/texts`; the mean cosine of two texts of the sample, as the model embeds them, before and after:
+        `center/texts`; and the mean cosine of two texts of the sample, in the model's own mode, before and after:
         `center/cosine_before`, `center/cosine_after`.
 
     Raises:
         DataError: The sample has fewer than two texts.
-        MissingResourceError: The model is not there, or there is no folder of it that can hold a mean.
+        MissingResourceError: The model does not exist, or no folder of it can hold a mean.
     """
     folders = rule_folders(config)
     sample = _sample(config)
@@ -50,7 +50,7 @@ def fit_center(config: GraceConfig) -> dict[str, float]:
         encoder = stack.enter_context(closing(build_encoder(config, device)))
         bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
-        encoder.center = None  # of embeddings as they are pooled
+        encoder.center = None  # the mean is that of embeddings before centring
         found = _embedded(config, encoder, sample)
     means = {name: None if not len(vectors) else vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
              for name, vectors in found.items()}  # fmt: skip
@@ -71,7 +71,7 @@ def fit_center(config: GraceConfig) -> dict[str, float]:
 
 
 def _sample(config: GraceConfig) -> Sample:
-    """Distinct texts by role, `job.center_texts` at most."""
+    """Return distinct texts by role, at most `job.center_texts`."""
     most = config.job.center_texts
     draw = random.Random(derive_seed(config.seed, "center"))
     sample: dict[Role, list[str]]
@@ -94,7 +94,7 @@ def _sample(config: GraceConfig) -> Sample:
 
 
 def _embedded(config: GraceConfig, encoder: GraceEncoder, sample: Sample) -> dict[str, Vectors]:
-    """Of both kinds, [texts, hidden]; none with rationale where the model is asked for none."""
+    """Return both kinds of embeddings, [texts, hidden]; without rationale only, if the mode asks for none."""
     encode = config.job.encode
     mode = encode.mode or encoder.mode
     found: dict[str, list[Vectors]] = {"rationale": [], "prompt_only": []}
@@ -118,7 +118,7 @@ def _embedded(config: GraceConfig, encoder: GraceEncoder, sample: Sample) -> dic
 
 
 def _mean_cosine(vectors: Vectors) -> float:
-    """Over all pairs of two different rows."""
+    """Return the mean cosine over all pairs of two different rows."""
     unit = vectors.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     count = len(unit)

@@ -1,4 +1,4 @@
-"""What else the language model can do, before and after training: benchmarks, and a probe that needs no hub."""
+"""General ability of the language model before and after training: benchmarks, and a probe that needs no hub."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -24,11 +24,11 @@ from grace_exp.training.resume import check_same_model, find_checkpoint, load_ch
 
 
 def prepare_general(config: GraceConfig) -> PreparedTasks:
-    """Load the benchmarks' data before any model, which may take long to load.
+    """Load the benchmarks' data before any model, because models may take long to load.
 
     Raises:
         ConfigError: There is no such task.
-        MissingResourceError: Data is neither here nor within reach.
+        MissingResourceError: Data is neither on this machine nor reachable.
     """
     return prepare_tasks(_general(config)) if _general(config).tasks else PreparedTasks({}, {})
 
@@ -36,20 +36,21 @@ def prepare_general(config: GraceConfig) -> PreparedTasks:
 def run_general(
     config: GraceConfig, tasks: PreparedTasks, device: torch.device, console: Console, provenance: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Measure, print the tables, write `<run_dir>/evaluation/general.{json,csv}`, and send the figures to W&B.
+    """Measure, print the tables, write `<run_dir>/evaluation/general.{json,csv}`, and send the results to W&B.
 
     Args:
-        config: With `evaluation.general`; with `job.resume` the base model and the trained one, else the base alone.
-        tasks: From `prepare_general`.
-        device: For the models.
-        console: For progress and tables.
-        provenance: Of the run, for W&B.
+        config: The settings, with `evaluation.general`; with `job.resume` base and trained model, otherwise the base
+            only.
+        tasks: The result of `prepare_general`.
+        device: Device of the models.
+        console: Console for progress and tables.
+        provenance: Provenance of the run, for W&B.
 
     Returns:
         See `evaluation.general.results.metrics`.
 
     Raises:
-        MissingResourceError: There is no such checkpoint, or the model or a set cannot be had.
+        MissingResourceError: There is no such checkpoint, or the model or a set cannot be loaded.
         ConfigError: The checkpoint is of another model.
     """
     general = _general(config)
@@ -87,7 +88,7 @@ def run_general(
             {"weights": {name: weights[name] for name in models}, "settings": asdict(general)},
         )
         if config.logger.wandb is not None:
-            # A benchmark of the same job has begun the run already.
+            # A benchmark of the same job has started the W&B run already.
             logger = build_wandb_logger(config, provenance, resume_id=stored_run_id(Path(config.run_dir)))
             with finishing([logger]):
                 logger.log_metrics(found, step=0)
@@ -102,11 +103,11 @@ def run_general(
 def _compared_models(
     config: GraceConfig, device: torch.device, console: Console
 ) -> Iterator[tuple[Assembled, dict[str, ComparedModel]]]:
-    """The models: `base`, and with `job.resume` also `trained`, in evaluation mode.
+    """Give the models: `base`, and with `job.resume` also `trained`, in evaluation mode.
 
-    With adapters the base is the trained model with its adapters off; otherwise the backbone is loaded a second time.
+    With adapters the base is the trained model without its adapters; otherwise the backbone is loaded a second time.
     """
-    # No rationales are written, so no other engine needs to start.
+    # No rationales are written, so no other engine is started.
     silent = replace(config, rollout=replace(config.rollout, engine="transformers"))
     assembled = assemble(silent, lambda step, rows: None)
     module = assembled.module

@@ -13,10 +13,10 @@ from grace_exp.tracking.provenance import write_provenance
 
 
 def read_pairs(config: GraceConfig) -> tuple[Sequence[str], Sequence[str]]:
-    """Queries and positives of `job.input`, row by row; provenance is written, their number is told.
+    """Return the queries and positives of `job.input`, row by row; write provenance, and print their number.
 
     Raises:
-        DataError: The input is not there, or a row lacks a text.
+        DataError: The input does not exist, or a row lacks a text.
     """
     job = config.job
     assert job.input is not None  # checked by JobConfig

@@ -1,4 +1,4 @@
-"""Hard negatives for pairs: the nearest texts of other rows, by the embeddings of a model."""
+"""Find hard negatives for pairs: the nearest texts of other rows, by the embeddings of a model."""
 
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,14 +17,14 @@ from grace_exp.tracking.atomic import atomic_path
 def mine_negatives(config: GraceConfig) -> dict[str, float]:
     """Read pairs (query, positive) from `job.input` and write triplets, ready for data=triplets, to `job.output`.
 
-    Columns beside these two, such as negatives of the input's own, are left behind.
+    Other columns, such as negatives in the input, are not copied.
 
     Returns:
         `mine/pairs` and `mine/triplets`.
 
     Raises:
-        DataError: The input is not there, a row lacks a text, or no negative was found.
-        MissingResourceError: The model is not there.
+        DataError: The input does not exist, a row lacks a text, or no negative was found.
+        MissingResourceError: The model does not exist.
     """
     import datasets
     from sentence_transformers.util import mine_hard_negatives

@@ -1,4 +1,4 @@
-"""Will the run fit, and how long will it take? Answered from shapes alone."""
+"""Compute from shapes whether a run fits, and how long it will take."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,21 +19,20 @@ from grace_exp.training.plan.scale_plan import CorpusScale, TrainingScale, corpu
 from grace_exp.training.plan.this_device import device_name, total_memory
 
 PLAN_FILE = "plan.json"
-"""The plan, in the run folder."""
+"""The plan's file in the run folder."""
 
 
 def plan(config: GraceConfig) -> dict[str, float]:
-    """Print the plan of the configured run, and write it to `<run_dir>/plan.json`; loads no model and no data.
+    """Print the plan of the configured run and write it to `<run_dir>/plan.json`, without loading model or data.
 
     Returns:
-        `plan/fits` (1 or 0), `plan/memory_gib` (of the phase that takes most), and `plan/hours` where there is an
-        estimate.
+        `plan/fits` (1 or 0), `plan/memory_gib` (of the largest phase), and `plan/hours` if there is an estimate.
 
     Raises:
         ConfigError: `hardware.memory_gib` is null, and there is no GPU to ask.
         MissingResourceError: The model's shape is unknown.
     """
-    config = replace(config, job=replace(config.job, name="train"))  # what is planned
+    config = replace(config, job=replace(config.job, name="train"))  # the job that is planned
     accelerator = config.hardware.accelerator
     memory = planned_memory(config, total_memory(accelerator))
     dimensions, device = planned_dimensions(config.backbone), device_name(accelerator)
@@ -55,7 +54,7 @@ def write_plan(
     training: Sequence[TrainingScale] = (),
     corpora: Sequence[CorpusScale] = (),
 ) -> Path:
-    """Keep the plan with the run."""
+    """Write the plan into the run folder."""
     path = Path(config.run_dir) / PLAN_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     scale = {"training": [asdict(row) for row in training], "corpora": [asdict(row) for row in corpora]}
@@ -64,7 +63,7 @@ def write_plan(
 
 
 def verdict(plan: RunPlan) -> str:
-    """One line: whether the run fits."""
+    """Return a line that says whether the run fits."""
     memory = plan.memory
     room = f"{memory.largest / GIB:.1f} of {memory.usable / GIB:.1f} GiB (95 % of {memory.memory / GIB:.1f})"
     if memory.problem is not None:

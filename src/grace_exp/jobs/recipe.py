@@ -1,4 +1,4 @@
-"""The recipe of a configuration, with what its filters need from tokenizer and evaluation."""
+"""Load the configured recipe, with the tokenizer and evaluation texts that its filters need."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,8 @@ def configured_recipe(config: GraceConfig, rejects_path: Path | None) -> Recipe:
     """Load the data of a run.
 
     Args:
-        config: The whole run.
-        rejects_path: Where bad rows are listed; None in processes other than the first.
+        config: The settings of the run.
+        rejects_path: File in which bad rows are listed; None in processes other than the first.
 
     Raises:
         ConfigError, DataError, MissingResourceError: See `load_recipe`.
@@ -35,11 +35,11 @@ def configured_recipe(config: GraceConfig, rejects_path: Path | None) -> Recipe:
 def length_counter(
     config: GraceConfig, advance: Callable[[int], None] | None = None
 ) -> Callable[[LoadedSource], TokenLengths]:
-    """What counts the tokens of a source's texts with the run's tokenizer and prompt.
+    """Return a function that counts the tokens of a source's texts with the run's tokenizer and prompt.
 
     Args:
-        config: The whole run.
-        advance: Told how many more rows are done.
+        config: The settings of the run.
+        advance: Called with the number of rows that are newly done.
     """
     from grace_exp.policy.load_backbone import load_tokenizer
 
@@ -50,10 +50,10 @@ def length_counter(
 
 
 def evaluation_texts(config: GraceConfig) -> HeldoutTexts:
-    """The texts of the configured evaluation.
+    """Return the texts of the configured evaluation.
 
     Raises:
-        MissingResourceError: Its data is neither here nor within reach.
+        MissingResourceError: The evaluation's data is neither on this machine nor reachable.
     """
     from grace_exp.evaluation.heldout_texts import heldout_texts
 

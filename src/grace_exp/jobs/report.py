@@ -1,4 +1,4 @@
-"""Write the HTML report of a run, of several, or of a sweep."""
+"""Write the HTML report of a run, of several runs, or of a sweep."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from grace_exp.review.html_report import write_report
 
 
 def report(config: GraceConfig) -> dict[str, float]:
-    """Write `report.html` and `report.json`, and print where.
+    """Write `report.html` and `report.json`, and print their paths.
 
     Args:
-        config: `job.run` names the folders. The files go into the folder, those about several runs into this job's.
+        config: `job.run` names the folders. The files go into that folder; for several runs into this job's.
 
     Returns:
-        No figures.
+        An empty dict.
 
     Raises:
         UnreadableRun: None of the folders holds a run or sweep.

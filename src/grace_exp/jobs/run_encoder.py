@@ -1,4 +1,4 @@
-"""The encoder that a configuration describes."""
+"""Build the encoder that the settings describe."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,11 +21,11 @@ from grace_exp.training.resume import check_same_model, find_checkpoint, load_ch
 
 
 def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
-    """Load `job.model` with its own settings, or else the configured backbone, trained where there is `job.resume`.
+    """Load `job.model` with its own settings; otherwise the configured backbone, with the weights of `job.resume`.
 
     Raises:
-        MissingResourceError: The model or checkpoint is not there.
-        ConfigError: The checkpoint is of another model, or the mode is adaptive and the model has no rule for that.
+        MissingResourceError: The model or checkpoint does not exist.
+        ConfigError: The checkpoint is of another model, or the mode is adaptive and the model has no rule.
     """
     _check_rule(config)
     cache = encoder_cache(config) if config.job.encode.cache_gib else None
@@ -36,7 +36,7 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
             config.job.model,
             engine=partial(_engine, config),
             device=device,
-            cache=False if cache is None else cache,  # an empty one is false, too: it has a length
+            cache=False if cache is None else cache,  # an empty cache has length 0, so it would count as false
             max_tokens=_budget(config),
             hardware=config.hardware,
         )
@@ -54,7 +54,7 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
 def encoder_around(
     assembled: Assembled, config: GraceConfig, *, max_tokens: int, cache: RationaleCache | None
 ) -> GraceEncoder:
-    """An encoder of a model that is loaded, with its settings in training."""
+    """Return an encoder for a loaded model, with its settings in training."""
     return GraceEncoder(
         assembled.backbone,
         policy=assembled.module.policy,
@@ -70,10 +70,10 @@ def encoder_around(
 
 
 def rule_folders(config: GraceConfig) -> list[Path]:
-    """The folders of the model where the rule of `mode=adaptive` belongs: the exports of a run, or a model folder.
+    """Return the model's folders that can hold the rule of `mode=adaptive`: a run's exports, or a model folder.
 
     Raises:
-        MissingResourceError: The model is in no folder, or its run has exported none.
+        MissingResourceError: The model has no folder, or its run has exported none.
     """
     job = config.job
     if job.resume is not None:
@@ -91,7 +91,7 @@ def rule_folders(config: GraceConfig) -> list[Path]:
 
 
 def _check_rule(config: GraceConfig) -> None:
-    """Before anything loads: an adaptive mode has a rule."""
+    """Check, before anything loads, that there is a rule for an adaptive mode."""
     job = config.job
     if job.encode.mode != "adaptive":
         return
@@ -104,7 +104,7 @@ def _check_rule(config: GraceConfig) -> None:
 
 
 def _rule_of_resumed(config: GraceConfig) -> AdaptiveRule | None:
-    """That of the run whose checkpoint is used."""
+    """Return the rule of the run whose checkpoint is used."""
     if config.job.resume is None:
         return None
     rules = map(read_rule, exports_of(config.job.resume))
@@ -112,13 +112,13 @@ def _rule_of_resumed(config: GraceConfig) -> AdaptiveRule | None:
 
 
 def exports_of(resume: str) -> list[Path]:
-    """The exports of the weights that `job.resume` names; not those of other steps that are in its run's folder."""
+    """Return the exports of the weights that `job.resume` names, without exports of other steps of that run."""
     steps = find_checkpoint(resume).stem.removeprefix("step-")
     return exports_after(run_folder(resume), int(steps)) if steps.isdecimal() else []
 
 
 def _not_of_these_weights(resume: str) -> str:
-    """Why a run with exports has none of a checkpoint; empty where it has no exports."""
+    """Say why a run with exports has none of a checkpoint; empty if it has no exports."""
     folder, checkpoint = run_folder(resume), find_checkpoint(resume)
     if not exports_in(folder):
         return ""
@@ -129,18 +129,18 @@ def _not_of_these_weights(resume: str) -> str:
 
 
 def _budget(config: GraceConfig) -> int | None:
-    """The configured rationale budget, tokens; None: the model's own, or that of training."""
+    """Return the configured token limit of a rationale; None: the model's own, or that of training."""
     evaluation = config.evaluation.max_tokens if config.job.name in ("evaluate", "distill") else None
     return config.job.encode.max_tokens or evaluation
 
 
 def _engine(config: GraceConfig, backbone: Backbone, prompt_tokens: int, max_tokens: int) -> RolloutEngine:
-    """The configured engine, for a model with settings of its own."""
+    """Return the configured engine, for a model with its own settings."""
     return build_engine(_sized(config, prompt_tokens, max_tokens), backbone)
 
 
 def _sized(config: GraceConfig, prompt_tokens: int, max_tokens: int) -> GraceConfig:
-    """The configuration for sequences of these lengths: engines are made for the longest there may be."""
+    """Return the settings for sequences of these lengths, because engines are made for the longest sequence."""
     batch_tokens = max(config.rollout.batch_tokens, prompt_tokens + max_tokens)
     return replace(
         config,
@@ -150,5 +150,5 @@ def _sized(config: GraceConfig, prompt_tokens: int, max_tokens: int) -> GraceCon
 
 
 def encoder_cache(config: GraceConfig) -> RationaleCache:
-    """The cache under `cache_dir`, with the configured size limit."""
+    """Return the cache under `cache_dir`, with the configured size limit."""
     return RationaleCache(Path(config.cache_dir) / CACHE_FOLDER, size_limit=int(config.job.encode.cache_gib * GIB))

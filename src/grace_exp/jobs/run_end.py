@@ -1,4 +1,4 @@
-"""The end of a training run: named stages, each done once, so that a run that was killed among them can be ended."""
+"""The end of a training run in named stages; each is done once, so that a run that was killed there can be finished."""
 
 import json
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from grace_exp.training.module import StepModule
 from grace_exp.training.run_summary import SUMMARY_FILE, final_figures, write_summary
 
 END_FILE = "end.json"
-"""In the run folder: which stages are done, and of which run."""
+"""File in the run folder: which stages are done, and for which settings."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the stages are made from.
+    """The inputs of the stages.
 
     Attributes:
-        config: The run.
-        backbone: The trained model. Exporting `merged` dissolves its adapters.
-        module: Trained it; has the metrics of every step.
-        heldout: Has the held-out results.
-        data: What the recipe says of itself.
+        config: The settings of the run.
+        backbone: The trained model. Exporting `merged` merges its adapters.
+        module: The training module, with the metrics of every step.
+        heldout: The callback with the held-out results.
+        data: The description of the recipe.
     """
 
     config: GraceConfig
@@ -47,18 +47,18 @@ class Trained:
         return Path(self.config.run_dir)
 
     def summary(self) -> dict[str, Any]:
-        """What the stage `summary` wrote."""
+        """Return what the stage `summary` wrote."""
         return read_summary(self.run_dir)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing that is done after the last step.
+    """One task after the last step.
 
     Attributes:
-        name: In `end.json`.
-        leaves: The file or folder it leaves, whole or not at all.
-        run: Does it; done a second time it gives the same.
+        name: Name of the stage in `end.json`.
+        leaves: The file or folder that it writes, completely or not at all.
+        run: Runs the stage; a second run gives the same.
     """
 
     name: str
@@ -67,27 +67,27 @@ class Stage:
 
 
 def stages(config: GraceConfig) -> list[Stage]:
-    """What this run does after its last step and evaluation, in this order; another thing to do is another entry."""
+    """Return the stages of this run after its last step and evaluation, in order; a new task is a new entry."""
     run_dir = Path(config.run_dir)
     found = []
     if config.evaluation.minilm and config.evaluation.sets:
         found.append(Stage("minilm", _minilm_path(run_dir), _evaluate_minilm))
     found.append(Stage("summary", run_dir / SUMMARY_FILE, _summarise))
-    for kind in sorted(config.callbacks.export):  # the adapter first: merging dissolves it
+    for kind in sorted(config.callbacks.export):  # the adapter comes first, because merging removes it
         found.append(Stage(f"{EXPORTS}/{kind}", export_folder(config, kind), _exporting(kind)))
-    found.append(Stage("result", run_dir / RESULT_FILE, _write_result))  # the last: it says that all is done
+    found.append(Stage("result", run_dir / RESULT_FILE, _write_result))  # the last stage marks the job as complete
     return found
 
 
 def is_ended(config: GraceConfig) -> bool:
-    """Whether a run of `job.steps` steps in `run_dir` has nothing left to do."""
+    """Whether all stages of a run of `job.steps` steps in `run_dir` are done."""
     done = _done(config)
     evaluated = not config.evaluation.after or results_are_whole(config, "after")
     return evaluated and all(_whole(stage, done) for stage in stages(config))
 
 
 def finish(trained: Trained) -> None:
-    """Do the stages that are not done; those behind one whose file had gone are done again, for they build on it."""
+    """Run the stages that are not done; if the file of a stage is gone, that stage and all later ones run again."""
     done = _done(trained.config)
     for stage in stages(trained.config):
         if _whole(stage, done):
@@ -98,15 +98,15 @@ def finish(trained: Trained) -> None:
 
 
 def reopen(run_dir: Path) -> None:
-    """Before more steps: what the end left is no longer this run's. Exports stay until new ones take their place."""
+    """Delete the results of an earlier end before more steps are made. Exports stay until new ones replace them."""
     for path in (run_dir / END_FILE, run_dir / RESULT_FILE, run_dir / SUMMARY_FILE, result_path(run_dir, "after")):
         path.unlink(missing_ok=True)
 
 
 def exports_after(run_dir: Path, steps: int) -> list[Path]:
-    """The exports in a run folder that were made of the weights after so many steps.
+    """Return the exports in a run folder that were made from the weights after so many steps.
 
-    A run that goes on keeps the exports of its earlier end until it ends again: they are of other weights.
+    A run that continues keeps the exports of its earlier end until it ends again; they have other weights.
     """
     path = run_dir / END_FILE
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"of": {}, "done": []}
@@ -116,7 +116,7 @@ def exports_after(run_dir: Path, steps: int) -> list[Path]:
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """The contents of `summary.json`."""
+    """Return the contents of `summary.json`."""
     summary: dict[str, Any] = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
     return summary
 
@@ -130,9 +130,9 @@ def _done(config: GraceConfig) -> list[str]:
 
 
 def _of(config: GraceConfig) -> dict[str, Any]:
-    """What the end of a run depends on, beside what a resumed run may not change."""
+    """Return the settings on which the end of a run depends, besides those that a resumed run must not change."""
     of = {"steps": config.job.steps, "name": config.name, "evaluation": asdict(config.evaluation)}
-    plain: dict[str, Any] = json.loads(json.dumps(of))  # as it is read back: JSON knows no tuples
+    plain: dict[str, Any] = json.loads(json.dumps(of))  # as it is read back, without tuples
     return plain
 
 

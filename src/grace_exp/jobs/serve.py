@@ -21,13 +21,13 @@ from grace_exp.tracking.provenance import write_provenance
 
 
 def serve(config: GraceConfig) -> dict[str, float]:
-    """Load the encoder and answer requests; SIGTERM and Ctrl-C end it after the last accepted request.
+    """Load the encoder and answer requests; SIGTERM and Ctrl-C end the server after the last accepted request.
 
     Returns:
-        `serve/requests`: requests for embeddings that were answered with embeddings.
+        `serve/requests`: number of requests that were answered with embeddings.
 
     Raises:
-        MissingResourceError: The model is not there, or the port is taken.
+        MissingResourceError: The model does not exist, or the port is taken.
     """
     import uvicorn
 
@@ -51,7 +51,7 @@ def serve(config: GraceConfig) -> dict[str, float]:
             access_log=False,
             timeout_graceful_shutdown=job.serve.shutdown_s,
         )
-        # uvicorn sends the signal again once it has shut down: with these handlers that ends nothing.
+        # uvicorn sends the signal again after its shutdown; these handlers then ignore it.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: None)
         host, port = listening.getsockname()[:2]
@@ -65,7 +65,7 @@ def serve(config: GraceConfig) -> dict[str, float]:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before the model is loaded: a taken port is said at once."""
+    """Return a bound socket before the model is loaded, so that a taken port is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""What the terminal shows: our own lines, once, and everybody's warnings."""
+"""What the terminal shows: this package's lines, once, and all warnings."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ _for_machines: list[TextIO] = []
 
 @contextmanager
 def stdout_for_machines(wanted: bool) -> Iterator[None]:
-    """Keep standard output for `machine_output`: what else is written there goes to standard error.
+    """Reserve standard output for `machine_output`: all other output goes to standard error.
 
     Libraries print while they are imported, and processes that they start inherit the file.
 
     Args:
-        wanted: Otherwise nothing changes.
+        wanted: Whether to do this; otherwise nothing changes.
     """
     if not wanted:
         yield
@@ -45,21 +45,21 @@ def stdout_for_machines(wanted: bool) -> Iterator[None]:
 
 
 def machine_output() -> TextIO:
-    """Where lines for machines go: what standard output was, inside `stdout_for_machines`."""
+    """Return the stream for machine-readable lines: inside `stdout_for_machines` the original standard output."""
     return _for_machines[-1] if _for_machines else sys.stdout
 
 
 def our_console(*, stderr: bool = False) -> Console:
-    """A console for what a job says; silent on all processes but the first.
+    """Return a console for a job's messages; it is silent on all processes except the first.
 
-    It prints brackets as they are: texts, paths and names of the user's may hold some. Style is given with
+    It prints brackets unchanged, because the user's texts, paths and names may contain some. Style is given with
     `rich.text.Text` or `style=`.
     """
     return Console(quiet=not is_first_process(), markup=False, stderr=stderr)
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks and writes for all; known before the processes have found each other."""
+    """Whether this process prints and writes for all; known before the processes are connected."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     return int(getattr(rank_zero_only, "rank", 0)) == 0
@@ -68,8 +68,8 @@ def is_first_process() -> bool:
 def quiet_libraries() -> None:
     """Keep notes, tips and progress bars of libraries off the terminal.
 
-    Their warnings stay, except three that ask nothing of us. What they log still reaches the run folder's log file;
-    download bars stay, for downloads are long.
+    Their warnings are shown, except three that need no action. Their log messages are still written to the run folder's
+    log file. Download bars are shown, because downloads are long.
     """
     import lightning.pytorch  # noqa: F401 - adds the handlers below
     from huggingface_hub.utils.tqdm import enable_progress_bars
@@ -81,8 +81,8 @@ def quiet_libraries() -> None:
     for message in (
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",
         r"torch\.distributed\.nn\.functional\.all_gather is deprecated",
-        r"Found \d+ module\(s\) in eval mode",  # the reference, which is meant to be
+        r"Found \d+ module\(s\) in eval mode",  # the reference is in that mode on purpose
     ):
         warnings.filterwarnings("ignore", message=message)
-    transformers_logging.disable_progress_bar()  # of loading and saving weights; the hub's go with them
+    transformers_logging.disable_progress_bar()  # of loading and saving weights; this also hides those of the hub
     enable_progress_bars()

@@ -55,14 +55,14 @@ if TYPE_CHECKING:
 
 
 def train(config: GraceConfig) -> dict[str, float]:
-    """Train, evaluate around it, export, and sum up.
+    """Train, measure held-out sets before and after, export, and write the summary.
 
     Args:
-        config: The checked configuration. With `job.resume` the run goes on in its own folder; one whose steps are
-            done is ended, and of one that has ended the report is shown.
+        config: The checked settings. With `job.resume` the run continues in its own folder. If its steps are done, only
+            its end is done; if it has ended, its report is shown.
 
     Returns:
-        The figures a sweep may optimise: final reward and held-out figures.
+        The results that a sweep may optimise: final reward and held-out results.
 
     Raises:
         Interrupted: A signal ended the run early; its state is in a checkpoint.
@@ -84,7 +84,7 @@ def train(config: GraceConfig) -> dict[str, float]:
     if config.objective.custom is not None:
         try_custom_objective(config.objective, config.rollout.max_tokens)
     recipe = configured_recipe(config, run_dir / "rejects.jsonl" if is_first_process() else None)
-    datamodule = GraceDataModule(  # before the model loads: it finds out whether there are rows enough
+    datamodule = GraceDataModule(  # before the model loads, because this checks that there are enough rows
         recipe,
         batch_size=config.job.batch_size,
         mini_batch_size=config.objective.mini_batch_size,
@@ -126,7 +126,7 @@ def train(config: GraceConfig) -> dict[str, float]:
         heldout = HeldoutEvaluation(config, assembled.decode, announce)
         checkpoints = StepCheckpoints(config.callbacks.checkpoint, run_dir, config.job.steps)
         callbacks = [
-            heldout,  # before `stop` takes over the signals: Ctrl-C ends an evaluation at once
+            heldout,  # before `stop` catches signals: Ctrl-C ends an evaluation at once
             stop,
             *([watchdog] if watchdog else []),
             checkpoints,
@@ -142,10 +142,10 @@ def train(config: GraceConfig) -> dict[str, float]:
             *([lines] if lines else []),
         ]
         trainer = build_trainer(config.hardware, steps=config.job.steps, loggers=loggers, callbacks=callbacks)
-        # What lies beyond the checkpoint is done again.
+        # Steps after the checkpoint are made again.
         csv.truncate(completed)
         samples.truncate(completed)
-        evolution.truncate(completed + 1)  # its steps count what is done
+        evolution.truncate(completed + 1)  # its steps count the steps done
         warnings.truncate(completed)
         for message in of_backbone if checkpoint_file is None else []:
             warnings.add(0, "backbone", message)
@@ -179,7 +179,7 @@ def _log_evolution(table: SamplesTable, run: "wandb.Run | None", done: int, rows
 
 
 def _show(config: GraceConfig, console: Console) -> dict[str, float]:
-    """The report and the figures of a run that has ended."""
+    """Show the report of a run that has ended, and return its results."""
     console.print(f"{config.run_dir}: this run has ended; its report again", highlight=False, soft_wrap=True)
     _report(config, console)
     figures = read_result(Path(config.run_dir)) or {}

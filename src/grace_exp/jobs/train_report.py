@@ -1,4 +1,4 @@
-"""The HTML report that a training run leaves, however it ends."""
+"""Write the HTML report of a training run, however it ends."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from grace_exp.review.run_files import UnreadableRun
 def reporting(config: GraceConfig, console: Console) -> Iterator[None]:
     """Write the run's report after the block, and print its path.
 
-    A run that an error ends has a report, too; trouble with that one does not hide the error.
+    A run that fails also gets a report; an error in the report does not hide the run's error.
 
     Args:
-        config: The run; nothing is written where `callbacks.report` is false.
-        console: Told the path.
+        config: The settings; nothing is written if `callbacks.report` is false.
+        console: Console for the path.
     """
     wanted = config.callbacks.report and is_first_process()
     run_dir = Path(config.run_dir)
@@ -34,7 +34,7 @@ def reporting(config: GraceConfig, console: Console) -> Iterator[None]:
     if wanted:
         try:
             _say(console, write_report([run_dir], run_dir)[0])
-        except UnreadableRun as error:  # a disk that is full; the run itself is done
+        except UnreadableRun as error:  # e.g. the disk is full; the run itself is complete
             console.print(f"no report: {error}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,1 +1,1 @@
-"""What is made from the files of a run: pages, reports, dashboards."""
+"""Pages, reports and dashboards made from the files of a run."""

@@ -1,4 +1,4 @@
-"""A run's held-out figures beside the untrained model, all-MiniLM and the paper."""
+"""A run's held-out results beside those of the untrained model, all-MiniLM and the paper."""
 
 from grace_exp.evaluation.mteb.paper_figures import paper_table
 from grace_exp.review.run_files import Row, RunFiles
@@ -11,11 +11,11 @@ NAMES = {
     "prompt_only_after": "prompt only, after",
     "minilm": "all-MiniLM-L6-v2, for scale",
 }
-"""Figures of a held-out set in `summary.json`, in the order in which they are shown."""
+"""Results of a held-out set in `summary.json`, in the order in which they are shown."""
 
 
 def heldout_rows(run: RunFiles) -> list[Row]:
-    """One row a figure and set: `set`, `figure`, `value`, `low`, `high`."""
+    """Return one row per set and result: `set`, `figure`, `value`, `low`, `high`."""
     return [
         {"set": name, "figure": title, **figures[key]}
         for name, figures in run.summary.get("heldout", {}).items()
@@ -25,7 +25,7 @@ def heldout_rows(run: RunFiles) -> list[Row]:
 
 
 def paper_rows(run: RunFiles) -> list[Row]:
-    """The paper's MTEB averages for the run's backbone; empty for another, or outside a checkout."""
+    """Return the paper's MTEB averages for the run's backbone; empty for another one, or outside a checkout."""
     backbone = str(run.config.get("backbone", {}).get("path") or "").rpartition("/")[2]
     rows = paper_table() if backbone else []
     return [dict(row) for row in rows if row["backbone"] == backbone and row["setting"] == run.config["data"]["mode"]]

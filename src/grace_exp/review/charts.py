@@ -1,7 +1,7 @@
-"""Diagrams as static SVG: lines over steps, stacked areas, a heat map, parallel coordinates.
+"""Charts as static SVG: lines over steps, stacked areas, a heat map, parallel coordinates.
 
-Colours are classes that the page's style sheet fills, so that a diagram follows dark and light. What the pointer shows
-is read from the `data-` attributes.
+Colours are classes that the page's style sheet fills, so that a chart follows the dark or light theme. The `data-`
+attributes hold what the pointer shows.
 """
 
 import itertools
@@ -15,18 +15,18 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 460, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 26
 COLOURS = 8
-"""Classes c0 to c7; further series repeat them with dashes."""
+"""Classes c0 to c7; further series use them again with dashes."""
 _LEAST_GAP, _LETTER, _SPACE, _LINE = 150, 7.0, 16, 15
-"""Of axes and texts beside each other, in pixels: between axes, of a letter's width, between texts, of a line."""
+"""Distances in pixels: between axes, of a letter's width, between texts, of a line."""
 _MOST_MARKS = 6
 MOST_POINTS = 400
-"""Longer series are shown by the means of as many parts."""
+"""Longer series are shown by the means of this many parts."""
 
 Values = Sequence[float | None]
 
 
 def thinned(steps: Sequence[int], series: Mapping[str, Values]) -> tuple[list[float], dict[str, list[float | None]]]:
-    """At most `MOST_POINTS` points: of longer series, the mean of each part; the step is the part's mean, too."""
+    """Return at most `MOST_POINTS` points: for longer series the mean of each part, and the mean of its steps."""
     size = math.ceil(len(steps) / MOST_POINTS) or 1
     if size == 1:
         return list(steps), {name: list(values) for name, values in series.items()}
@@ -41,13 +41,13 @@ def _mean(values: Values) -> float | None:
 
 
 def line_chart(steps: Sequence[float], series: Mapping[str, Values], *, label: str, stacked: bool = False) -> Markup:
-    """Lines over steps, or areas on top of each other.
+    """Return lines over steps, or areas stacked on each other.
 
     Args:
-        steps: Of the values.
-        series: By name, a value a step; None where it was not measured.
-        label: What the diagram shows, for those who do not see it.
-        stacked: Whether the values add up.
+        steps: Steps of the values.
+        series: Values by name, one per step; None where it was not measured.
+        label: Description of the chart, for users who do not see it.
+        stacked: Whether the values are stacked.
     """
     drawn = _stacked(series) if stacked else {name: (None, values) for name, values in series.items()}
     present = [v for low, high in drawn.values() for part in (low or [], high) for v in part if v is not None]
@@ -67,7 +67,7 @@ def line_chart(steps: Sequence[float], series: Mapping[str, Values], *, label: s
         points = [(x(s), y(v)) for s, v in zip(steps, high, strict=True) if v is not None]
         if len(points) > 1:
             parts.append(f'<polyline class="line {colour}" points="{_points(points)}"/>')
-        if len(points) < len(steps) or len(points) == 1:  # measured at some steps only: shown where
+        if len(points) < len(steps) or len(points) == 1:  # measured only at some steps: show where
             parts += [f'<circle class="dot {colour}" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in points]
     parts.append(f'<line class="pointer" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" visibility="hidden"/>')
     data = {
@@ -83,13 +83,13 @@ def line_chart(steps: Sequence[float], series: Mapping[str, Values], *, label: s
 def heat_map(
     rows: Sequence[str], columns: Sequence[str], values: Mapping[tuple[str, str], float], label: str
 ) -> Markup:
-    """Values of two settings.
+    """Return a heat map of values by two settings.
 
     Args:
-        rows: Values of the first, from top.
-        columns: Values of the second.
-        values: By row and column; where one is missing the cell is empty.
-        label: What the diagram shows.
+        rows: Values of the first setting, from top.
+        columns: Values of the second setting.
+        values: The values by row and column; a missing value leaves the cell empty.
+        label: Description of the chart.
     """
     if not values:
         return Markup("")
@@ -127,12 +127,12 @@ def heat_map(
 
 
 def parallel_coordinates(axes: Mapping[str, Sequence[Any]], label: str) -> Markup:
-    """One line a job through an axis for each setting and figure.
+    """Return a chart with a line per job through an axis for each setting and metric.
 
     Args:
-        axes: By name, a value a job: numbers, or text, which stands in the order of appearance; None leaves the job
-            out. The last axis gives the colour.
-        label: What the diagram shows.
+        axes: Values by name, one per job: numbers, or text, which is placed in the order of appearance; None leaves the
+            job out. The last axis gives the colour.
+        label: Description of the chart.
     """
     names = list(axes)
     jobs = [row for row in zip(*axes.values(), strict=True) if None not in row]
@@ -168,7 +168,7 @@ def parallel_coordinates(axes: Mapping[str, Sequence[Any]], label: str) -> Marku
 
 
 def _apart(heights: Sequence[float]) -> list[float]:
-    """Of ascending heights the last, and the others that leave room for a line of text to the ones kept."""
+    """Return the last of ascending heights, and those others that leave room for a line of text."""
     kept: list[float] = []
     for height in heights:
         if height == heights[-1]:
@@ -179,7 +179,7 @@ def _apart(heights: Sequence[float]) -> list[float]:
 
 
 def _places(values: Sequence[Any]) -> list[float]:
-    """Of an axis: from 0 at the bottom to 1 at the top."""
+    """Return the positions on an axis, from 0 at the bottom to 1 at the top."""
     if all(isinstance(value, int | float) for value in values):
         numbers = [float(value) for value in values]
     else:
@@ -217,7 +217,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Any:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between two values, about `count`."""
+    """Return about `count` round numbers between two values."""
     raw = (high - low) / count
     size = 10 ** math.floor(math.log10(raw))
     step = min((size * factor for factor in (1, 2, 2.5, 5, 10)), key=lambda width: abs(width - raw))

@@ -1,4 +1,4 @@
-"""Several runs side by side, as plain data."""
+"""Data of a page that compares several runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from grace_exp.tracking.metrics import SECTIONS
 
 
 def comparison_page(runs: Sequence[RunFiles]) -> dict[str, Any]:
-    """The page's data: differences of the settings, verdicts, figures, and curves aligned by step."""
+    """Return the page's data: differences of the settings, verdicts, results, and curves aligned by step."""
     labels = labels_of(runs)
     return {
         "kind": "runs",
@@ -37,7 +37,7 @@ def comparison_page(runs: Sequence[RunFiles]) -> dict[str, Any]:
 
 
 def labels_of(runs: Sequence[RunFiles]) -> list[str]:
-    """A short name for each run that tells it from the others: by seed, else by folder."""
+    """Return a short name for each run that is different from the others: by seed, otherwise by folder."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return names
@@ -45,7 +45,7 @@ def labels_of(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _charts(runs: Sequence[RunFiles], labels: Sequence[str]) -> list[Row]:
-    """One chart a metric, a line a run; a run without a value at a step has a gap there."""
+    """Return one chart per metric with a line per run; a step without a value is a gap."""
     steps = sorted({step for run in runs for step in run.steps})
     found = []
     for panel in panels(dict.fromkeys(name for run in runs for name in run.metrics)):

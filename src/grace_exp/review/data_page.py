@@ -1,4 +1,4 @@
-"""What is in a recipe, for people: an HTML page that needs no server, and tables for the terminal."""
+"""The description of a recipe as an HTML page that needs no server, and as tables for the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def write_page(path: Path, description: Mapping[str, Any]) -> None:
 
     Args:
         path: The HTML file.
-        description: As `job=prepare_data` writes it to JSON.
+        description: The contents of the JSON file that `job=prepare_data` writes.
     """
     from jinja2 import Environment, FileSystemLoader
 

@@ -1,4 +1,4 @@
-"""Explained similarities for people: an HTML page that needs no server, and a view for the terminal."""
+"""Explained similarities as an HTML page that needs no server, and as a view for the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def write_page(path: Path, explanations: Sequence[Explanation], model: str) -> N
     Args:
         path: The HTML file.
         explanations: One or several pairs of texts.
-        model: Named at the top.
+        model: The model's name, shown at the top.
     """
     from jinja2 import Environment, FileSystemLoader
 
@@ -83,7 +83,7 @@ def _largest(explanation: Explanation) -> float:
 
 
 def _shown(explanation: Explanation) -> dict[str, Any]:
-    """What the template reads of a pair."""
+    """Return the values of a pair that the template needs."""
     largest = _largest(explanation)
     return {
         "cosine": explanation.cosine,

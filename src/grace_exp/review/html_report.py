@@ -1,7 +1,6 @@
-"""The HTML report: one page that needs no server, with a JSON file that has every number on it.
+"""The HTML report: one page that needs no server, and a JSON file with every number on it.
 
-The page makes no request: its Content-Security-Policy allows its own style and script, by their hashes, and nothing
-else.
+The page makes no request: its Content-Security-Policy allows only its own style and script, by their hashes.
 """
 
 import base64
@@ -29,18 +28,18 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_report(folders: Sequence[Path], out_dir: Path) -> tuple[Path, list[str]]:
     """Write `report.html` and `report.json` about runs or a sweep.
 
-    A single run has a page of its own, several stand side by side, a sweep has its table. A folder that holds no run,
-    or a broken one, is left out and named on the page.
+    A single run gets its own page, several runs are compared side by side, and a sweep is shown as a table. A folder
+    without a run, or with a broken one, is left out and named on the page.
 
     Args:
-        folders: Of runs; one may be a sweep's, whose page is written then.
-        out_dir: Where to.
+        folders: Folders of runs; a single one may be that of a sweep.
+        out_dir: The folder for the files.
 
     Returns:
         The page, and a line about each folder that was left out.
 
     Raises:
-        UnreadableRun: No folder is left.
+        UnreadableRun: No folder can be read.
     """
     page, skipped = _page(folders)
     page["skipped"] = skipped
@@ -57,7 +56,7 @@ def _page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
     for folder in folders:
         try:
             run = read_run(folder)
-            _ = run.samples, run.evolution  # read here, where a broken file is answered for
+            _ = run.samples, run.evolution  # read here, so that a broken file leaves the run out
             runs.append(run)
         except UnreadableRun as error:
             skipped.append(str(error))
@@ -68,7 +67,7 @@ def _page(folders: Sequence[Path]) -> tuple[dict[str, Any], list[str]]:
 
 
 def render(page: dict[str, Any]) -> str:
-    """The page of `run_page`, `comparison_page` or `sweep_page`."""
+    """Return the HTML page for the data of `run_page`, `comparison_page` or `sweep_page`."""
     style, script = (_TEMPLATES / "report.css").read_text("utf-8"), (_TEMPLATES / "report.js").read_text("utf-8")
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     return str(
@@ -95,7 +94,7 @@ def _environment() -> Any:
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A number as the page shows it; its exact value is in the twin."""
+    """Return a number as the page shows it; the JSON file has its exact value."""
     if value is None or not math.isfinite(value):
         return "none"
     return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"

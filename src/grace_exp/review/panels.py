@@ -8,13 +8,13 @@ from grace_exp.tracking.metrics import METRICS, SECTIONS, Section, find_metric, 
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram.
+    """One chart of metrics.
 
     Attributes:
-        section: Where it stands.
-        title: Above it.
-        names: The metrics in it, as they are logged.
-        stacked: Whether the values add up.
+        section: The section in which it is shown.
+        title: The title above it.
+        names: The metrics in it, by their logged names.
+        stacked: Whether the values are stacked.
     """
 
     section: Section
@@ -24,13 +24,13 @@ class Panel:
 
     @property
     def unit(self) -> str:
-        """Of the values, where all have one."""
+        """The unit of the values, if they share one."""
         units = {metric.unit for name in self.names if (metric := find_metric(name)) is not None}
         return units.pop() if len(units) == 1 else ""
 
     @property
     def better(self) -> str:
-        """Which way is good, where it is the same for all."""
+        """Which direction is good, if it is the same for all."""
         ways = {metric.better for name in self.names if (metric := find_metric(name)) is not None}
         return ways.pop() if len(ways) == 1 else ""
 
@@ -60,17 +60,17 @@ _TOGETHER: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("Trainer and engine: left out", ("mismatch/truncated_share", "mismatch/masked_share"), False),
     ("Time of a step by phase", _STEP_PHASES, True),
 )
-"""Entries of the list of metrics that share a panel. Every other entry has one of its own."""
+"""Metrics of the list that share a panel. Every other metric has its own."""
 
 
 def panels(logged: Iterable[str]) -> list[Panel]:
-    """The panels of a run: every logged metric is in one, and every panel has a logged metric.
+    """Return the panels of a run: every logged metric is in one, and every panel has a logged metric.
 
     Args:
         logged: Names of the run's metrics.
 
     Returns:
-        In the order of the sections and of the list of metrics.
+        The panels in the order of the sections and of the list of metrics.
     """
     entries: dict[str, list[str]] = {}
     for name in in_order(logged):

@@ -1,4 +1,4 @@
-"""Rationales on a page: the same texts before and after, and the best and worst groups."""
+"""Tables of rationales on a page: the same texts before and after training, and the best and worst groups."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,9 @@ _GROUPS = 3
 
 
 def before_and_after(run: RunFiles) -> list[Row]:
-    """The same texts under the first and the last weights: rationale, what changed, rewards, neighbours.
+    """Return the same texts under the first and the last weights: rationale, changed words, rewards, neighbours.
 
-    From the evolution table; of runs without one, from the examples of the held-out sets, which have no rewards.
+    They come from the evolution table; for runs without one, from the examples of the held-out sets, without rewards.
     """
     steps = sorted({row["step"] for row in run.evolution})
     if len(steps) < 2:
@@ -41,7 +41,7 @@ def before_and_after(run: RunFiles) -> list[Row]:
 
 
 def groups(run: RunFiles) -> dict[str, list[Row]]:
-    """The groups with the highest and the lowest mean reward in the last step that has samples."""
+    """Return the groups with the highest and the lowest mean reward in the last step with samples."""
     steps = [row["step"] for row in run.samples]
     if not steps:
         return {"best": [], "worst": []}
@@ -56,7 +56,7 @@ def groups(run: RunFiles) -> dict[str, list[Row]]:
 
 
 def figure_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Columns of reward figures in rows of a table."""
+    """Return the columns of reward values in rows of a table."""
     return list(dict.fromkeys(name for row in rows for name in row if name not in EVOLUTION_COLUMNS))
 
 

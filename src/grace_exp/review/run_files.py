@@ -1,4 +1,4 @@
-"""What a run left in its folder, read back as plain data."""
+"""Read the files in a run's folder as plain data."""
 
 import csv
 import json
@@ -25,18 +25,18 @@ class UnreadableRun(GraceError):
 
 @dataclass(frozen=True)
 class RunFiles:
-    """One run.
+    """The files of one run.
 
     Attributes:
-        path: Its folder.
-        config: Resolved settings.
+        path: The run's folder.
+        config: The resolved settings.
         steps: Numbers of the steps with metrics, counted from 0.
-        metrics: By name, a value a step; None where the step has none, or nan or inf.
-        summary: Of a run that ended well; empty where it did not.
-        provenance: Empty where there is no such file.
-        heldout: `before`, `after`, `now` to the results of sets.
-        benchmarks: By suite: the rows of its table.
-        warnings: What was warned of during the run: `step`, `kind`, `message`.
+        metrics: Values by metric name, one per step; None if the step has none, or nan or inf.
+        summary: The summary of a run that ended successfully; otherwise empty.
+        provenance: Where the run comes from; empty if there is no such file.
+        heldout: Results of sets by moment: `before`, `after`, `now`.
+        benchmarks: Rows of each suite's table, by suite.
+        warnings: Warnings given during the run: `step`, `kind`, `message`.
     """
 
     path: Path
@@ -56,12 +56,12 @@ class RunFiles:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end."""
+        """Whether the run ended successfully."""
         return bool(self.summary)
 
     @property
     def planned_steps(self) -> int:
-        """The steps it was to make."""
+        """The number of steps that were planned."""
         return int(self.config["job"]["steps"])
 
     @cached_property
@@ -76,7 +76,7 @@ class RunFiles:
 
     @cached_property
     def overrides(self) -> list[str]:
-        """What the command line said."""
+        """The overrides on the command line."""
         path = self.path / FOLDER / "overrides.yaml"
         return (
             [str(override) for override in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
@@ -85,15 +85,15 @@ class RunFiles:
         )
 
     def last(self, name: str) -> float | None:
-        """The last value of a metric, None where it has none."""
+        """Return the last value of a metric; None if it has none."""
         return next((value for value in reversed(self.metrics.get(name, [])) if value is not None), None)
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read a run's folder, of a run that ended well, died, or goes on.
+    """Read the folder of a run that ended successfully, failed, or is still running.
 
     Raises:
-        UnreadableRun: It is not the folder of a training run, or one of its files is broken; says which and why.
+        UnreadableRun: It is not the folder of a training run, or a file is broken; the message says which and why.
     """
     folder = folder.expanduser()
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Everything that the page of one run shows, as plain data: the JSON twin of the page."""
+"""The data of the page of one run; the JSON file holds the same."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from grace_exp.tracking.metrics import SECTIONS
 
 
 def run_page(run: RunFiles) -> dict[str, Any]:
-    """The page's data; see `html_report` for its order."""
+    """Return the page's data; see `html_report` for its order."""
     return {
         "kind": "run",
         "name": run.name,
@@ -45,7 +45,7 @@ def run_page(run: RunFiles) -> dict[str, Any]:
 
 
 def drivers(run: RunFiles) -> list[Row]:
-    """For every reward term: weight, mean share in the advantages, mean spread in a group, mean of the last step."""
+    """Return for each reward term: weight, mean share in the advantages, mean spread in a group, last mean."""
     terms = {name: term for name, term in run.config["reward"].get("terms", {}).items() if term is not None}
     rows = []
     for name, term in terms.items():
@@ -65,7 +65,7 @@ def drivers(run: RunFiles) -> list[Row]:
 
 
 def charts(run: RunFiles) -> list[Row]:
-    """All panels of the run with their values, by section."""
+    """Return all panels of the run with their values, by section."""
     found = []
     for panel in panels(run.metrics):
         steps, series = thinned(run.steps, {name: run.metrics[name] for name in panel.names})

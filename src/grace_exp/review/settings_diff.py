@@ -1,4 +1,4 @@
-"""Settings that differ: between a run and its experiment, and between runs."""
+"""Settings that differ between a run and its experiment, or between runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +14,19 @@ _NOT_SETTINGS = ("run_dir", "cache_dir")
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values."""
+    """Return values by dotted key."""
     if isinstance(settings, Mapping) and settings:
         return {key: value for name, part in settings.items() for key, value in flat(part, f"{prefix}{name}.").items()}
     return {prefix[:-1]: settings}
 
 
 def changed_settings(run: RunFiles) -> list[dict[str, Any]] | None:
-    """What the run's command changed of its experiment, as `key`, `default`, `value`.
+    """Return the settings that the run's command changed in its experiment, as `key`, `default`, `value`.
 
-    The experiment is composed from `conf/` as it is now.
+    The experiment is composed from the present `conf/`.
 
     Returns:
-        None where the run's command is not known or the experiment composes no longer.
+        None if the run's command is unknown, or the experiment cannot be composed any more.
     """
     if not run.overrides:
         return None
@@ -42,7 +42,7 @@ def changed_settings(run: RunFiles) -> list[dict[str, Any]] | None:
 
 
 def differing_settings(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
-    """Settings that are not the same in all runs, as `key` and `values`, one a run."""
+    """Return settings that differ between the runs, as `key` and `values`, one per run."""
     return [{"key": key, "values": list(values)} for key, values in _differing([run.config for run in runs]).items()]
 
 
@@ -54,6 +54,6 @@ def _differing(settings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ..
 
 
 def shown_path(path: Path) -> str:
-    """A path as a page names it: relative to the working directory where it lies below it."""
+    """Return a path as a page shows it: relative to the working directory if it is inside it."""
     absolute = path.absolute()
     return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

@@ -1,4 +1,4 @@
-"""A sweep as plain data: every job with its swept values, figures and end; the best cell with its interval."""
+"""The data of a sweep's page: every job with its swept values, results and end; the best cell with its interval."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ _FEWEST = 2
 
 
 def sweep_page(folder: Path) -> dict[str, Any]:
-    """The page's data.
+    """Return the page's data.
 
     Raises:
         UnreadableRun: The sweep's files are broken.
@@ -57,7 +57,7 @@ def sweep_page(folder: Path) -> dict[str, Any]:
 
 
 def _sweep(folder: Path) -> dict[str, Any]:
-    """The sweep's jobs; of a sweep without a table (it goes on, or was killed), the records that are there."""
+    """Return the sweep's jobs; without a table (it is still running, or was killed) from the jobs' records."""
     path = folder / "sweep.json"
     if path.is_file():
         written = json.loads(path.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _value(text: str | None) -> str | float | None:
 
 
 def _cells(jobs: list[Row], keys: list[str], metric: str | None) -> dict[str, Any] | None:
-    """Means over the jobs of each pair of values of two swept settings; seeds are averaged over."""
+    """Return means over the jobs for each pair of values of two swept settings, also over seeds."""
     settings = [key for key in keys if key != "seed"]
     if metric is None or len(settings) < _FEWEST:
         return None
@@ -113,9 +113,9 @@ def _cells(jobs: list[Row], keys: list[str], metric: str | None) -> dict[str, An
 
 
 def _best(jobs: list[Row], keys: list[str], metric: str | None, *, minimize: bool) -> Row | None:
-    """The cell of settings with the best mean over its seeds.
+    """Return the cell of settings with the best mean over its seeds.
 
-    The interval is Student's over the seeds of the cell; without several seeds there is none.
+    The interval is Student's over the seeds of the cell; with a single seed there is none.
     """
     cells: dict[tuple[str, ...], list[float]] = {}
     for job in jobs:

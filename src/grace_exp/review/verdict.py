@@ -1,4 +1,4 @@
-"""One sentence that says whether a run learned, with its interval."""
+"""One sentence that says whether a run has learned, with its interval."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -13,14 +13,14 @@ _FEWEST = 3  # steps in each part for an interval
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence and the numbers in it.
+    """A sentence about a run, and the numbers in it.
 
     Attributes:
-        sentence: For people.
-        tone: What it says.
-        value: The change; None where nothing was measured.
+        sentence: The sentence.
+        tone: Whether it is good news.
+        value: The change; None if nothing was measured.
         low: Lower end of its 95 % interval; None without interval.
-        high: Upper end.
+        high: Upper end of the interval.
     """
 
     sentence: str
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def verdict(run: RunFiles) -> Verdict:
-    """Judge a run by its first held-out set, by its reward where it has none, by its loss where it has neither."""
+    """Judge a run by its first held-out set; without one by its reward; without a reward by its loss."""
     if not run.steps:
         return Verdict("The run made no step.", "unknown")
     if not run.finished:
@@ -66,7 +66,7 @@ def verdict(run: RunFiles) -> Verdict:
 
 
 def _by_trend(run: RunFiles) -> Verdict:
-    """By the means of the first and last fifth of the steps."""
+    """Judge by the means of the first and last fifth of the steps."""
     name, higher = ("reward/total/mean", True) if "reward/total/mean" in run.metrics else ("train/loss", False)
     values = [value for value in run.metrics.get(name, []) if value is not None]
     if len(values) < 2:

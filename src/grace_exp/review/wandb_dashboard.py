@@ -1,7 +1,7 @@
-"""The W&B workspace and W&B report of a run or a sweep, built by code.
+"""Build the W&B workspace and W&B report of a run or a sweep.
 
 Building needs no network and no login; only `publish` does. The models that W&B's library sends are private there
-(`_to_model`), so its version is pinned and tests/unit/review reads back what is written.
+(`_to_model`), so its version is pinned, and tests/unit/review reads the written files back.
 """
 
 import json
@@ -25,20 +25,20 @@ _PANEL_WIDTH, _PANEL_HEIGHT = 8, 7
 
 @dataclass(frozen=True)
 class Shown:
-    """What a dashboard is about.
+    """The contents of a dashboard.
 
     Attributes:
-        title: Of workspace and report.
+        title: Title of workspace and report.
         project: W&B project.
-        entity: Its owner; "" where the configuration names none.
+        entity: Owner of the project; "" if the settings name none.
         logged: Names of the metrics that the runs logged.
         tables: Keys of the W&B tables that they logged.
-        run_id: Of a single run.
-        group: Of a sweep.
-        verdict: Stands at the top of the report.
+        run_id: Id of a single run.
+        group: W&B group of a sweep.
+        verdict: Sentence at the top of the report.
         swept: Swept settings of a sweep.
-        metric: What its jobs are compared by.
-        baseline: W&B id of the job that the others are compared with.
+        metric: Metric by which its jobs are compared.
+        baseline: W&B id of the job with which the others are compared.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Shown:
 
 
 def build_workspace(shown: Shown) -> Any:
-    """The workspace: a section for each section of the list of metrics, tables, and for a sweep a comparison."""
+    """Return the workspace: a section for each section of the metrics, tables, and for a sweep a comparison."""
     ws = _workspaces()
 
     sections = [ws.Section(name="Comparison", panels=_comparison(shown), is_open=True)] if _comparison(shown) else []
@@ -78,13 +78,14 @@ def build_workspace(shown: Shown) -> Any:
 
 
 def build_report(shown: Shown) -> Any:
-    """The report: the verdict, for a sweep the comparison, then a grid of panels for each section."""
+    """Return the report: the verdict, for a sweep the comparison, then a grid of panels for each section."""
     wr = _reports()
 
     def grid(plots: list[Any]) -> Any:
         return wr.PanelGrid(runsets=[runset], panels=_laid_out(plots))
 
-    # Without entity and project, which would be looked up on the server: then the runs are of the report's project.
+    # Without entity and project, which would be looked up on the server; the runs are then those of the report's
+    # project.
     runset = wr.Runset(name=shown.title, filters=_filters(shown))
     blocks: list[Any] = [wr.P(shown.verdict)] if shown.verdict else []
     if _comparison(shown):
@@ -99,23 +100,23 @@ def build_report(shown: Shown) -> Any:
 
 
 def write_specs(folder: Path, workspace: Any, report: Any) -> tuple[Path, Path]:
-    """Write what W&B would be sent, as JSON, into `<folder>/dashboard/`."""
+    """Write what W&B would get, as JSON, into `<folder>/dashboard/`."""
     paths = folder / FOLDER / WORKSPACE_FILE, folder / FOLDER / REPORT_FILE
     for path, built in zip(paths, (workspace, report), strict=True):
-        # Through the library's own JSON, which knows its aliases; then indented, for people and version control.
+        # Serialised by the library, which knows its aliases; then indented for readers and version control.
         text = built._to_model().model_dump_json(by_alias=True, exclude_none=True)
         write_text_atomic(path, json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n")
     return paths
 
 
 def publish(workspace: Any, report: Any) -> tuple[str, str]:
-    """Save both on W&B.
+    """Save workspace and report on W&B.
 
     Returns:
-        Their addresses.
+        Their URLs.
 
     Raises:
-        MissingResourceError: W&B refuses, or does not answer.
+        MissingResourceError: W&B refuses or does not answer.
     """
     import wandb
 
@@ -124,7 +125,7 @@ def publish(workspace: Any, report: Any) -> tuple[str, str]:
             workspace.entity = report.entity = wandb.Api().default_entity
         workspace.save()
         report.save()
-    except Exception as error:  # of the HTTP client, of W&B's API, of its login
+    except Exception as error:  # errors of the HTTP client, of W&B's API, of its login
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise MissingResourceError(
             f"W&B did not take the dashboard: {reason[0]}\n"
@@ -135,7 +136,7 @@ def publish(workspace: Any, report: Any) -> tuple[str, str]:
 
 
 def _reports() -> Any:
-    """The library for reports and panels, without its types, which hide what it exports."""
+    """Return the library for reports and panels, without its types, which hide its exports."""
     import wandb_workspaces.reports.v2
 
     return wandb_workspaces.reports.v2
@@ -166,7 +167,7 @@ def _table(key: str) -> Any:
 
 
 def _comparison(shown: Shown) -> list[Any]:
-    """Of a sweep: parallel coordinates, importance of the settings, and the runs beside each other."""
+    """Return the panels of a sweep: parallel coordinates, importance of the settings, and a comparison of the runs."""
     if not shown.swept or shown.metric is None:
         return []
     wr = _reports()
@@ -190,7 +191,7 @@ def _filters(shown: Shown) -> str:
 
 
 def _laid_out(plots: Sequence[Any]) -> list[Any]:
-    """Three panels a row; a table has a row to itself."""
+    """Return the layout: three panels per row; a table fills a row."""
     wr = _reports()
 
     x = y = 0

@@ -1,11 +1,11 @@
-"""The warnings of a run: those it gave, and those that its files show."""
+"""The warnings of a run: those given during the run, and those that its files show."""
 
 from grace_exp.review.run_files import Row, RunFiles
 from grace_exp.reward.inert import NO_SHARE
 
 
 def warnings_of(run: RunFiles) -> list[Row]:
-    """Each as `step` (None: of the whole run), `kind` and `message`."""
+    """Return each warning as `step` (None: for the whole run), `kind` and `message`."""
     found = [dict(row) for row in run.warnings]
     skipped = run.last("train/skipped_updates")
     if skipped and not any(row["kind"] == "skipped_updates" for row in found):

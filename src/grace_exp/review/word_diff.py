@@ -1,4 +1,4 @@
-"""Which words of a text changed."""
+"""Find the words of a text that changed."""
 
 from difflib import SequenceMatcher
 from typing import Literal
@@ -10,8 +10,7 @@ def word_diff(before: str, after: str) -> list[tuple[Kind, str]]:
     """Compare two texts word by word.
 
     Returns:
-        Runs of words in their order; those of `before` are the same and the removed, those of `after` the same and the
-        added.
+        Runs of words in order: common and removed words make up `before`, common and added words `after`.
     """
     old, new = before.split(), after.split()
     found: list[tuple[Kind, str]] = []

@@ -1,4 +1,4 @@
-"""A command as a child process: its output in a file, signals passed on, nothing of it left behind."""
+"""Run a command as a child process: output to a file, signals passed on, no process left behind."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ from grace_exp.sweeps.forked_job import ForkedJob, warm_process
 OUTPUT_FILE = "output.log"
 
 _LAST_LINES = 8
-_ENOUGH_SIGNALS = 3  # one to stop after the step under way, one to stop at once, one for a process that hangs
+_ENOUGH_SIGNALS = 3  # one to stop after the present step, one to stop at once, one to kill a process that hangs
 
 
 class ChildProcess:
-    """A process in a group of its own, so that Ctrl-C on the terminal reaches it once and through us."""
+    """A child in a separate process group, so that Ctrl-C on the terminal reaches it only through this process."""
 
     def __init__(
         self,
@@ -32,15 +32,15 @@ class ChildProcess:
         environment: Mapping[str, str] | None = None,
         fork: bool = False,
     ) -> None:
-        """Start it.
+        """Start the command.
 
         Args:
             command: Program and arguments.
-            output: What it says is appended here, after a line with the command.
-            cwd: Where it runs.
-            keep_open: File descriptors that it holds open as long as it lives.
-            environment: Set on top of this process's own.
-            fork: `python -m grace_exp ...` is made by forking a process that has imported everything.
+            output: File to which its output is appended, after a line with the command.
+            cwd: Its working directory.
+            keep_open: File descriptors that it holds open while it lives.
+            environment: Variables added to this process's environment.
+            fork: Whether `python -m grace_exp ...` is forked from a process that has imported everything.
         """
         self._output = output
         with output.open("a", encoding="utf-8") as stream:
@@ -62,16 +62,16 @@ class ChildProcess:
             )
 
     def wait(self, starter: int) -> tuple[int, int | None]:
-        """Wait for its end.
+        """Wait until the child ends.
 
-        SIGINT and SIGTERM go to the child, which decides what to do; the third kills it.
+        SIGINT and SIGTERM are passed to the child, which decides what to do; the third signal kills it.
 
         Args:
-            starter: The process that started the sweep. Where it is our parent (a launcher with a pool) and dies, the
-                child is told to stop.
+            starter: The process that started the sweep. If it is this process's parent (a launcher with a pool) and
+                dies, the child is told to stop.
 
         Returns:
-            The exit code (minus the signal's number where one killed it), and the last signal that was passed on.
+            The exit code (minus the number of the signal that killed it), and the last signal that was passed on.
         """
         watched = os.getppid() == starter
         with self._passing_signals_on() as passed_on:
@@ -85,7 +85,7 @@ class ChildProcess:
                         signal.raise_signal(signal.SIGTERM)
         if code != 0:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)  # processes that it had started and left
+                os.killpg(self._process.pid, signal.SIGTERM)  # processes that the child has left behind
         return code, passed_on[-1] if passed_on else None
 
     @contextlib.contextmanager
@@ -104,7 +104,7 @@ class ChildProcess:
                 signal.signal(number, handler)
 
     def last_words(self) -> list[str]:
-        """The last lines that it wrote."""
+        """Return the last lines that the child wrote."""
         with self._output.open("rb") as stream:
             stream.seek(self._start)
             lines = stream.read().decode("utf-8", errors="replace").splitlines()
@@ -112,7 +112,7 @@ class ChildProcess:
 
 
 def exit_text(code: int | None) -> str:
-    """Words for how a process ended."""
+    """Return words for how a process ended."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

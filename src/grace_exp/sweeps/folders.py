@@ -1,4 +1,4 @@
-"""The name of a job's folder, which is the same whenever a job of the same settings is started in the same sweep."""
+"""The name of a job's folder: equal settings in the same sweep always give the same name."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-# Where a job writes and which figure the table marks change nothing in what it does.
+# Where a job writes, and which metric the table marks, does not change what it computes.
 _NOT_THE_JOB = ("run_dir", "cache_dir", "optimized_metric")
 _LONGEST_LABEL = 100
 
@@ -15,14 +15,14 @@ _LONGEST_LABEL = 100
 def job_folder(root: DictConfig) -> str:
     """Name the folder of a job, e.g. `consistency.weight-0.3_hard_negative.weight-0_1c0ffee5`.
 
-    Registered with OmegaConf as `${job_folder:}` for `hydra.sweep.subdir`: Hydra's launchers evaluate it, wherever they
-    run the job.
+    It is registered with OmegaConf as `${job_folder:}` for `hydra.sweep.subdir`. Hydra's launchers evaluate it wherever
+    they run the job.
 
     Args:
-        root: The job's composed settings with Hydra's own node.
+        root: The job's composed settings, with Hydra's own node.
 
     Returns:
-        The swept overrides (as far as there is room) and eight hex digits of a hash of the resolved settings.
+        The swept overrides (if there is room) and eight hex digits of a hash of the resolved settings.
     """
     settings = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
     with open_dict(settings):
@@ -37,21 +37,21 @@ def job_folder(root: DictConfig) -> str:
 
 
 def swept_values(overrides: Iterable[str], swept: Sequence[str]) -> dict[str, str]:
-    """Pick the overrides that differ between a sweep's jobs.
+    """Return the overrides that differ between a sweep's jobs.
 
     Args:
-        overrides: Of one job, e.g. `["+experiment=demo_tiny", "seed=1"]`.
+        overrides: Overrides of one job, e.g. `["+experiment=demo_tiny", "seed=1"]`.
         swept: The keys that differ.
 
     Returns:
-        From key to value, as text.
+        Values by key, as text.
     """
     pairs = (override.split("=", 1) for override in overrides if "=" in override)
     return {key.lstrip("+"): value for key, value in pairs if key.lstrip("+") in swept}
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Shorten dotted keys to their last two parts, or as many as tell them apart."""
+    """Shorten dotted keys to their last two parts, or to as many as make them different."""
     keys = list(keys)
     names = {}
     for key in keys:
@@ -63,7 +63,7 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def short_value(value: str) -> str:
-    """Round a number to four digits; the rest of a value as it is."""
+    """Round a number to four digits; any other value is returned unchanged."""
     try:
         return f"{float(value):.4g}" if re.search(r"\.\d{4}", value) else value
     except ValueError:

@@ -1,4 +1,4 @@
-"""The sweep's end of the warm process: start it once, and have it become jobs."""
+"""The sweep's side of the warm process: start it once, and let it fork into jobs."""
 
 import contextlib
 import json
@@ -18,16 +18,16 @@ _SHORT = 1 << 12
 
 
 class ForkedJob:
-    """A process that the warm one has become, with the part of `subprocess.Popen` that a sweep needs."""
+    """A forked job, with the part of `subprocess.Popen` that a sweep needs."""
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
-        """Know where its end is told, and its number."""
+        """Store the connection on which its end is reported, and its process id."""
         self.pid = pid
         self._connection = connection
         self._code: int | None = None
 
     def wait(self, timeout: float) -> int:
-        """The exit code, minus the signal's number where one killed it.
+        """Return the exit code, minus the number of the signal that killed it.
 
         Raises:
             subprocess.TimeoutExpired: It has not ended within so many seconds.
@@ -38,26 +38,26 @@ class ForkedJob:
                 message = self._connection.recv(_SHORT)
             except TimeoutError:
                 raise subprocess.TimeoutExpired(f"process {self.pid}", timeout) from None
-            # Without the warm process the job is told to stop, and nobody is left to say how it ended.
+            # Without the warm process the job is told to stop, and its exit code stays unknown.
             self._code = json.loads(message)["code"] if message else -signal.SIGTERM
         return self._code
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send the job a signal, if it has not ended."""
         if self._code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
 
 class WarmProcess:
-    """The process; it ends with this one."""
+    """The warm process; it ends with this process."""
 
     def __init__(self, cwd: Path, environment: Mapping[str, str]) -> None:
-        """Start it; it imports while nobody waits.
+        """Start it; it imports in the background.
 
         Args:
-            cwd: Where its jobs will run.
-            environment: What they will find.
+            cwd: Working directory of its jobs.
+            environment: Environment of its jobs.
         """
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -69,17 +69,17 @@ class WarmProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                process_group=0,  # signals of the terminal's are the sweep's to pass on
+                process_group=0,  # the sweep passes signals of the terminal on
                 preexec_fn=partial(end_with_parent, signal.SIGTERM),
             )
 
     def close(self) -> None:
-        """End it, and ask the job that it has become, if any, to stop."""
+        """End the process, and ask its job, if there is one, to stop."""
         self._process.terminate()
         self._process.wait()
 
     def is_alive(self) -> bool:
-        """Whether it can still become a job."""
+        """Whether it can still fork into a job."""
         return self._process.poll() is None
 
     def become(
@@ -90,17 +90,17 @@ class WarmProcess:
         environment: Mapping[str, str],
         keep_open: Sequence[int] = (),
     ) -> ForkedJob | None:
-        """Have it become a job.
+        """Let the process fork into a job.
 
         Args:
             command: `python -m grace_exp` with its overrides.
             output: File descriptor of standard output and error.
-            cwd: Where the job runs.
-            environment: All that it finds.
-            keep_open: File descriptors that it holds open as long as it lives.
+            cwd: Working directory of the job.
+            environment: The job's whole environment.
+            keep_open: File descriptors that it holds open while it lives.
 
         Returns:
-            The job; None where the process is gone, or the request is too long for it.
+            The job; None if the process is gone, or the request is too long.
         """
         arguments = list(command)[1 + len(PROGRAM) :]
         request = {"arguments": arguments, "cwd": str(cwd), "environment": dict(environment)}
@@ -120,7 +120,7 @@ _started: list[WarmProcess] = []
 
 
 def warm_process(cwd: Path) -> WarmProcess:
-    """The warm process of this one, started at the first call."""
+    """Return the warm process of this process, started at the first call."""
     if not _started or not _started[-1].is_alive():
         _started[:] = [WarmProcess(cwd, os.environ)]
     return _started[-1]

@@ -1,4 +1,4 @@
-"""GPUs of its own for each of a sweep's jobs that run side by side on one machine."""
+"""Separate GPUs for each of a sweep's jobs that run side by side on one machine."""
 
 import contextlib
 import fcntl
@@ -18,11 +18,11 @@ _POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class OwnGpus:
-    """What a job's process is given.
+    """The GPUs of a job's process.
 
     Attributes:
-        environment: Shows it its GPUs and no others; empty where nothing was chosen.
-        locks: Files that it holds open as long as it lives: so long nobody else gets its GPUs.
+        environment: Variables that show it only its own GPUs; empty if none were chosen.
+        locks: Files that it holds open while it lives; no other job gets its GPUs until then.
     """
 
     environment: dict[str, str]
@@ -30,7 +30,7 @@ class OwnGpus:
 
 
 def wanted_gpus(config: GraceConfig) -> int:
-    """GPUs that a job uses on this machine, those of its own vLLM server with them."""
+    """Return how many GPUs a job uses on this machine, including those of its own vLLM server."""
     if config.hardware.accelerator != "gpu" or config.job.name in ("prepare_data", "clear_cache"):
         return 0
     server = config.rollout.vllm.server
@@ -39,7 +39,7 @@ def wanted_gpus(config: GraceConfig) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
     shown = os.environ.get(_VISIBLE)
     if shown is not None:
         return [device.strip() for device in shown.split(",") if device.strip()]
@@ -50,14 +50,14 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def own_gpus(wanted: int, waiting: Callable[[], None], folder: Path | None = None) -> Iterator[OwnGpus]:
-    """Take GPUs that no other job has; wait until there are enough.
+    """Reserve GPUs that no other job uses; wait until there are enough.
 
-    A machine with fewer than are wanted is left to the job, which says what is missing.
+    If the machine has too few, the job starts anyway and reports what is missing.
 
     Args:
-        wanted: How many.
+        wanted: Number of GPUs.
         waiting: Called once if there are not enough yet.
-        folder: Of the locks; None: the machine's, for all sweeps of this user.
+        folder: Folder of the locks; None: the machine's, for all sweeps of this user.
     """
     visible = visible_gpus() if wanted else []
     if not wanted or len(visible) < wanted:
@@ -76,10 +76,10 @@ def own_gpus(wanted: int, waiting: Callable[[], None], folder: Path | None = Non
 
 
 def _take(visible: list[str], wanted: int, folder: Path, held: contextlib.ExitStack) -> dict[str, int]:
-    """Lock the first that are free, all or none; from device to the lock's file descriptor."""
+    """Lock the first GPUs that are free, all or none; return each lock's file descriptor by device."""
     with contextlib.ExitStack() as trying:
         gate = trying.enter_context((folder / "gate.lock").open("w"))
-        fcntl.flock(gate, fcntl.LOCK_EX)  # one job at a time looks, so that no two wait for each other's
+        fcntl.flock(gate, fcntl.LOCK_EX)  # one job at a time, so that no two wait for each other's GPUs
         found: dict[str, int] = {}
         locks = trying.enter_context(contextlib.ExitStack())
         for device in visible:

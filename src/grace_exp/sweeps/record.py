@@ -1,4 +1,4 @@
-"""What a sweep knows of a job, as a file in the job's folder, and who may work there."""
+"""What a sweep knows about a job, in a file in the job's folder; and a lock on that folder."""
 
 import fcntl
 import json
@@ -23,27 +23,27 @@ class JobRecord:
     """One job of a sweep."""
 
     sweep: str
-    """When the sweep that last took up the job was started, and by which process."""
+    """When, and by which process, the sweep was started that last ran the job."""
     number: int
-    """Its place in that sweep, from 0."""
+    """Its position in that sweep, from 0."""
     swept: dict[str, str]
-    """What sets it apart: key to value."""
+    """Values of its swept settings by key."""
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    """Of the process that started the job's own and passes signals on to it."""
+    """Id of the process that started the job's process and passes signals on to it."""
     status: Status = "running"
     skipped: bool = False
-    """It had ended well before this sweep was started."""
+    """Whether it had ended successfully before this sweep was started."""
     resumed: str | None = None
-    """Name of the checkpoint that it went on from."""
+    """Name of the checkpoint from which it was resumed."""
     exit_code: int | None = None
-    """Below 0: minus the number of the signal that killed it."""
+    """Exit code; below 0: minus the number of the signal that killed it."""
     seconds: float | None = None
-    """Wall-clock seconds of its process, the last one if there were several."""
+    """Wall-clock seconds of its process; of the last one if there were several."""
     error: list[str] = field(default_factory=list)
-    """Its last words, where it failed."""
+    """The last lines of its output, if it failed."""
     figures: dict[str, float | None] = field(default_factory=dict)
-    """What it returned, by metric name."""
+    """Its results by metric name."""
 
     def write(self, folder: Path) -> None:
         """Write `<folder>/job.json`."""
@@ -51,7 +51,7 @@ class JobRecord:
 
 
 def read_record(folder: Path) -> JobRecord | None:
-    """Read a job's record; None where no job of a sweep has run."""
+    """Read a job's record; None if no job of a sweep has run there."""
     path = folder / _RECORD_FILE
     return JobRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
@@ -66,7 +66,8 @@ def read_records(sweep_dir: Path) -> dict[str, JobRecord]:
 def alone_in(folder: Path) -> Iterator[int]:
     """Wait until no other process works in the folder, and keep others out.
 
-    The lock belongs to the open file, not to a process: handed to a child, it lasts until the child has ended, also
+    The lock belongs to the open file, not to a process. Handed to a child, it lasts until the child has ended, even if
+    this process was killed.
     when this process was killed.
 
     Yields:

@@ -1,4 +1,4 @@
-"""Before a sweep's first job: every job is checked, and what is done already is counted."""
+"""Check every job before a sweep's first job starts, and count the jobs that are done."""
 
 import os
 import signal
@@ -34,27 +34,27 @@ from grace_exp.tracking.result import read_result
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep under way in this process."""
+    """A sweep that runs in this process."""
 
     folder: Path
-    """Holds a folder a job, and the table."""
+    """The sweep's folder, with a folder per job, and the table."""
     started: str
-    """When and by which process: the mark of its jobs' records."""
+    """When, and by which process, the sweep was started; it marks its jobs' records."""
     planned: dict[str, dict[str, str]] | None
-    """Where the jobs are known beforehand: from the job's folder to its swept values, in order."""
+    """If the jobs are known in advance: their swept values by folder, in order."""
     metric: str | None
     """`optimized_metric` of the command."""
     minimize: bool
-    """Whether the best job has the lowest."""
+    """Whether the job with the lowest value is the best."""
     handlers: dict[int, Any]
-    """What received SIGINT and SIGTERM before."""
+    """The previous handlers of SIGINT and SIGTERM."""
 
 
-_under_way: list[Sweep] = []  # Hydra makes the callback and keeps it; this is where the command finds what it has begun
+_under_way: list[Sweep] = []  # Hydra owns the callback; through this list the command finds the sweep
 
 
 def take_sweep() -> Sweep | None:
-    """Give the sweep that was started in this process, once, and the signals back; None where none was."""
+    """Return the sweep that this process started, once, and restore the signal handlers; None without one."""
     if not _under_way:
         return None
     sweep = _under_way.pop()
@@ -64,23 +64,23 @@ def take_sweep() -> Sweep | None:
 
 
 class SweepCallback(Callback):
-    """Hydra's callback; without it a contradiction in the last job would show after all the others have run."""
+    """Hydra's callback; it shows a contradiction in the last job before all the others have run."""
 
     def __init__(self, **_: Any) -> None:
-        """Take the settings that `on_multirun_start` fills in for the jobs and that mean nothing before."""
+        """Accept the settings that `on_multirun_start` fills in for the jobs; they have no meaning before."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check every job of a plain grid, or both ends of what another sweeper may choose; then prepare the sweep.
+        """Check every job of a plain grid, or both ends of another sweeper's search space; then prepare the sweep.
 
-        The machine is checked as well where the jobs run on it.
+        The machine is checked as well if the jobs run on it.
 
         Args:
-            config: The settings that Hydra launches the jobs with; the sweep's folder is made absolute in it, and the
-                jobs are told what is swept.
+            config: The settings with which Hydra launches the jobs. The sweep's folder is made absolute in them, and
+                the jobs are told which settings are swept.
             kwargs: Not used.
 
         Raises:
-            SystemExit: With code 2, after naming every job that cannot run and why.
+            SystemExit: With code 2, after naming every job that cannot run, and why.
         """
         is_grid = config.hydra.sweeper._target_.endswith(".BasicSweeper")
         jobs, swept = _jobs(config, is_grid)
@@ -115,7 +115,7 @@ class SweepCallback(Callback):
 
 
 def _jobs(config: DictConfig, is_grid: bool) -> tuple[Sequence[Sequence[str]], list[str]]:
-    """The overrides of every job (of another sweeper: of the two ends of its search space), and the swept keys."""
+    """Return the overrides of every job (for another sweeper of both ends of its search space), and the swept keys."""
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     given += config.hydra.overrides.task
     loader = GlobalHydra.instance().config_loader()
@@ -138,7 +138,7 @@ def _end(override: Override, which: int) -> str:
 
 
 def _tell_jobs(config: DictConfig, *, folder: Path, started: str, swept: Sequence[str]) -> None:
-    """Hydra composes each job's settings from the overrides of the command: what jobs must know is added to those."""
+    """Add to the command's overrides what jobs must know; Hydra composes each job's settings from them."""
     callback = "hydra.callbacks.sweep"
     told = [
         f"hydra.sweep.dir={hydra_quoted(str(folder))}",
@@ -152,7 +152,7 @@ def _tell_jobs(config: DictConfig, *, folder: Path, started: str, swept: Sequenc
 
 
 def _check(settings: DictConfig, *, is_grid: bool, here: bool) -> str | None:
-    """Check a job; gives its `optimized_metric`."""
+    """Check a job and return its `optimized_metric`."""
     checked = validate(settings)
     check_sweepable(checked)
     if checked.optimized_metric is None and not is_grid:

@@ -16,9 +16,9 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 def stop_handler(sweep_dir: Path, started: str) -> Handler:
-    """Make a signal handler that lets running jobs save their state, then ends this process; the second signal at once.
+    """Return a signal handler: the first signal lets running jobs save their state, the second ends all at once.
 
-    While a job runs in this process itself, the signals go to that job and never get here.
+    While a job runs in this process itself, the signals go to that job only. After the first signal this process ends.
 
     Args:
         sweep_dir: The sweep's folder.
@@ -38,7 +38,7 @@ def stop_handler(sweep_dir: Path, started: str) -> Handler:
                 and record.host == socket.gethostname()
                 and record.pid != os.getpid()
             }
-            if number == signal.SIGTERM:  # Ctrl-C reaches all processes of the terminal anyway
+            if number == signal.SIGTERM:  # Ctrl-C reaches all processes of the terminal by itself
                 for record in running.values():
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(record.pid, number)
@@ -50,7 +50,7 @@ def stop_handler(sweep_dir: Path, started: str) -> Handler:
 
 
 def wait_until_free(folder: Path, seconds: float) -> bool:
-    """Wait until no process works in the folder, but no longer than that; a killed process takes a moment to go."""
+    """Wait at most `seconds` until no process works in the folder; a killed process takes a moment to end."""
     end = time.monotonic() + seconds
     while not (free := is_free(folder)) and time.monotonic() < end:
         time.sleep(0.1)

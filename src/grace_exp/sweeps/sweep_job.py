@@ -1,4 +1,4 @@
-"""One job of a sweep, as Hydra's launchers call it: skip it, go on with it, or run it anew, in a process of its own."""
+"""One job of a sweep, called by Hydra's launchers: skip it, resume it, or start it, in a separate process."""
 
 import difflib
 import os
@@ -25,22 +25,22 @@ from grace_exp.sweeps.own_gpus import own_gpus, wanted_gpus
 from grace_exp.sweeps.record import JobRecord, alone_in, read_record
 from grace_exp.tracking.result import read_result
 
-# Hydra's own settings of the command that speak of the sweep, not of a job.
+# Hydra's own settings of the command that belong to the sweep, not to a job.
 _OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|sweeper|launcher|run|callbacks|hydra_logging)\b")
 _LONGEST_TAG = 64  # W&B's limit
 
 
 def run_sweep_job(settings: DictConfig) -> float | None:
-    """Run one job as a child process; what becomes of it is in `job.json` in its folder.
+    """Run one job as a child process; `job.json` in its folder records how it ended.
 
-    A job that fails does not raise: the others go on, and the sweep's report names it.
+    A job that fails does not raise: the other jobs run, and the sweep's report names the failed one.
 
     Args:
         settings: The job's composed settings without Hydra's node, which `HydraConfig` holds.
 
     Returns:
-        The figure that `optimized_metric` names; None where it names none or the job failed, which Optuna takes for a
-        failed trial.
+        The value of `optimized_metric`; None if it is not set or the job failed, which Optuna counts as a failed
+        trial.
 
     Raises:
         SystemExit: A signal asked for the end of the sweep; the job has ended before.
@@ -48,14 +48,14 @@ def run_sweep_job(settings: DictConfig) -> float | None:
     hydra: Any = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     sweep = hydra.callbacks.sweep
-    if os.environ.get("SLURM_PROCID", "0") != "0":  # one of several processes of this job: the first keeps the books
+    if os.environ.get("SLURM_PROCID", "0") != "0":  # of several processes of this job, the first writes the record
         _take_part(settings, hydra, folder)
         return None
     swept = swept_values(hydra.overrides.task, sweep.swept)
     record = JobRecord(sweep=sweep.started, number=hydra.job.num, swept=swept)
     try:
         config = validate(settings)
-    except GraceError as error:  # of a job that the sweeper chose as it went
+    except GraceError as error:  # the sweeper chose this job during the sweep, so it was not checked before
         record.status, record.error = "failed", str(error).splitlines()
         return _ended(record, folder, None)
     with alone_in(folder) as lock:
@@ -68,7 +68,7 @@ def run_sweep_job(settings: DictConfig) -> float | None:
         resume = _checkpoint_to_resume(config, folder)
         record.resumed = resume.name if resume else None
         command = _command(hydra, config, folder, swept, resume)
-        # Slurm gives every job its devices itself.
+        # Slurm itself gives every job its devices.
         wanted = 0 if hydra.launcher._target_.endswith("SlurmLauncher") else wanted_gpus(config)
         with own_gpus(wanted, lambda: _say(record, f"waits for {wanted} free GPU(s)")) as gpus:
             record.write(folder)
@@ -96,17 +96,17 @@ def run_sweep_job(settings: DictConfig) -> float | None:
 
 
 def _may_be_forked(hydra: Any, config: GraceConfig) -> bool:
-    """Whether a job starts from the warm process: one that makes processes of its own starts as a new Python."""
+    """Whether a job may be forked from the warm process; a job that starts processes begins as a new Python."""
     alone = config.hardware.devices * config.hardware.nodes == 1 and engine_of(config) == "transformers"
     submitted = hydra.launcher._target_.endswith(("SlurmLauncher", "submitit_launcher.LocalLauncher"))
     return bool(hydra.callbacks.sweep.warm) and sys.platform == "linux" and alone and not submitted
 
 
 def check_sweepable(config: GraceConfig) -> None:
-    """Refuse settings of a job that make sense for a single run only.
+    """Refuse settings that make sense for a single run only.
 
     Raises:
-        ConfigError: The job would go on in the folder of another run.
+        ConfigError: The job would continue in the folder of another run.
     """
     if config.job.name == "train" and config.job.resume is not None:
         raise ConfigError(
@@ -124,9 +124,9 @@ def _take_part(settings: DictConfig, hydra: Any, folder: Path) -> None:
 
 
 def _checkpoint_to_resume(config: GraceConfig, folder: Path) -> Path | None:
-    """The newest checkpoint of an interrupted training run; makes room where there is none.
+    """Return the newest checkpoint of an interrupted training run; without one, delete `checkpoints`.
 
-    A run that was killed between its last step and its result does what is left of its end.
+    A run that was killed between its last step and its result finishes its end.
     """
     if config.job.name != "train":
         return None
@@ -156,7 +156,7 @@ def _command(hydra: Any, config: GraceConfig, folder: Path, swept: dict[str, str
 
 
 def _wandb_overrides(config: GraceConfig, group: str, swept: dict[str, str]) -> list[str]:
-    """One W&B group a sweep; each run is tagged with what sets it apart."""
+    """Return overrides for W&B: one group per sweep, and tags with each run's swept values."""
     wandb = config.logger.wandb
     if wandb is None:
         return []

@@ -1,4 +1,4 @@
-"""What a sweep says at its end: a table on the terminal, sweep.csv, sweep.json."""
+"""The report at the end of a sweep: a table on the terminal, sweep.csv, sweep.json."""
 
 import csv
 import io
@@ -21,9 +21,9 @@ from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.summary import write_json_atomic
 
 _TRAINING = {"reward/total/mean": "reward", "embed/in_batch_accuracy": "in-batch"}
-"""Figures of training in the table, with their headings; those of held-out sets are there anyway."""
+"""Training metrics in the table, with their headings; held-out results are always shown."""
 
-_PATIENCE = 3.0  # seconds for a killed job to be gone; one that a cluster runs goes on
+_PATIENCE = 3.0  # seconds that a killed job may take to end; a job on a cluster may run on
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class _Row:
 
 
 def report(sweep: Sweep, console: Console) -> bool:
-    """Print the table and what failed; write `sweep.csv` and `sweep.json` into the sweep's folder.
+    """Print the table and the failures; write `sweep.csv` and `sweep.json` into the sweep's folder.
 
     Args:
         sweep: The sweep; its jobs' records are read from its folder.
-        console: Where to print.
+        console: The console to print to.
 
     Returns:
         Whether a job failed.
@@ -83,7 +83,7 @@ def _rows(sweep: Sweep) -> list[_Row]:
     records = {name: r for name, r in read_records(sweep.folder).items() if r.sweep == sweep.started}
     for name, record in records.items():
         if record.status == "running" and wait_until_free(sweep.folder / name, _PATIENCE):
-            record.status = "interrupted"  # its process was killed, and we or the launcher's worker with it
+            record.status = "interrupted"  # its process was killed, and so was the one that watched it
             record.write(sweep.folder / name)
     if sweep.planned is not None:
         return [_Row(name, records.get(name), swept) for name, swept in sweep.planned.items()]
@@ -92,7 +92,7 @@ def _rows(sweep: Sweep) -> list[_Row]:
 
 
 def _best(rows: Sequence[_Row], sweep: Sweep) -> str | None:
-    """The folder of the job with the best figure, None where none has one."""
+    """Return the folder of the job with the best value; None if no job has one."""
     figures = {
         row.folder: value
         for row in rows

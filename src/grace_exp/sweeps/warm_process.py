@@ -1,10 +1,10 @@
-"""A process that has imported all that jobs need, and becomes one job after another by fork: what a sweep starts.
+"""A process that has imported everything that jobs need; a sweep forks its jobs from it.
 
     python -m grace_exp.sweeps.warm_process SOCKET
 
-Importing takes most of the time of a short run, forking some milliseconds. Nothing is computed here: no threads run
-that a fork would lose, no CUDA context exists that it would break. Where that is not so after all, or where a job wants
-other surroundings than this process has, the fork becomes a new Python instead.
+Importing takes most of the time of a short run, forking takes some milliseconds. This process computes nothing: it has
+no threads that a fork would lose, and no CUDA context that a fork would break. If it has after all, or if a job needs
+another environment, the fork becomes a new Python instead.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ _MODULES = (
     "grace_exp.rollout.transformers_engine",
     "datasets",
 )
-_KNOWN_THREADS = ("jemalloc_bg_thd",)  # of pyarrow; jemalloc stops it before a fork and starts it behind
-_PER_JOB = ("CUDA_VISIBLE_DEVICES",)  # read when CUDA starts: in the job
+_KNOWN_THREADS = ("jemalloc_bg_thd",)  # of pyarrow; jemalloc stops it before a fork and restarts it afterwards
+_PER_JOB = ("CUDA_VISIBLE_DEVICES",)  # read when CUDA starts, which happens in the job
 
 
 def main() -> None:
-    """Serve jobs until the other end of the socket is closed; return in the processes of the jobs alone."""
+    """Fork jobs until the other end of the socket is closed; return only in the processes of the jobs."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     surroundings = _surroundings(os.environ, Path.cwd())  # before the imports, which may set variables
@@ -59,8 +59,8 @@ def main() -> None:
             return
         for file in files:
             os.close(file)
-        with contextlib.suppress(PermissionError, ProcessLookupError):  # it is a new Python, or gone
-            os.setpgid(pid, pid)  # here as well: it is a group of its own before anyone hears of it
+        with contextlib.suppress(PermissionError, ProcessLookupError):  # it is a new Python already, or gone
+            os.setpgid(pid, pid)  # set here as well, so that the group exists before the sweep hears of the job
         connection.send(json.dumps({"pid": pid}).encode())
         _, status = os.waitpid(pid, 0)
         connection.send(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
@@ -71,15 +71,15 @@ def _import_all() -> bool:
     try:
         for module in _MODULES:
             importlib.import_module(module)
-    except Exception:  # a new Python says in the job's own output what is wrong
+    except Exception:  # a new Python reports the error in the job's own output
         return False
-    sys.modules.pop("grace_exp.__main__")  # the job's own
+    sys.modules.pop("grace_exp.__main__")  # the job runs its own
     return True
 
 
 def _is_forkable() -> bool:
-    """Whether only the main thread runs and CUDA's driver is not there."""
-    pid = os.fork()  # OpenBLAS ends its threads before any fork, and starts them when it computes
+    """Whether only the main thread runs and CUDA's driver is not loaded."""
+    pid = os.fork()  # OpenBLAS ends its threads before a fork, and restarts them when it computes
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
@@ -89,15 +89,15 @@ def _is_forkable() -> bool:
 
 
 def _surroundings(environment: Mapping[str, str], cwd: Path) -> tuple[dict[str, str], Path]:
-    """What modules may have looked at while they were imported."""
+    """Return the environment that modules may have read while they were imported."""
     return {name: value for name, value in environment.items() if name not in _PER_JOB}, cwd
 
 
 def _become(request: dict[str, Any], files: list[int], warm: int) -> None:
-    """Make this process what `python -m grace_exp` would be as a child of the sweep."""
+    """Turn this process into what `python -m grace_exp` would be as a child of the sweep."""
     os.setpgid(0, 0)
     end_with_parent(signal.SIGTERM)
-    if os.getppid() != warm:  # it died before
+    if os.getppid() != warm:  # the warm process has died
         os._exit(128 + signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
@@ -109,10 +109,10 @@ def _become(request: dict[str, Any], files: list[int], warm: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    for file in keep_open:  # locks, which last as long as this process
+    for file in keep_open:  # locks, which are held as long as this process lives
         os.set_inheritable(file, True)
     if (numpy := sys.modules.get("numpy")) is not None:
-        numpy.random.seed()  # as a new process has it, not the same for all
+        numpy.random.seed()  # a new seed, as in a new process
     sys.argv[1:] = request["arguments"]
 
 
