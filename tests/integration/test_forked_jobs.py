@@ -28,6 +28,16 @@ def fine(inputs):
     return inputs.rollouts_to_own_anchors_GKA.mean(-1)
 def crash(inputs):
     os.kill(os.getpid(), signal.SIGSEGV)
+def leave(inputs):
+    os._exit(0)
+def look(inputs):
+    import json, logging, random, numpy, torch
+    loggers = [logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict)]
+    kept = {one.name: list(map(str, one.handlers)) for one in loggers if one.handlers or not one.propagate}
+    draws = [random.random(), numpy.random.random(), float(torch.rand(()))]
+    with open("looked.jsonl", "a") as file:
+        file.write(json.dumps([kept, torch.get_num_threads(), draws]) + chr(10))
+    return fine(inputs)
 """
 LONG = 300
 
@@ -89,14 +99,30 @@ def test_forked_jobs_give_what_jobs_give_that_import_for_themselves_byte_for_byt
     assert forked[0]["figures"] != forked[1]["figures"]
 
 
+def test_a_forked_job_finds_a_process_as_a_new_one_has_it(tmp_path: Path) -> None:
+    (tmp_path / "terms.py").write_text(TERMS)
+    term = ["+reward.terms.custom.path=terms.py", "+reward.terms.custom.weight=1", "+reward.terms.custom.name=look"]
+    for warm, seeds in (("true", "1,2"), ("false", "1")):
+        done = sweep(tmp_path, *term, "job.steps=1", f"seed={seeds}", f"hydra.callbacks.sweep.warm={warm}",
+                     f"hydra.sweep.dir={warm}")  # fmt: skip
+        assert done.returncode == 0
+    looked = [json.loads(line) for line in (tmp_path / "looked.jsonl").read_text().splitlines()]
+    loggers, threads, draws = zip(*looked, strict=True)
+    calls = len(looked) // 3  # of each of three jobs: the first before it seeds its generators
+    assert loggers[calls - 1] == loggers[2 * calls - 1] == loggers[-1] and set(threads) == {1}
+    assert all(len({drawn[place] for drawn in draws[::calls]}) == 3 for place in range(3))
+
+
 def test_a_job_that_crashes_is_named_and_ends_no_other(tmp_path: Path) -> None:
     (tmp_path / "terms.py").write_text(TERMS)
     term = ["+reward.terms.custom.path=terms.py", "+reward.terms.custom.weight=1"]
-    done = sweep(tmp_path, *term, "+reward.terms.custom.name=crash,fine", "hydra.sweep.dir=out")
+    done = sweep(tmp_path, *term, "+reward.terms.custom.name=crash,leave,fine", "hydra.sweep.dir=out")
     assert done.returncode == 2
     found = jobs(tmp_path / "out")
-    assert [(job["status"], job["exit_code"]) for job in found] == [("failed", -signal.SIGSEGV), ("finished", 0)]
+    ends = [("failed", -signal.SIGSEGV), ("failed", 0), ("finished", 0)]
+    assert [(job["status"], job["exit_code"]) for job in found] == ends
     assert "failed: reward.terms.custom.name=crash, killed by SIGSEGV\n" in done.stdout
+    assert "failed: it ended with exit code 0 and left no result.json" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from grace_exp.sweeps.child import OUTPUT_FILE, ChildProcess, exit_text
 from grace_exp.sweeps.folders import short_names, short_value, swept_values
 from grace_exp.sweeps.own_gpus import own_gpus, wanted_gpus
 from grace_exp.sweeps.record import JobRecord, alone_in, read_record
-from grace_exp.tracking.result import read_result
+from grace_exp.tracking.result import RESULT_FILE, read_result
 
 # Hydra's own settings of the command that belong to the sweep, not to a job.
 _OF_THE_SWEEP = re.compile(r"[+~]*hydra[./](mode|sweep|sweeper|launcher|run|callbacks|hydra_logging)\b")
@@ -84,8 +84,15 @@ def run_sweep_job(settings: DictConfig) -> float | None:
             )
             record.exit_code, stopped_by = child.wait(sweep.process)
         record.seconds = time.monotonic() - begin
-        if record.exit_code == 0:
-            record.status, record.figures = "finished", read_result(folder) or {}
+        figures = read_result(folder)
+        if record.exit_code == 0 and figures is not None:
+            record.status, record.figures = "finished", figures
+        elif record.exit_code == 0:
+            record.status = "failed"
+            record.error = [
+                *child.last_words(),
+                f"it ended with exit code 0 and left no {RESULT_FILE}: it was not done",
+            ]
         else:
             record.status = "failed" if stopped_by is None else "interrupted"
             record.error = child.last_words()

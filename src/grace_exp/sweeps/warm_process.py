@@ -10,6 +10,7 @@ another environment, the fork becomes a new Python instead.
 import contextlib
 import importlib
 import json
+import logging
 import os
 import runpy
 import signal
@@ -68,11 +69,15 @@ def main() -> None:
 
 def _import_all() -> bool:
     start_quickly()
+    as_of_hydra = logging.NullHandler()  # a job imports behind Hydra's set-up: libraries then add no handlers of theirs
+    logging.root.addHandler(as_of_hydra)
     try:
         for module in _MODULES:
             importlib.import_module(module)
     except Exception:  # a new Python reports the error in the job's own output
         return False
+    finally:
+        logging.root.removeHandler(as_of_hydra)
     sys.modules.pop("grace_exp.__main__")  # the job runs its own
     return True
 
@@ -113,6 +118,8 @@ def _become(request: dict[str, Any], files: list[int], warm: int) -> None:
         os.set_inheritable(file, True)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()  # a new seed, as in a new process
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.seed()
     sys.argv[1:] = request["arguments"]
 
 

@@ -1,6 +1,7 @@
 """oneDNN's products are PyTorch's up to rounding, there and back, and are taken where they are the faster ones."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def test_other_precisions_are_pytorchs(dtype: torch.dtype) -> None:
     assert torch.equal(module(inputs), nn.functional.linear(inputs, module.weight, module.bias))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer()(torch.randn(5, 70)).dtype == torch.bfloat16
+
+
+def test_a_pickled_layer_computes_where_the_operator_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, inputs = layer(), torch.randn(5, 70, generator=torch.Generator().manual_seed(1))
+    expected = module(inputs)
+    monkeypatch.setattr(onednn_linear, "_is_there", lambda: False)
+    monkeypatch.setattr(onednn_linear, "_product", None)
+    assert_close(pickle.loads(pickle.dumps(module))(inputs), expected, atol=1e-5, rtol=0)
 
 
 def test_small_products_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
