@@ -4,6 +4,7 @@ import functools
 import glob
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,8 +99,30 @@ def _problems(config: GraceConfig) -> Iterator[str]:
             yield from _package_problems(f"evaluation={evaluation.name}", _STSB)
     if measures and (evaluation.sets or evaluation.benchmark is not None) and evaluation.minilm:
         yield from _package_problems("evaluation.minilm=true", _MINILM)
+    if uses_model or job.name == "prepare_data":
+        there = _nearest(Path(config.cache_dir))
+        if not there.is_dir():
+            yield f"cache_dir={config.cache_dir}: {there} is a file; set cache_dir=another/folder"
+    if job.output is not None and job.name in ("embed", "mine_negatives"):
+        yield from _output_problems(f"job.output={job.output}", Path(job.output).expanduser())
     if uses_model and job.resume is not None and not Path(job.resume).expanduser().exists():
         yield f"job.resume={job.resume}: no such file or folder"
+
+
+def _nearest(path: Path) -> Path:
+    """A path, or the nearest above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
+def _output_problems(setting: str, file: Path) -> Iterator[str]:
+    """Whether a file can be written in the end, in a folder that may still have to be made."""
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(file.parent)):
+            pass
+    except OSError as error:
+        yield f"{setting}: nothing can be written to {file.parent} ({error.strerror}); name a file in another folder"
+    if file.is_dir():
+        yield f"{setting}: this is a folder; name a file, as {file / ('vectors' + file.suffix)}"
 
 
 def _own_part_problems(config: GraceConfig) -> Iterator[str]:

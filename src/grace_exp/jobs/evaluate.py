@@ -25,7 +25,7 @@ from grace_exp.evaluation.heldout import evaluate_minilm
 from grace_exp.evaluation.scores import score
 from grace_exp.jobs.assemble import Assembled, assemble
 from grace_exp.jobs.processes import processes
-from grace_exp.jobs.run_encoder import build_encoder, encoder_around, exports_of
+from grace_exp.jobs.run_encoder import build_encoder, encoder_around, exports_of, say_what_differs
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.atomic import write_text_atomic
 from grace_exp.tracking.provenance import machine_name, write_provenance
@@ -81,6 +81,7 @@ def _heldout(config: GraceConfig, device: torch.device, console: Console) -> dic
         path = find_checkpoint(config.job.resume)
         checkpoint = load_checkpoint(path)
         check_same_model(checkpoint["grace"]["config"], config)
+        say_what_differs(checkpoint["grace"]["config"], config)
         module.load_state_dict(checkpoint["state_dict"])
         console.print(f"weights of {path}", highlight=False, soft_wrap=True)
     module.to(device)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,9 +16,12 @@ from grace_exp.encoder.pretrained import CACHE_FOLDER, exports_in, resolve
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.jobs.assemble import Assembled, assemble, build_engine
 from grace_exp.jobs.run_end import exports_after
+from grace_exp.jobs.terminal import our_console
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import RolloutEngine
-from grace_exp.training.resume import check_same_model, find_checkpoint, load_checkpoint, run_folder
+from grace_exp.training.resume import check_same_model, embedded_otherwise, find_checkpoint, load_checkpoint, run_folder
+
+_PLAIN: Any = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
@@ -46,9 +50,16 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
     if config.job.resume is not None:
         checkpoint = load_checkpoint(find_checkpoint(config.job.resume))
         check_same_model(checkpoint["grace"]["config"], config)
+        say_what_differs(checkpoint["grace"]["config"], config)
         module.load_state_dict(checkpoint["state_dict"])
     module.to(device)
     return encoder_around(assembled, config, max_tokens=budget, cache=cache)
+
+
+def say_what_differs(saved: dict[str, Any], config: GraceConfig) -> None:
+    """`job.resume` takes weights alone: tell where the command's settings embed otherwise than the run did."""
+    for line in embedded_otherwise(saved, config):
+        our_console().print(f"job.resume: other embeddings than in its run: {line}", **_PLAIN)
 
 
 def encoder_around(

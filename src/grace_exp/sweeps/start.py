@@ -69,6 +69,18 @@ class SweepCallback(Callback):
     def __init__(self, **_: Any) -> None:
         """Accept the settings that `on_multirun_start` fills in for the jobs; they have no meaning before."""
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Make the folder of a single run, which Hydra would answer with a traceback where it cannot.
+
+        Args:
+            config: Of the command.
+            kwargs: Not used.
+
+        Raises:
+            SystemExit: With code 2, after naming the folder and why it cannot be one.
+        """
+        _made("hydra.run.dir", config.hydra.run.dir)
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check every job of a plain grid, or both ends of another sweeper's search space; then prepare the sweep.
 
@@ -85,6 +97,7 @@ class SweepCallback(Callback):
         is_grid = config.hydra.sweeper._target_.endswith(".BasicSweeper")
         jobs, swept = _jobs(config, is_grid)
         folder = Path(config.hydra.sweep.dir).absolute()
+        _made("hydra.sweep.dir", folder)
         started = f"{datetime.now().isoformat(timespec='milliseconds')} {socket.gethostname()} {os.getpid()}"
         _tell_jobs(config, folder=folder, started=started, swept=swept)
         loader = GlobalHydra.instance().config_loader()
@@ -112,6 +125,15 @@ class SweepCallback(Callback):
         stop = stop_handler(folder, started)
         handlers: dict[int, Any] = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
         _under_way.append(Sweep(folder, started, planned if is_grid else None, metric, minimize, handlers))
+
+
+def _made(key: str, folder: str | Path) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        mend = f"{key}={hydra_quoted('another/folder')}"
+        sys.stderr.write(f"grace-exp: {key}={folder}: cannot be a folder ({error.strerror}); set {mend}\n")
+        sys.exit(2)
 
 
 def _jobs(config: DictConfig, is_grid: bool) -> tuple[Sequence[Sequence[str]], list[str]]:

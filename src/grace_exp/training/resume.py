@@ -57,6 +57,9 @@ _OLDER_RUNS: dict[str, object] = {"reward.terms.hard_negative.equal_texts": "kee
 # Settings that must agree before weights are loaded.
 _ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")
 
+# Decide what embedding the same weights give a text.
+_EMBEDDING = ("prompt", "backbone.pooling", "backbone.template_kwargs", "rollout.anchor_rationales", "method.name")
+
 
 def find_checkpoint(resume: str) -> Path:
     """Return the checkpoint that `job.resume` names: the file itself, or the newest of a run folder.
@@ -198,6 +201,17 @@ def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
     ]
     if differing:
         raise ConfigError("job.resume: the checkpoint is of another model\n" + "\n".join(differing))
+
+
+def embedded_otherwise(saved: dict[str, Any], config: GraceConfig) -> list[str]:
+    """Settings under which a checkpoint's weights give other embeddings than in its run, a line each."""
+    own_budget = config.job.encode.max_tokens or config.evaluation.max_tokens
+    keys = _EMBEDDING if own_budget else (*_EMBEDDING, "rollout.max_tokens")
+    return [
+        line.strip()
+        for key, line in _differences(saved, config).items()
+        if any(_within(key, part) for part in keys) and key != "prompt.name"
+    ]
 
 
 def _differences(saved: dict[str, Any], config: GraceConfig) -> dict[str, str]:

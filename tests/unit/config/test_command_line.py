@@ -145,3 +145,16 @@ def test_a_full_disk_is_one_message_with_the_way_on(
         errors.startswith("grace-exp: No space left on device: run/step.ckpt. Make room") and "Traceback" not in errors
     )
     assert shlex.split(errors)[-1].startswith("job.resume='/") and shlex.split(errors)[-1].endswith("/a b'")
+
+
+@pytest.mark.parametrize("folder", ["taken", "taken/below"])
+def test_a_run_folder_that_cannot_be_is_one_message(
+    invoke: Invoke, started: list[GraceConfig], capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    Path("taken").write_text("a file")
+    for key, mode in (("hydra.run.dir", []), ("hydra.sweep.dir", ["-m"])):
+        assert invoke(*mode, "+experiment=demo_tiny", f"{key}={folder}") == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"grace-exp: {key}=") and errors.endswith(f"set {key}=another/folder\n")
+        assert "cannot be a folder (" in errors and "Traceback" not in errors
+    assert not started

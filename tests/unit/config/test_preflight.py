@@ -178,3 +178,20 @@ def test_each_job_asks_only_for_what_it_uses() -> None:
     assert _message("+experiment=qwen_sup", "job=prepare_data").count("\n  - ") == 1
     assert "data.sources" not in _message("+experiment=qwen_sup", "job=evaluate")
     assert "job.resume=gone: no such file or folder" in _message("+experiment=demo", "job.resume=gone")
+
+
+def test_where_nothing_can_be_written_is_said_before_a_model_loads(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a text\n")
+    (tmp_path / "v.parquet").mkdir()
+    embed = ["+experiment=demo_tiny", "job=embed", "job.input=texts.txt", "job.model=tiny"]
+    for output, words in (
+        ("texts.txt/v.parquet", r"job\.output=texts\.txt/v\.parquet: nothing can be written to texts\.txt \(Not a dir"),
+        ("/proc/v.parquet", r"job\.output=/proc/v\.parquet: nothing can be written to /proc"),
+        ("v.parquet", r"this is a folder; name a file, as v\.parquet/vectors\.parquet"),
+    ):
+        with pytest.raises(MissingResourceError, match=words):
+            check_machine(compose_config([*embed, f"job.output={output}"], tmp_path / "run"))
+    check_machine(compose_config([*embed, "job.output=new/folder/v.parquet"], tmp_path / "run"))
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(MissingResourceError, match=r"cache_dir=texts\.txt/cache: .*txt is a file; set cache_dir="):
+        check_machine(compose_config(["+experiment=demo_tiny", "cache_dir=texts.txt/cache"], tmp_path / "run"))

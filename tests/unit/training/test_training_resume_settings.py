@@ -6,7 +6,7 @@ import pytest
 from grace_exp.config.compose import compose_config
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import ConfigError, MissingResourceError
-from grace_exp.training.resume import check_same_model, check_same_run, find_checkpoint
+from grace_exp.training.resume import check_same_model, check_same_run, embedded_otherwise, find_checkpoint
 
 
 def test_a_run_folder_means_its_newest_checkpoint_and_a_file_means_itself(
@@ -59,3 +59,19 @@ def test_weights_go_into_the_model_they_come_from(config: GraceConfig, tmp_path:
     other = compose_config(["+experiment=demo_tiny", "backbone=smollm2"], tmp_path)
     with pytest.raises(ConfigError, match=r"backbone\.source: 'tiny' in the checkpoint, 'embedded' now"):
         check_same_model(asdict(config), other)
+
+
+def test_what_embeds_the_same_weights_otherwise_is_named(config: GraceConfig, tmp_path: Path) -> None:
+    changes = [
+        "rollout.anchor_rationales=false",
+        "rollout.max_tokens=7",
+        "backbone.pooling.layer=1",
+        "job.batch_size=8",
+    ]
+    other = compose_config(["+experiment=demo_tiny", *changes], tmp_path)
+    assert [line.partition(":")[0] for line in embedded_otherwise(asdict(config), other)] == [
+        "backbone.pooling.layer",
+        "rollout.anchor_rationales",
+        "rollout.max_tokens",
+    ]
+    assert embedded_otherwise(asdict(config), replace(config, job=replace(config.job, steps=99))) == []
