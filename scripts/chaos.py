@@ -2,6 +2,7 @@
 
     python scripts/chaos.py --runs 100 --seed 0                          # one kill each
     python scripts/chaos.py --kills 100 --seed 0                         # also in resumed runs
+    python scripts/chaos.py --kinds "vllm server" vllm --only "killed engine" SIGKILL   # in vLLM's environment
 
 Prints a table and leaves it as JSON; with a file that holds runs of the same seed it goes on behind them. Exits with 1
 if a run did not end, or ended otherwise than the undisturbed one.
@@ -50,7 +51,12 @@ KINDS = {
         *("hardware.devices=2", "hardware.strategy=ddp", "+backbone.lora.rank=4"),
         *("objective.mini_batch_size=2", "callbacks.export=[merged]"),
     ],
+    "vllm server": ["rollout=vllm_server", "callbacks.export=[merged]"],
+    "written ahead": ["rollout=vllm_server", "rollout.overlap=one_step", "callbacks.export=[merged]"],
+    "vllm": ["rollout=vllm", "callbacks.export=[merged]"],
 }
+WITH_SERVER = ("vllm server", "written ahead")
+WITHOUT_VLLM = ("full", "lora", "two processes")
 FORKED = ("full", "lora")
 """Run in a copy of this process, which has imported everything; the others start several processes themselves."""
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -258,6 +264,26 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in found.split()]
 
 
+def engine_processes(pid: int) -> list[int]:
+    """Those of the engine's server below a process: its guard, the server, and what it has started."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"vllm" in Path(f"/proc/{child}/cmdline").read_bytes().lower():
+                found.append(child)
+        found += engine_processes(child)
+    return found
+
+
+def unexplained(run: Run, start: int) -> list[str]:
+    """What is wrong with the last words of a run whose engine was killed: it names the cause, without a traceback."""
+    said = (run.place / "output.log").read_text(errors="replace")[start:]
+    last = [line for line in said.splitlines() if line.startswith("grace-exp: ")][-1:]
+    if "Traceback (most recent call last)" in said:
+        return ["a traceback", *last]
+    return [] if last and run.ended() == 2 else [f"exit code {run.ended()} without a message"]
+
+
 def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: float) -> None:
     """Wait for a moment, then disturb the run and wait for its end."""
     wait_for_moment(run, draw, seconds)
@@ -268,13 +294,19 @@ def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: f
         case.kills += 1
         run.send(SIGNALS[disturbance])
     else:
-        victims = children(run.pid)[:1]
+        engine = disturbance == "killed engine"
+        there = engine_processes(run.pid) if engine else children(run.pid)
+        victims = [draw.choice(there)] if engine and there else there[:1]
         case.kills += bool(victims)  # it may not have been started
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
+    log = run.place / "output.log"
+    begin = len(log.read_text(errors="replace"))
     if run.wait(PATIENCE) is None:
         case.differences.append("it hung")
+    elif disturbance == "killed engine" and run.ended() != 0:
+        case.differences += unexplained(run, begin)
     run.end()
 
 
@@ -341,6 +373,8 @@ def chosen(disturbances: Sequence[str], kinds: Sequence[str], draw: random.Rando
     (disturbance,) = draw.choices(disturbances, weights)
     if disturbance == "killed rank":
         return disturbance, "two processes"
+    if disturbance == "killed engine":
+        kinds = [kind for kind in kinds if kind in WITH_SERVER]
     return disturbance, draw.choices(kinds, [5 if kind in FORKED else 1 for kind in kinds])[0]
 
 
@@ -369,7 +403,7 @@ def options_given() -> argparse.Namespace:
     how_many.add_argument("--runs", type=int, help="go on until so many runs were killed, each once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after these, whatever was done")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(WITHOUT_VLLM))
     parser.add_argument("--only", nargs="+", help="disturbances; default: all that this machine and --kinds allow")
     parser.add_argument("--json", type=Path, help="where the cases go, and come from")
     parser.add_argument("--place", type=Path, help="work here and keep everything; default: a temporary folder")
@@ -378,6 +412,7 @@ def options_given() -> argparse.Namespace:
         *SIGNALS,
         *(["disk full", "read-only folder"] if may_mount() else []),
         *(["killed rank"] if "two processes" in options.kinds else []),
+        *(["killed engine"] if set(WITH_SERVER) & set(options.kinds) else []),
     ]
     return options
 

@@ -154,6 +154,15 @@ def test_it_is_the_run_of_an_engine_whose_weights_come_a_step_late(train, serve:
     assert not torch.equal(*(next(iter(run.weights.values())) for run in (ahead, train(*STEPS, *BEHIND))))
 
 
+def test_what_older_weights_pooled_while_writing_embeds_nothing(train, serve: Serve) -> None:
+    """An engine that could pool is not asked to: the states would be those of the step before (`hardware.one_pass`)."""
+    serve()
+    plain = train(*STEPS, *OVERLAP)
+    servers = serve(prepare=lambda server: setattr(server, "pools_states", True))
+    assert_same_training(train(*STEPS, *OVERLAP), plain)
+    assert servers[0].pools_states
+
+
 def assert_same_training(ahead, other) -> None:
     torch.testing.assert_close(ahead.weights, other.weights, rtol=0, atol=0)
     metrics = ahead.metrics.drop(columns="rollout/staleness")

@@ -52,10 +52,11 @@ def team_credit(inputs: RewardInputs, config: RewardConfig) -> TeamCredit:
         leaves = replace(inputs, rollouts_GKH=rollouts_GKH, anchors_GAH=anchors_GAH, differentiable=True)
         reward = compose_reward(leaves, config)
         of_groups_G = (reward.final_GK * reward.kept_GK).sum(dim=1)
+        of_all, of_each = of_groups_G.sum(), of_groups_G.unbind()
     if not of_groups_G.requires_grad:  # false for a reward of ranks, form and length only
         return TeamCredit(torch.zeros_like(reward.final_GK), torch.zeros_like(inputs.anchors_GAH[..., 0]))
-    by_rollouts_GKH, by_anchors_GAH = _gradients(of_groups_G.sum(), rollouts_GKH, anchors_GAH)
-    own_GKH = torch.stack([_gradients(value, rollouts_GKH)[0][group] for group, value in enumerate(of_groups_G)])
+    by_rollouts_GKH, by_anchors_GAH = _gradients(of_all, rollouts_GKH, anchors_GAH)
+    own_GKH = torch.stack([_gradients(value, rollouts_GKH)[0][group] for group, value in enumerate(of_each)])
     every_GA = torch.ones(anchors_GAH.shape[:2], dtype=torch.bool, device=anchors_GAH.device)
     return TeamCredit(
         _against_the_mean(by_rollouts_GKH - own_GKH, rollouts_GKH.detach(), reward.kept_GK),

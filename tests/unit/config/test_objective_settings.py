@@ -33,6 +33,10 @@ AHEAD = "rollout.overlap=one_step with"
         (["objective=exact"], "objective=exact with objective.advantage_scale='batch_std'"),
         ([PATHWISE, "reward.encoder.kind=ema"], "objective.pathwise.weight=1.0 with reward.encoder.kind='ema'"),
         ([PATHWISE, "reward.encoder.kind=frozen"], "objective.pathwise.weight=1.0 with reward.encoder.kind='frozen'"),
+        (
+            [PATHWISE, "backbone.gradient_checkpointing=selective"],
+            "objective.pathwise.parts_every_n_steps=10 with backbone.gradient_checkpointing='selective'",
+        ),
         ([PATHWISE, "method=rejection_sft"], "objective.pathwise.weight=1.0 with method=rejection_sft"),
         (
             [PATHWISE, "reward=format_length", "reward.terms.infonce.weight=0"],

@@ -103,6 +103,16 @@ def test_terms_that_read_no_other_text_give_none(make_inputs: MakeInputs, tmp_pa
     assert team_credit(make_inputs(), ranks).rollouts_GK.tolist() == [[0.0] * 3] * 4
 
 
+def test_it_is_the_same_where_gradients_are_off(make_inputs: MakeInputs, tmp_path: Path) -> None:
+    """As in the table of the evolution, which is written beside the steps."""
+    inputs, config = make_inputs(4, 3, 2, seed=3), config_of(tmp_path, *REWARDS["both"])
+    expected = team_credit(inputs, config)
+    with torch.no_grad():
+        found = team_credit(inputs, config)
+    assert torch.equal(found.rollouts_GK, expected.rollouts_GK) and bool(found.rollouts_GK.any())
+    assert torch.equal(found.anchors_GA, expected.anchors_GA)
+
+
 def test_what_is_not_kept_has_none_and_lengths_do_not_count(make_inputs: MakeInputs, tmp_path: Path) -> None:
     config = config_of(tmp_path, *REWARDS["both"])
     masked = replace(config, truncation=replace(config.truncation, mode="mask"))

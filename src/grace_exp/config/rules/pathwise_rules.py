@@ -39,6 +39,14 @@ def pathwise_rules(config: Groups, require: Require) -> None:
         "hardware.strategy=ddp or objective.pathwise.weight=0",
     )
     require(
+        config.backbone.gradient_checkpointing != "selective"
+        or objective.policy_gradient_weight == 0
+        or objective.pathwise.parts_every_n_steps is None,
+        f"objective.pathwise.parts_every_n_steps={objective.pathwise.parts_every_n_steps} with "
+        "backbone.gradient_checkpointing='selective', which takes one backward pass a forward: set "
+        "objective.pathwise.parts_every_n_steps=null, or backbone.gradient_checkpointing=full",
+    )
+    require(
         bool(set(terms).difference(WITHOUT_GRADIENT)),
         f"{weight}, but no term with a weight has a gradient in an embedding ({', '.join(terms) or 'none has a weight'}"
         "): add one, as '+reward.terms.infonce.weight=1', or set objective.pathwise.weight=0",
