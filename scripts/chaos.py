@@ -14,7 +14,6 @@ import filecmp
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import pandas as pd
 import torch
 
 from grace_exp.tracking.metrics_csv import TIMED_PREFIXES
+from grace_exp.training.model_card import without_times
 
 COMMON = [
     "+experiment=demo_tiny",
@@ -61,7 +61,6 @@ FORKED = ("full", "lora")
 """Run in a copy of this process, which has imported everything; the others start several processes themselves."""
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 PATIENCE = 240.0
-_MILLISECONDS = re.compile(r"\| [0-9.]+ \|$", re.MULTILINE)
 MOST_RESUMES = 6
 
 
@@ -177,8 +176,8 @@ def same_file(found: Path, expected: Path) -> bool:
         return False
     if found.name != "README.md":
         return filecmp.cmp(found, expected, shallow=False)
-    cards = [path.read_text(encoding="utf-8").partition("| ms per text |") for path in (found, expected)]
-    return cards[0][0] == cards[1][0] and _MILLISECONDS.sub("|", cards[0][2]) == _MILLISECONDS.sub("|", cards[1][2])
+    cards = [without_times(path.read_text(encoding="utf-8")) for path in (found, expected)]
+    return cards[0] == cards[1]
 
 
 def differences(found: Path, expected: Path) -> list[str]:

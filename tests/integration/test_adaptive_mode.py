@@ -13,8 +13,10 @@ from sentence_transformers import SentenceTransformer
 from grace_exp import GraceEncoder
 from grace_exp.config.compose import compose_config
 from grace_exp.data.wordnet import load_wordnet
+from grace_exp.encoder.adaptive_fit import FittedRule, PairEmbeddings, fit_rule
 from grace_exp.encoder.adaptive_rule import read_rule
 from grace_exp.errors import ConfigError, DataError, MissingResourceError
+from grace_exp.jobs import fit_adaptive
 from grace_exp.jobs import run as run_job
 
 LORA = "++backbone.lora.rank=4"
@@ -74,6 +76,34 @@ def test_a_rule_is_fitted_exported_and_measured(train: Any, tmp_path: Path, caps
         assert [line.split("`")[1] for line in rows] == expected
         assert card.text.count("## Modes and control rationales") == card.text.count("## Use") == 1
         assert card.data.library_name == "sentence-transformers"
+
+
+def test_a_rule_is_fitted_on_what_the_model_gives_within_the_budget(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = train("job.steps=1", "callbacks.export=[merged]", folder=tmp_path / "run").path
+    rows = [{"query": row["query"], "positive": row["positive"]} for row in load_wordnet("dev")[:40]]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fit = [*COMMON, f"job.model={trained}", f"job.input={tmp_path / 'pairs.jsonl'}", f"cache_dir={tmp_path / 'cache'}"]
+    run_job(compose_config([*fit, "job=fit_center", "job.column=query"], tmp_path / "center"))
+    given: list[PairEmbeddings] = []
+
+    def fitting(embeddings: PairEmbeddings, *settings: Any) -> FittedRule:
+        given.append(embeddings)
+        return fit_rule(embeddings, *settings)
+
+    monkeypatch.setattr(fit_adaptive, "fit_rule", fitting)
+    budget = ["job=fit_adaptive", "job.encode.max_tokens=2"]
+    run_job(compose_config([*fit, *budget], tmp_path / "fit"))
+    assert json.loads((tmp_path / "fit" / "adaptive.json").read_text())["tokens_per_text"]["always"] <= 2
+
+    (embeddings,) = given
+    encoder = GraceEncoder.from_pretrained(trained, cache=False, device="cpu")
+    assert encoder.center is not None
+    centred = [encoder.encode(rows[0]["query"], mode=mode, max_tokens=2) for mode in ("prompt_only", "rationale")]
+    np.testing.assert_allclose([vectors[0] for vectors in embeddings.queries], centred, atol=1e-5)
+    assert embeddings.read is not None  # as the rule meets them: no mean is removed before it has chosen
+    np.testing.assert_allclose(embeddings.read[0], embeddings.queries[0] + encoder.center.prompt_only, atol=1e-5)
 
 
 def test_what_no_rule_can_be_fitted_for_is_said_before_a_model_loads(tmp_path: Path) -> None:

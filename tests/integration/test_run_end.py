@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from lightning.pytorch import Callback
 from transformers import PreTrainedModel
 
 from grace_exp.jobs import run_end
+from grace_exp.tracking.metrics_csv import TIMED_PREFIXES
 from grace_exp.training.callbacks import heldout_evaluation
+from grace_exp.training.model_card import without_times
 
 SETTINGS = [
     "job.steps=2",
@@ -24,8 +25,6 @@ SETTINGS = [
     "evaluation.sets.wordnet.size=8",
     "evaluation.minilm=false",
 ]
-MILLISECONDS = r"\| *\d+(\.\d+)? *\|(?=\n)"
-"""The last column of a card's table, which no two runs share."""
 
 
 class Cut(Exception):
@@ -63,10 +62,9 @@ def assert_ended_as(folder: Path, other: Path) -> None:
     assert filecmp.cmpfiles(folder, other, others, shallow=False)[1:] == ([], [])
     for card in cards:
         found, expected = ((run / card).read_text(encoding="utf-8") for run in (folder, other))
-        assert re.sub(MILLISECONDS, "", found) == re.sub(MILLISECONDS, "", expected)
+        assert without_times(found) == without_times(expected)
     results = [json.loads((run / "result.json").read_text())["figures"] for run in (folder, other)]
-    timed = ("time/", "perf/")
-    untimed = [{name: value for name, value in r.items() if not name.startswith(timed)} for r in results]
+    untimed = [{name: value for name, value in r.items() if not name.startswith(TIMED_PREFIXES)} for r in results]
     assert untimed[0] == untimed[1] and any(name.startswith("val/") for name in untimed[0])
     summaries = [json.loads((run / "summary.json").read_text()) for run in (folder, other)]
     for key in ("heldout", "reward_per_step", "loss_per_step", "steps"):

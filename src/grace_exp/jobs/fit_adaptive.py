@@ -17,7 +17,7 @@ from grace_exp.errors import DataError
 from grace_exp.evaluation.heldout_texts import heldout_texts
 from grace_exp.jobs.input_pairs import read_pairs
 from grace_exp.jobs.processes import processes
-from grace_exp.jobs.run_encoder import build_encoder, rule_folders
+from grace_exp.jobs.run_encoder import build_encoder, encode_whole, rule_folders
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.summary import write_json_atomic
 
@@ -46,7 +46,6 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
     with ExitStack() as stack:
         device = stack.enter_context(processes(config.hardware))
         encoder = stack.enter_context(closing(build_encoder(config, device)))
-        encoder.center = None  # the rule reads embeddings before centring
         bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
         stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
         of_queries, query_tokens = _both_modes(config, encoder, queries, "query")
@@ -91,24 +90,11 @@ def _both_modes(
     config: GraceConfig, encoder: GraceEncoder, texts: list[str], role: Literal["query", "document"]
 ) -> tuple[tuple[NDArray[np.float32], NDArray[np.float32]], NDArray[np.int64]]:
     """Return embeddings without and with rationale, and the numbers of tokens per text."""
-    encode = config.job.encode
-    found: list[NDArray[np.float32]] = []
-    modes: tuple[Literal["prompt_only", "rationale"], ...] = ("prompt_only", "rationale")
-    for mode in modes:
-        vectors = encoder.encode(
-            texts,
-            batch_size=encode.batch_size,
-            show_progress_bar=is_first_process() and config.callbacks.progress == "bar",
-            truncate_dim=encoder.get_embedding_dimension(),
-            mode=mode,
-            role=role,
-            temperature=encode.temperature,
-            seed=config.seed,
-            samples=encode.samples,
-        )
-        found.append(np.asarray(vectors))
+    samples = config.job.encode.samples
+    bare = encode_whole(config, encoder, texts, mode="prompt_only", role=role)
+    written = encode_whole(config, encoder, texts, mode="rationale", role=role, samples=samples)
     tokens = np.array(encoder.rationale_tokens).reshape(len(texts), -1).sum(axis=1)
-    return (found[0], found[1]), tokens
+    return (bare, written), tokens
 
 
 def _before_centering(
@@ -119,22 +105,12 @@ def _before_centering(
         return None
     center, encoder.center = encoder.center, None
     try:
-        left, right = (
-            np.asarray(
-                encoder.encode(
-                    texts,
-                    batch_size=config.job.encode.batch_size,
-                    show_progress_bar=False,
-                    truncate_dim=encoder.get_embedding_dimension(),
-                    mode="prompt_only",
-                    role=role,
-                )
-            )
-            for texts, role in ((queries, "query"), (documents, "document"))
+        return (
+            encode_whole(config, encoder, queries, mode="prompt_only", role="query"),
+            encode_whole(config, encoder, documents, mode="prompt_only", role="document"),
         )
     finally:
         encoder.center = center
-    return left, right
 
 
 def _write(

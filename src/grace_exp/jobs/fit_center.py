@@ -21,7 +21,7 @@ from grace_exp.errors import DataError
 from grace_exp.jobs.embed import checked_rows
 from grace_exp.jobs.processes import processes
 from grace_exp.jobs.recipe import configured_recipe
-from grace_exp.jobs.run_encoder import build_encoder, rule_folders
+from grace_exp.jobs.run_encoder import build_encoder, encode_whole, rule_folders
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.rollout.protocol import derive_seed
 
@@ -95,24 +95,12 @@ def _sample(config: GraceConfig) -> Sample:
 
 def _embedded(config: GraceConfig, encoder: GraceEncoder, sample: Sample) -> dict[str, Vectors]:
     """Return both kinds of embeddings, [texts, hidden]; without rationale only, if the mode asks for none."""
-    encode = config.job.encode
-    mode = encode.mode or encoder.mode
+    mode = config.job.encode.mode or encoder.mode
     found: dict[str, list[Vectors]] = {"rationale": [], "prompt_only": []}
     for role, texts in sample.items():
         kinds: list[Mode] = ["rationale", "prompt_only"] if writes(mode, role) else ["prompt_only"]
         for kind in kinds:
-            vectors = encoder.encode(
-                list(texts),
-                batch_size=encode.batch_size,
-                show_progress_bar=is_first_process() and config.callbacks.progress == "bar",
-                truncate_dim=encoder.get_embedding_dimension(),
-                mode=kind,
-                role=role,
-                max_tokens=encode.max_tokens,
-                temperature=encode.temperature,
-                seed=config.seed,
-            )
-            found[kind].append(np.asarray(vectors))
+            found[kind].append(encode_whole(config, encoder, texts, mode=kind, role=role))
     empty = np.empty((0, encoder.get_embedding_dimension()), dtype=np.float32)
     return {kind: np.concatenate([empty, *parts]) for kind, parts in found.items()}
 

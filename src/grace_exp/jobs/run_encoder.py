@@ -1,22 +1,27 @@
 """Build the encoder that the settings describe."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from grace_exp.config.advice import override
 from grace_exp.config.root import GraceConfig
+from grace_exp.data.batch import Role
 from grace_exp.encoder.adaptive_rule import AdaptiveRule, read_rule, required_rule
 from grace_exp.encoder.cache import GIB, RationaleCache
 from grace_exp.encoder.encoder import GraceEncoder
+from grace_exp.encoder.modes import Mode
 from grace_exp.encoder.pretrained import CACHE_FOLDER, exports_in, resolve
+from grace_exp.encoder.vectors import Vectors
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.jobs.assemble import Assembled, assemble, build_engine
 from grace_exp.jobs.run_end import exports_after
-from grace_exp.jobs.terminal import our_console
+from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import RolloutEngine
 from grace_exp.training.resume import check_same_model, embedded_otherwise, find_checkpoint, load_checkpoint, run_folder
@@ -78,6 +83,38 @@ def encoder_around(
         name=config.job.resume or config.backbone.name,
         rule=_rule_of_resumed(config),
     )
+
+
+def encode_whole(
+    config: GraceConfig, encoder: GraceEncoder, texts: Sequence[str], *, mode: Mode, role: Role | str, samples: int = 1
+) -> Vectors:
+    """Embed a sample to fit something on, with the settings of `job.encode`; nothing is shortened or normalised.
+
+    Args:
+        config: `job.encode`, the seed, and whether there is a bar.
+        encoder: The model.
+        texts: One or more.
+        mode: Who writes rationales, instead of `job.encode.mode`.
+        role: Of the texts.
+        samples: Rationales a text.
+
+    Returns:
+        float32 [texts, hidden], not normalised.
+    """
+    encode = config.job.encode
+    vectors = encoder.encode(
+        list(texts),
+        batch_size=encode.batch_size,
+        show_progress_bar=is_first_process() and config.callbacks.progress == "bar",
+        truncate_dim=encoder.get_embedding_dimension(),
+        mode=mode,
+        role=role,
+        max_tokens=encode.max_tokens,
+        temperature=encode.temperature,
+        seed=config.seed,
+        samples=samples,
+    )
+    return np.asarray(vectors)
 
 
 def rule_folders(config: GraceConfig) -> list[Path]:

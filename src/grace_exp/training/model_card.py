@@ -14,6 +14,8 @@ from grace_exp.encoder.pretrained import SETTINGS_FILE
 _LICENSES = {"HuggingFaceTB/SmolLM2-135M-Instruct": "apache-2.0", "Qwen/Qwen2.5-1.5B-Instruct": "apache-2.0"}
 """Licences of known base models; other licences are not guessed."""
 _TASKS = {"sts": ("sentence-similarity", "Spearman of cosines x 100"), "retrieval": ("retrieval", "nDCG@10 x 100")}
+_TIME = "ms per text"
+"""Heading of the last column of a table."""
 
 _METHODS = {
     "grace": "GRACE (arXiv 2510.04506): it reads a text and writes a rationale.",
@@ -132,11 +134,20 @@ def _figures(config: GraceConfig, results: Mapping[str, Any]) -> list[str]:
         *shown,
         f"Times with rationale, written by {config.rollout.engine}, all texts of a set at once; {machine}{processes}.",
         "",
-        "| set | tokens per text | ms per text |",
+        f"| set | tokens per text | {_TIME} |",
         "|---|---|---|",
         *lines,
         "",
     ]
+
+
+def without_times(card: str) -> str:
+    """A README without the column of milliseconds: the rest is the same in two runs of one seed."""
+    lines, timed = [], False
+    for line in card.split("\n"):
+        timed = line.endswith(f"| {_TIME} |") or (timed and line.startswith("|"))
+        lines.append(line.rsplit("|", 2)[0] if timed else line)
+    return "\n".join(lines)
 
 
 def with_section(card: str, title: str, lines: Sequence[str]) -> str:
