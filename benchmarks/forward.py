@@ -35,9 +35,9 @@ def main() -> None:
 
     def full_logits(backward: bool) -> None:
         batch = padded.collate(sequences, everything)
-        mask = (batch.block >= 0).long()
-        output = model(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        logprobs = output.logits[:, :-1].log_softmax(-1).gather(2, batch.input_ids[:, 1:, None])
+        mask = (batch.block_BL >= 0).long()
+        output = model(input_ids=batch.input_ids_BL, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        logprobs = output.logits[:, :-1].log_softmax(-1).gather(2, batch.input_ids_BL[:, 1:, None])
         if backward:
             logprobs.mean().backward()
 

@@ -128,7 +128,7 @@ def _random_but(inputs: RewardInputs, group: int, generator: torch.Generator) ->
 def _policy_gradient(policy: Policy, passes: Sequence[ForwardPass], advantages: Tensor) -> Tensor:
     """Gradient of -sum(advantage x log-prob) over all trained weights, flat."""
     loss = -sum(
-        (forward.logprobs * advantages[torch.tensor(forward.batch.indices)][forward.batch.owners]).sum()
+        (forward.logprobs_P * advantages[torch.tensor(forward.batch.indices)][forward.batch.owners_P]).sum()
         for forward in passes
     )
     assert isinstance(loss, Tensor)

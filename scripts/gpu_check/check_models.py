@@ -111,7 +111,7 @@ def update(of: Policy, chosen: torch.optim.Optimizer, sequences: list[TextSequen
     of.model.train()
     with autocast(bf16):
         for forward in of.passes(sequences, of.hardware.train_budget):
-            summed = forward.logprobs.sum()
+            summed = forward.logprobs_P.sum()
             (-summed / tokens).backward()
             total += float(summed.detach())
     torch.nn.utils.clip_grad_norm_(of.trainable_parameters(), 1.0)

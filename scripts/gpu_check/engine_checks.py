@@ -67,10 +67,10 @@ def _difference(reader: Policy, requests: Sequence[Request], answers: list[list[
     ]
     with autocast(CUDA):
         scored = reader.score([sequence for sequence, _ in written])
-    engine = torch.zeros_like(scored.logprobs)
+    engine = torch.zeros_like(scored.logprobs_NT)
     for row, (_, logprobs) in zip(engine, written, strict=True):
         row[: len(logprobs)] = torch.tensor(logprobs, device=engine.device)
-    return float((scored.logprobs - engine)[scored.mask].abs().mean())
+    return float((scored.logprobs_NT - engine)[scored.mask_NT].abs().mean())
 
 
 def agreement() -> list[Figure]:

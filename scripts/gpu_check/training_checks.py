@@ -60,7 +60,7 @@ def packing_speed() -> list[Figure]:
     readers = {way: policy(model, config, **settings) for way, settings in WAYS.items()}
     for way, reader in readers.items():
         with autocast(CUDA):
-            scores[way] = reader.score(asked).logprobs
+            scores[way] = reader.score(asked).logprobs_NT
             took = seconds(partial(reader.score, asked))
         figures.append(Figure(f"score, {way}", tokens / took, "tokens/s"))
         if CUDA:
@@ -174,7 +174,7 @@ def bf16_learns() -> list[Figure]:
     with autocast():
         for _ in range(20):
             means.append(update(reader, chosen, asked))
-            scored = reader.score(asked[:2]).logprobs
+            scored = reader.score(asked[:2]).logprobs_NT
             stale += int(last is not None and torch.equal(scored, last))
             last = scored
     moved = total = rounded = 0
@@ -199,7 +199,8 @@ def rounding() -> list[Figure]:
     asked = groups(2)
     with autocast():
         wide, narrow = (
-            policy(model, config, packing=False, score_tokens=budget).score(asked).logprobs for budget in (16384, 4096)
+            policy(model, config, packing=False, score_tokens=budget).score(asked).logprobs_NT
+            for budget in (16384, 4096)
         )
         hidden = torch.randn(512, model.config.hidden_size, device=DEVICE)
         head, places = model.get_output_embeddings(), torch.arange(512, device=DEVICE)

@@ -47,7 +47,7 @@ def test_scores_on_cuda_are_those_of_the_cpu(dtype: torch.dtype, tolerance: floa
     torch.testing.assert_close(
         found.embeddings[REGION].cpu(), expected.embeddings[REGION], atol=tolerance, rtol=tolerance
     )
-    torch.testing.assert_close(found.logprobs.cpu(), expected.logprobs, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found.logprobs_NT.cpu(), expected.logprobs_NT, atol=tolerance, rtol=tolerance)
 
 
 def test_bf16_logits_on_cuda_are_those_of_the_cpu() -> None:
@@ -78,7 +78,7 @@ def test_the_engine_reports_the_policys_log_probs() -> None:
         for completion in completions
     ]
     scored = scorer.score([sequence for sequence, _ in written])
-    for row, (_, completion) in zip(scored.logprobs.cpu(), written, strict=True):
+    for row, (_, completion) in zip(scored.logprobs_NT.cpu(), written, strict=True):
         torch.testing.assert_close(
             row[: len(completion.logprobs)], torch.tensor(completion.logprobs), atol=1e-3, rtol=1e-3
         )

@@ -35,9 +35,9 @@ class Watch:
             return generate(engine, requests)
 
         def forward(policy: Any, batch: Any, layer: int) -> Any:
-            rows = batch.input_ids.tolist()
-            for row, slot in zip(batch.rows.tolist(), batch.slots.tolist(), strict=True):
-                mine = [b in (0, slot) for b in batch.block[row].tolist()]
+            rows = batch.input_ids_BL.tolist()
+            for row, slot in zip(batch.rows_N.tolist(), batch.slots_N.tolist(), strict=True):
+                mine = [b in (0, slot) for b in batch.block_BL[row].tolist()]
                 tokens = tuple(token for token, own in zip(rows[row], mine, strict=True) if own)
                 self.scored.append((torch.is_grad_enabled(), tokens))
             return hidden(policy, batch, layer)
@@ -95,7 +95,7 @@ def test_both_sides_train_as_each_does_alone_with_all_samples_as_anchors(train, 
     own = [*STEP, *(f"reward.terms.{name}=null" for name in terms), "reward.terms.consistency.weight=1"]
     for role in ROLES:
         train(*own, f"rollout.policy_role={role}")
-    positive, query, both = (batch.advantages for batch in watch.trained)
+    positive, query, both = (batch.advantages_GK for batch in watch.trained)
     interleaved = torch.stack([positive, query], dim=1).flatten(0, 1)
     torch.testing.assert_close(both, interleaved, rtol=0, atol=1e-3)  # divided by a temperature of 0.1
     assert both.abs().max() > 0.01

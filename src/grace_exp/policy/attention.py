@@ -29,20 +29,20 @@ def use_flex_for_block_masks(model: "PreTrainedModel") -> None:
     model.set_attn_implementation(NAME)
 
 
-def block_mask(block: Tensor) -> BlockMask:
+def block_mask(block_BL: Tensor) -> BlockMask:
     """Return the mask of packed rows, like `MicroBatch.attention_mask` but by blocks.
 
     Args:
-        block: What each token belongs to, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
+        block_BL: What each token belongs to, [rows, width]: 0 the prompt, k the k-th rationale of the row, -1 padding.
     """
-    rows, width = block.shape
+    rows, width = block_BL.shape
 
     def visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        of_key = block[row, key]
-        return (query >= key) & ((of_key == 0) | (of_key == block[row, query]))
+        of_key = block_BL[row, key]
+        return (query >= key) & ((of_key == 0) | (of_key == block_BL[row, query]))
 
-    compiled = block.device.type == "cuda"  # uncompiled code builds a dense mask first
-    return create_block_mask(visible, rows, None, width, width, device=str(block.device), _compile=compiled)
+    compiled = block_BL.device.type == "cuda"  # uncompiled code builds a dense mask first
+    return create_block_mask(visible, rows, None, width, width, device=str(block_BL.device), _compile=compiled)
 
 
 def _attention(

@@ -111,10 +111,10 @@ class OnePass:
         chosen = sorted({able[round(place * (len(able) - 1) / (_COMPARED - 1))] for place in range(_COMPARED)})
         forward = self._policy.embed([sequences[number] for number in chosen], regions)
         worst = 0.0
-        for region, expected in forward.items():
-            found = torch.stack([states.embedding(region) for n in chosen if (states := pooled[n]) is not None])
-            distances = (found - expected).norm(dim=1) / expected.norm(dim=1)
-            worst = max(worst, float(distances.nan_to_num(nan=torch.inf).max()))
+        for region, expected_NH in forward.items():
+            found_NH = torch.stack([states.embedding(region) for n in chosen if (states := pooled[n]) is not None])
+            distances_N = (found_NH - expected_NH).norm(dim=1) / expected_NH.norm(dim=1)
+            worst = max(worst, float(distances_N.nan_to_num(nan=torch.inf).max()))
         tolerance = TOLERANCE[self._dtype]
         if worst <= tolerance:
             return

@@ -30,8 +30,8 @@ class Float32Head(nn.Linear):
         dtype = compute_dtype(input.device.type, self.weight.dtype)
         if dtype not in _LOW:
             return self.product(input, self.weight, self.bias)
-        rows: Any = _Product.apply(input.flatten(0, -2), self.weight, dtype)  # type: ignore[no-untyped-call]
-        logits: Tensor = rows.unflatten(0, input.shape[:-1])
+        logits_PV: Any = _Product.apply(input.flatten(0, -2), self.weight, dtype)  # type: ignore[no-untyped-call]
+        logits: Tensor = logits_PV.unflatten(0, input.shape[:-1])
         return logits if self.bias is None else logits + self.bias.float()
 
 
@@ -62,29 +62,29 @@ def use_float32_head(model: "PreTrainedModel", library: Library = "torch") -> No
 
 
 class _Product(torch.autograd.Function):
-    """Product of hidden [tokens, hidden] and weight [vocabulary, hidden]: low-precision operands, float32 result.
+    """Product of hidden_PH [tokens, hidden] and weight_VH [vocabulary, hidden]: low-precision operands, float32 result.
 
     Gradients are products of low-precision operands too. The weight's gradient has the weight's precision, so that
     micro-batches and chunks add up in float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        low = hidden.to(dtype)
-        ctx.save_for_backward(low, weight)  # the copy is as large as a chunk's states: it is made again
-        ctx.hidden_dtype = hidden.dtype
-        return _product(low, weight.to(dtype).t())
+    def forward(ctx: Any, hidden_PH: Tensor, weight_VH: Tensor, dtype: torch.dtype) -> Tensor:
+        low_PH = hidden_PH.to(dtype)
+        ctx.save_for_backward(low_PH, weight_VH)  # the copy is as large as a chunk's states: it is made again
+        ctx.hidden_dtype = hidden_PH.dtype
+        return _product(low_PH, weight_VH.to(dtype).t())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        low, weight = ctx.saved_tensors
-        gradient = gradients[0].to(low.dtype)
-        of_hidden = of_weight = None
+        low_PH, weight_VH = ctx.saved_tensors
+        gradient_PV = gradients[0].to(low_PH.dtype)
+        of_hidden_PH = of_weight_VH = None
         if ctx.needs_input_grad[0]:
-            of_hidden = _product(gradient, weight.to(low.dtype)).to(ctx.hidden_dtype)
+            of_hidden_PH = _product(gradient_PV, weight_VH.to(low_PH.dtype)).to(ctx.hidden_dtype)
         if ctx.needs_input_grad[1]:
-            of_weight = _product(gradient.t(), low).to(weight.dtype)
-        return of_hidden, of_weight, None
+            of_weight_VH = _product(gradient_PV.t(), low_PH).to(weight_VH.dtype)
+        return of_hidden_PH, of_weight_VH, None
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

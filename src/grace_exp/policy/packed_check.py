@@ -27,16 +27,16 @@ def check_packed_row(batch: MicroBatch, read: Read, *, dtype: torch.dtype) -> No
     Raises:
         ConfigError: They differ by more than rounding.
     """
-    slots, counts = batch.rows.unique(return_counts=True)
-    row = int(slots[counts.argmax()])
-    block = batch.block[row : row + 1]
-    ids, positions = batch.input_ids[row : row + 1], batch.position_ids[row : row + 1]
-    packed = read(input_ids=ids, position_ids=positions, attention_mask=block_mask(block))[0]
+    packed_rows, counts = batch.rows_N.unique(return_counts=True)
+    row = int(packed_rows[counts.argmax()])
+    block_1L = batch.block_BL[row : row + 1]
+    ids_1L, positions_1L = batch.input_ids_BL[row : row + 1], batch.position_ids_BL[row : row + 1]
+    packed_LH = read(input_ids=ids_1L, position_ids=positions_1L, attention_mask=block_mask(block_1L))[0]
     worst = 0.0
-    for slot in range(1, int(block.max()) + 1):
-        chosen = ((block == 0) | (block == slot))[0]
-        plain = read(input_ids=ids[:, chosen], position_ids=positions[:, chosen], attention_mask=None)[0]
-        worst = max(worst, float((packed[chosen] - plain).norm() / plain.norm()))
+    for slot in range(1, int(block_1L.max()) + 1):
+        chosen_L = ((block_1L == 0) | (block_1L == slot))[0]
+        plain_TH = read(input_ids=ids_1L[:, chosen_L], position_ids=positions_1L[:, chosen_L], attention_mask=None)[0]
+        worst = max(worst, float((packed_LH[chosen_L] - plain_TH).norm() / plain_TH.norm()))
     if not worst <= TOLERANCE[dtype]:
         raise ConfigError(
             f"hardware.packed_attention=flex gives other hidden states than plain rows here: {worst:.2g} of their norm "

@@ -164,25 +164,25 @@ class Policy(LightningModule):
             Embeddings per region, float32 [n, hidden]; the log-probs of the rationale tokens, flat [tokens]; and, if
             asked for, the entropies of the distributions they were drawn from, flat [tokens].
         """
-        last_hidden, pooled = self._hidden_states(batch, self.pooling.layer if regions else -1)
-        embeddings = self._pool(pooled if embedding_gradients else pooled.detach(), batch, regions)
-        if not len(batch.targets) and not torch.is_grad_enabled():
-            nothing = torch.zeros(0, device=last_hidden.device)
-            return embeddings, nothing, nothing if entropy else None
+        last_BLH, pooled_BLH = self._hidden_states(batch, self.pooling.layer if regions else -1)
+        embeddings = self._pool(pooled_BLH if embedding_gradients else pooled_BLH.detach(), batch, regions)
+        if not len(batch.targets_P) and not torch.is_grad_enabled():
+            nothing_P = torch.zeros(0, device=last_BLH.device)
+            return embeddings, nothing_P, nothing_P if entropy else None
         read = (
-            last_hidden.flatten(0, 1)[batch.predictors],
-            batch.targets,
-            batch.temperatures,
+            last_BLH.flatten(0, 1)[batch.predictors_P],
+            batch.targets_P,
+            batch.temperatures_P,
             self.causal_lm.get_output_embeddings(),
         )
         chunk = self.hardware.logprob_chunk_tokens
-        self._counter.add(targets=len(batch.targets))
+        self._counter.add(targets=len(batch.targets_P))
         if entropy:
             return embeddings, *token_logprobs_and_entropy(*read, chunk=chunk)
         return embeddings, token_logprobs(*read, chunk=chunk), None
 
-    def _pool(self, hidden: Tensor, batch: MicroBatch, regions: Sequence[Region]) -> dict[Region, Tensor]:
-        return {region: pool(hidden, batch, region=region, method=self.pooling.method) for region in regions}
+    def _pool(self, hidden_BLH: Tensor, batch: MicroBatch, regions: Sequence[Region]) -> dict[Region, Tensor]:
+        return {region: pool(hidden_BLH, batch, region=region, method=self.pooling.method) for region in regions}
 
     def _hidden_states(self, batch: MicroBatch, layer: int) -> tuple[Tensor, Tensor]:
         """Hidden states behind the last layer and behind `layer`, each [rows, width, hidden]."""
@@ -199,19 +199,19 @@ class Policy(LightningModule):
                 from transformers import DynamicCache
 
                 cache = DynamicCache(config=self.model.config)
-                read = decoder(input_ids=batch.input_ids[:1, :head], past_key_values=cache, use_cache=True)
+                read = decoder(input_ids=batch.input_ids_BL[:1, :head], past_key_values=cache, use_cache=True)
                 last.append(read.last_hidden_state)
-                cache.batch_repeat_interleave(len(batch.input_ids))
+                cache.batch_repeat_interleave(len(batch.input_ids_BL))
             read = decoder(
-                input_ids=batch.input_ids[:, head:],
-                position_ids=batch.position_ids[:, head:],
+                input_ids=batch.input_ids_BL[:, head:],
+                position_ids=batch.position_ids_BL[:, head:],
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=cache is not None,  # nothing is decoded: only for what rows share
             )
             last.append(read.last_hidden_state)
-        whole = _behind_head(last)
-        return whole, _behind_head(recorded) if recorded else whole
+        last_BLH = _behind_head(last)
+        return last_BLH, _behind_head(recorded) if recorded else last_BLH
 
     def _mask(self, batch: MicroBatch) -> "Tensor | BlockMask | None":
         """Where tokens may look; at the first packed rows with the proof that it says what plain rows say."""
@@ -229,7 +229,7 @@ class Policy(LightningModule):
                     lambda **rows: decoder(**rows, use_cache=False).last_hidden_state,
                     dtype=compute_dtype(self.model.device.type, self.model.dtype),
                 )
-        return block_mask(batch.block)
+        return block_mask(batch.block_BL)
 
     @torch.no_grad()
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:
@@ -251,8 +251,8 @@ class Policy(LightningModule):
         with self._evaluating():
             plan = self.plan(sequences, self.hardware.score_budget)
             for indices in plan:
-                for region, embeddings in self.embedding_pass(sequences, indices, regions).items():
-                    found.setdefault(region, {}).update(zip(indices, embeddings, strict=True))
+                for region, embeddings_NH in self.embedding_pass(sequences, indices, regions).items():
+                    found.setdefault(region, {}).update(zip(indices, embeddings_NH, strict=True))
         return {region: torch.stack([rows[i] for i in range(len(sequences))]) for region, rows in found.items()}
 
     @torch.no_grad()
@@ -268,9 +268,9 @@ class Policy(LightningModule):
         """
         with self._evaluating():
             batch = self.collate([sequence], [0])
-            _, hidden = self._hidden_states(batch, self.pooling.layer)
-        member = batch.membership(region or self.pooling.region)[0]
-        return hidden[0][member].float(), batch.position_ids[0][member]
+            _, hidden_BLH = self._hidden_states(batch, self.pooling.layer)
+        member_L = batch.membership(region or self.pooling.region)[0]
+        return hidden_BLH[0][member_L].float(), batch.position_ids_BL[0][member_L]
 
     def embedding_pass(
         self, sequences: Sequence[TextSequence], indices: Sequence[int], regions: Sequence[Region] = ()

@@ -31,16 +31,16 @@ class PooledStates:
     """Pooled states of one sequence, separately for prompt and rationale, so that every region can be computed.
 
     Attributes:
-        text: The pooled states of the prompt's tokens: their sum (`mean`), their largest values, or the last one,
+        text_H: The pooled states of the prompt's tokens: their sum (`mean`), their largest values, or the last one,
             float32 [hidden].
-        rationale: The same for the rationale's tokens.
+        rationale_H: The same for the rationale's tokens.
         text_tokens: Number of pooled prompt tokens.
         rationale_tokens: Number of rationale tokens.
         method: The pooling method.
     """
 
-    text: Tensor
-    rationale: Tensor
+    text_H: Tensor
+    rationale_H: Tensor
     text_tokens: int
     rationale_tokens: int
     method: Method
@@ -48,9 +48,9 @@ class PooledStates:
     def embedding(self, region: Region) -> Tensor:
         """Return the embedding as `policy.pooling.pool` computes it, float32 [hidden]."""
         if region == "text":
-            return self.text / self.text_tokens if self.method == "mean" else self.text
+            return self.text_H / self.text_tokens if self.method == "mean" else self.text_H
         if region == "rationale" or self.method == "last":
-            return self.rationale / self.rationale_tokens if self.method == "mean" else self.rationale
+            return self.rationale_H / self.rationale_tokens if self.method == "mean" else self.rationale_H
         if self.method == "max":
-            return torch.maximum(self.text, self.rationale)
-        return (self.text + self.rationale) / (self.text_tokens + self.rationale_tokens)
+            return torch.maximum(self.text_H, self.rationale_H)
+        return (self.text_H + self.rationale_H) / (self.text_tokens + self.rationale_tokens)

@@ -18,7 +18,7 @@ def pool(hidden_BLH: Tensor, batch: MicroBatch, *, region: Region, method: Liter
         ValueError: A sequence has no token in the region.
     """
     if not batch.n:
-        return hidden_BLH[batch.rows, 0].float()  # [0, hidden], connected to the graph
+        return hidden_BLH[batch.rows_N, 0].float()  # [0, hidden], connected to the graph
     member_NL = batch.membership(region)
     counts_N = member_NL.sum(dim=1)
     if not bool((counts_N > 0).all()):
@@ -26,19 +26,19 @@ def pool(hidden_BLH: Tensor, batch: MicroBatch, *, region: Region, method: Liter
     if method == "last":
         positions_L = torch.arange(member_NL.shape[1], device=member_NL.device)
         last_N = torch.where(member_NL, positions_L, -1).amax(dim=1)
-        return hidden_BLH[batch.rows, last_N].float()
+        return hidden_BLH[batch.rows_N, last_N].float()
     if method == "max":
         return torch.stack(
             [
                 hidden_BLH[row][mask].float().amax(dim=0)
-                for row, mask in zip(batch.rows.tolist(), member_NL, strict=True)
+                for row, mask in zip(batch.rows_N.tolist(), member_NL, strict=True)
             ]
         )
     # One matrix product a row: a prompt's hidden states are read once for all sequences that share them.
     weights_BSL = hidden_BLH.new_zeros(
-        hidden_BLH.shape[0], int(batch.slots.max()), hidden_BLH.shape[1], dtype=torch.float32
+        hidden_BLH.shape[0], int(batch.slots_N.max()), hidden_BLH.shape[1], dtype=torch.float32
     )
-    weights_BSL[batch.rows, batch.slots - 1] = member_NL / counts_N[:, None]
+    weights_BSL[batch.rows_N, batch.slots_N - 1] = member_NL / counts_N[:, None]
     with torch.autocast(hidden_BLH.device.type, enabled=False):
         means_BSH = weights_BSL @ hidden_BLH.float()
-    return means_BSH[batch.rows, batch.slots - 1]
+    return means_BSH[batch.rows_N, batch.slots_N - 1]

@@ -41,9 +41,9 @@ class Reference(LightningModule):
             model = policy.model
             was_training = model.training
             model.eval()
-            logprobs: Tensor = policy(batch)[1]
+            logprobs_P: Tensor = policy(batch)[1]
             model.train(was_training)
-        return logprobs
+        return logprobs_P
 
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:
         """As `Policy.score`."""

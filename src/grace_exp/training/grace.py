@@ -208,7 +208,7 @@ class GraceModule(StepModule):
             `train/*`: means over the updates that were made (over all where none was).
         """
         updates = self.config.job.batch_size // self.config.objective.mini_batch_size
-        per_update = len(trained.advantages) // updates
+        per_update = len(trained.advantages_GK) // updates
         update_metrics: list[dict[str, float]] = []
         skipped: list[dict[str, float]] = []
         self.policy.model.train()
@@ -230,7 +230,7 @@ class GraceModule(StepModule):
         pathwise, apart = None, policy_gradient(objective, step, self.policy.trainable_parameters())
         if mini_batch.pathwise is not None:
             try:
-                pathwise = mini_batch.pathwise(start, len(mini_batch.advantages))
+                pathwise = mini_batch.pathwise(start, len(mini_batch.advantages_GK))
             except EmbeddingError as error:  # on all processes, which have the same embeddings
                 return self._without_direction(step, start, mini_batch, error)
 

@@ -55,9 +55,9 @@ def inputs(kind: str, sequences: Sequences, dtype: torch.dtype) -> tuple[dict[st
     )  # fmt: skip
     dense = batch.attention_mask()
     assert dense is not None
-    both = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    both = {"input_ids": batch.input_ids_BL, "position_ids": batch.position_ids_BL}
     added = torch.zeros(dense.shape, dtype=dtype).masked_fill_(~dense, torch.finfo(dtype).min)
-    return both | {"attention_mask": dense}, both | {"attention_mask": added}, batch.block >= 0
+    return both | {"attention_mask": dense}, both | {"attention_mask": added}, batch.block_BL >= 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])

@@ -124,9 +124,9 @@ def found_by(policy: Policy, asked: list[TextSequence]) -> dict[str, Tensor]:
     policy.zero_grad()
     scored = policy.score(asked)
     for one in policy.passes(asked, 100_000):
-        one.logprobs.sum().backward()
+        one.logprobs_P.sum().backward()
     gradients = {name: weight.grad.clone() for name, weight in policy.named_parameters() if weight.grad is not None}
-    return gradients | {"logprobs": scored.logprobs} | dict(scored.embeddings)
+    return gradients | {"logprobs": scored.logprobs_NT} | dict(scored.embeddings)
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "full", "selective"])

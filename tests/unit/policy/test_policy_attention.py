@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without to
 def assert_scores_equal(found: Policy, expected: Policy, asked: list[TextSequence], atol: float = 1e-5) -> None:
     one, other = found.score(asked), expected.score(asked)
     assert_close(one.embeddings[REGION], other.embeddings[REGION], atol=atol, rtol=0)
-    assert_close(one.logprobs, other.logprobs, atol=atol, rtol=0)
+    assert_close(one.logprobs_NT, other.logprobs_NT, atol=atol, rtol=0)
 
 
 def test_a_block_mask_is_the_dense_mask(policy: Make, sequences: Sequences) -> None:
@@ -36,15 +36,15 @@ def test_a_block_mask_is_the_dense_mask(policy: Make, sequences: Sequences) -> N
     batch = reader.collate(asked, range(len(asked)))
     dense = batch.attention_mask()
     assert dense is not None
-    made = block_mask(batch.block)
-    rows, width = batch.block.shape
+    made = block_mask(batch.block_BL)
+    rows, width = batch.block_BL.shape
     assert torch.equal(create_mask(made.mask_mod, rows, 1, width, width, device="cpu"), dense)
 
 
 def test_flex_skips_blocks_that_are_masked(policy: Make, sequences: Sequences) -> None:
     asked = sequences([[200] * 4])
     batch = policy(max_row_tokens=4096).collate(asked, range(4))
-    assert block_mask(batch.block).sparsity() > 30  # per cent of blocks that no kernel touches; causal alone: 43
+    assert block_mask(batch.block_BL).sparsity() > 30  # per cent of blocks that no kernel touches; causal alone: 43
 
 
 def test_packed_rows_by_flex_are_packed_rows_behind_a_mask(policy: Make, model: Any, sequences: Sequences) -> None:
@@ -54,7 +54,7 @@ def test_packed_rows_by_flex_are_packed_rows_behind_a_mask(policy: Make, model: 
     assert model.config._attn_implementation == NAME
     found = flex.score(asked)
     assert_close(found.embeddings[REGION], expected.embeddings[REGION], atol=1e-5, rtol=0)
-    assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+    assert_close(found.logprobs_NT, expected.logprobs_NT, atol=1e-5, rtol=0)
     assert_scores_equal(policy(packing=False), policy(), asked)  # plain rows of the same model go on with SDPA
 
 
@@ -68,10 +68,10 @@ def test_flex_takes_any_number_of_heads_a_key_and_autocast(policy: Make, sequenc
     model: Any = Qwen2ForCausalLM(config).eval()
     asked = sequences(GROUPS)
     mask, flex = policy(model).score(asked), policy(model, packed_attention="flex").score(asked)
-    assert_close(flex.logprobs, mask.logprobs, atol=1e-5, rtol=0)
+    assert_close(flex.logprobs_NT, mask.logprobs_NT, atol=1e-5, rtol=0)
     with torch.autocast("cpu", torch.bfloat16):
         low = policy(model, packed_attention="flex").score(asked)
-    assert (low.logprobs - mask.logprobs).abs().mean() < 0.05
+    assert (low.logprobs_NT - mask.logprobs_NT).abs().mean() < 0.05
 
 
 def test_a_kernel_that_gives_other_states_is_refused_at_its_first_use(
@@ -104,7 +104,7 @@ def test_padded_widths_change_nothing(policy: Make, sequences: Sequences, packin
     asked = sequences(GROUPS, head=5)
     wide = policy(packing=packing, share_head=share_head, pad_to=128)
     assert_scores_equal(wide, policy(packing=packing, share_head=share_head), asked)
-    widths = {wide.collate(asked, plan).input_ids.shape[1] for plan in wide.plan(asked, 300)}
+    widths = {wide.collate(asked, plan).input_ids_BL.shape[1] for plan in wide.plan(asked, 300)}
     assert widths == {128}
 
 
@@ -112,7 +112,7 @@ def test_padded_widths_change_nothing(policy: Make, sequences: Sequences, packin
 def test_budgets_count_padded_widths(policy: Make, sequences: Sequences, pad_to: int) -> None:
     reader, asked = policy(packing=False, pad_to=pad_to), sequences([[30], [5], [80], [9], [40]])
     for plan in reader.plan(asked, 256):
-        rows, width = reader.collate(asked, plan).input_ids.shape
+        rows, width = reader.collate(asked, plan).input_ids_BL.shape
         assert rows == 1 or rows * width <= 256
         assert width % pad_to == 0
 
@@ -130,7 +130,7 @@ def test_compiled_layers_give_the_same_scores_and_gradients(
         if compiled:
             compile_layers(model, backend="eager")  # traced, but without a compiler of kernels
         model.zero_grad()
-        next(policy().passes(asked, 1000)).logprobs.sum().backward()
+        next(policy().passes(asked, 1000)).logprobs_P.sum().backward()
         gradients.append([weight.grad.clone() for weight in model.parameters()])
     for plain, found in zip(*gradients, strict=True):
         assert_close(found, plain, atol=1e-5, rtol=1e-4)

@@ -30,9 +30,9 @@ def assert_scored_as_plain(
             for region in regions:
                 expected = plain(policy.model, sequence, policy.pooling, region)
                 torch.testing.assert_close(scored.embeddings[region][number], expected.embedding, atol=1e-5, rtol=0)
-            torch.testing.assert_close(scored.logprobs[number, :length], expected.logprobs, atol=1e-5, rtol=0)
-            assert scored.mask[number].tolist() == [place < length for place in range(scored.mask.shape[1])]
-            assert not scored.logprobs[number, length:].any()
+            torch.testing.assert_close(scored.logprobs_NT[number, :length], expected.logprobs, atol=1e-5, rtol=0)
+            assert scored.mask_NT[number].tolist() == [place < length for place in range(scored.mask_NT.shape[1])]
+            assert not scored.logprobs_NT[number, length:].any()
 
 
 @pytest.mark.parametrize("layer", [-1, -2, 0])
@@ -98,7 +98,7 @@ def test_gradients_reach_the_weights_through_a_shared_head(model: Any, policy: M
         model.zero_grad()
         reader = policy(share_head=share)
         for forward in reader.passes(asked, 10_000):
-            forward.logprobs.sum().backward()
+            forward.logprobs_P.sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for whole, shared in zip(*gradients, strict=True):
         torch.testing.assert_close(shared, whole, atol=1e-4, rtol=1e-4)
@@ -170,7 +170,7 @@ def test_equal_prompts_that_are_pooled_differently_do_not_share_a_row(
 def test_a_prompt_alone_can_be_scored(policy: Make, sequences: Sequences, plain: Any) -> None:
     bare = [replace(sequence, completion_ids=()) for sequence in sequences([[1], [1]])]
     scored = policy().score(bare, ("text", "text_and_rationale"))
-    assert scored.logprobs.shape == (2, 0)
+    assert scored.logprobs_NT.shape == (2, 0)
     assert torch.equal(scored.embeddings["text"], scored.embeddings["text_and_rationale"])
     mixed = [*bare, *sequences([[4, 2]], seed=5)]
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_a_bf16_model_is_pooled_and_scored_in_float32(
     model.to(torch.bfloat16)  # type: ignore[call-arg]
     (sequence,) = sequences([[400]])
     (embedding,) = (scored := policy().score([sequence])).embeddings["text_and_rationale"]
-    assert embedding.dtype == scored.logprobs.dtype == torch.float32
+    assert embedding.dtype == scored.logprobs_NT.dtype == torch.float32
     with torch.no_grad():
         output: Any = model(
             torch.tensor([[*sequence.prompt.token_ids, *sequence.completion_ids]]), output_hidden_states=True
@@ -228,7 +228,7 @@ def test_a_bf16_model_is_pooled_and_scored_in_float32(
     expected = output.hidden_states[-1][0].float()[sequence.prompt.pool_start :].mean(0)
     torch.testing.assert_close(embedding, expected, atol=1e-6, rtol=1e-5)
     expected_logprobs = plain(model, sequence, PoolingConfig()).logprobs
-    torch.testing.assert_close(scored.logprobs[0], expected_logprobs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scored.logprobs_NT[0], expected_logprobs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -238,7 +238,7 @@ def test_a_bf16_model_can_be_packed(model: Any, policy: Make, sequences: Sequenc
     packed, padded = (policy(packing=packing).score(sequences(GROUPS)) for packing in (True, False))
     region: Region = "text_and_rationale"
     assert nn.functional.cosine_similarity(packed.embeddings[region], padded.embeddings[region]).min() > 0.999
-    assert (packed.logprobs - padded.logprobs).abs().mean() < 0.05  # bf16 keeps eight bits
+    assert (packed.logprobs_NT - padded.logprobs_NT).abs().mean() < 0.05  # bf16 keeps eight bits
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -284,10 +284,10 @@ def test_passes_with_gradients_say_what_scoring_says(policy: Make, sequences: Se
     collected, scored = collect(asked, passes), reader.score(asked, REGIONS)
     for region in REGIONS:
         torch.testing.assert_close(collected.embeddings[region], scored.embeddings[region], atol=1e-5, rtol=0)
-    torch.testing.assert_close(collected.logprobs, scored.logprobs, atol=1e-5, rtol=0)
-    assert torch.equal(collected.mask, scored.mask)
-    assert not collected.logprobs.requires_grad
-    assert all(forward.logprobs.requires_grad for forward in passes)  # kept for an update
+    torch.testing.assert_close(collected.logprobs_NT, scored.logprobs_NT, atol=1e-5, rtol=0)
+    assert torch.equal(collected.mask_NT, scored.mask_NT)
+    assert not collected.logprobs_NT.requires_grad
+    assert all(forward.logprobs_P.requires_grad for forward in passes)  # kept for an update
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -300,8 +300,8 @@ def test_scoring_is_in_evaluation_mode_and_leaves_the_mode_as_it_was(
     model.train(training)
     scored = policy().score(sequences(GROUPS))
     assert model.training is training
-    assert torch.equal(scored.logprobs, expected.logprobs)
-    assert not scored.logprobs.requires_grad
+    assert torch.equal(scored.logprobs_NT, expected.logprobs_NT)
+    assert not scored.logprobs_NT.requires_grad
 
 
 def test_hidden_states_are_recorded_only_while_asked_for(model: Any, policy: Make, sequences: Sequences) -> None:

@@ -40,7 +40,7 @@ def batch(policy: Policy, sequences: Sequences) -> MicroBatch:
 
 def flat_plain(model: nn.Module, batch: MicroBatch, sequences: Sequences, plain: Any) -> Tensor:
     found = [plain(model, sequence, PoolingConfig()).logprobs for sequence in sequences(GROUPS)]
-    return torch.stack([found[o][k] for o, k in zip(batch.owners.tolist(), batch.offsets.tolist(), strict=True)])
+    return torch.stack([found[o][k] for o, k in zip(batch.owners_P.tolist(), batch.offsets_P.tolist(), strict=True)])
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ def test_its_embeddings_and_scores_are_those_of_the_start(start: Policy, sequenc
     reference, first = Reference(start), start.score(asked)
     update(start)
     scored = reference.score(asked)
-    torch.testing.assert_close(scored.logprobs, first.logprobs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scored.logprobs_NT, first.logprobs_NT, atol=1e-6, rtol=0)
     torch.testing.assert_close(scored.embeddings, first.embeddings, atol=1e-6, rtol=0)
     torch.testing.assert_close(reference.embed(asked), first.embeddings, atol=1e-6, rtol=0)
-    assert (start.score(asked).logprobs - first.logprobs).abs().max() > 0.1
+    assert (start.score(asked).logprobs_NT - first.logprobs_NT).abs().max() > 0.1

@@ -70,7 +70,7 @@ class ContrastiveModule(StepModule):
             cache = GradientCache(
                 self.policy, views, self.region, hardware.train_budget, keep_all=hardware.keeps_forward
             )
-        pairs = PairEmbeddings.gathered(cache.embeddings, instances, self.gather)
+        pairs = PairEmbeddings.gathered(cache.embeddings_NH, instances, self.gather)
         metrics = pairs.metrics() if pairs.finite() else {}  # a bad loss or gradient is handled by `update`
         loss, gradients = pairs.contrast().gradients(temperature)
 

@@ -22,7 +22,7 @@ class GradientCache:
     The last micro-batch's forward is kept for the backward pass, so a batch of one micro-batch is computed once.
 
     Attributes:
-        embeddings: `[n, hidden]` float32 without gradient, view by view, each in its order.
+        embeddings_NH: `[n, hidden]` float32 without gradient, view by view, each in its order.
     """
 
     def __init__(
@@ -55,41 +55,41 @@ class GradientCache:
                 remaining -= 1
                 # The output head is not computed.
                 batch = policy.collate(view, indices).without_targets()
-                rows = torch.tensor(indices, dtype=torch.long, device=batch.input_ids.device) + first
-                state = RandomState(batch.input_ids.device)
+                rows_N = torch.tensor(indices, dtype=torch.long, device=batch.input_ids_BL.device) + first
+                state = RandomState(batch.input_ids_BL.device)
                 with torch.set_grad_enabled(keep_all or remaining == 0):
-                    found = self._embed(batch)
-                self._parts.append(_Part(batch, rows, state, found))
+                    found_NH = self._embed(batch)
+                self._parts.append(_Part(batch, rows_N, state, found_NH))
             first += len(view)
-        hidden = self._parts[0].embeddings.shape[1]
-        self.embeddings = self._parts[0].embeddings.new_zeros(first, hidden)
+        first_NH = self._parts[0].embeddings_NH
+        self.embeddings_NH = first_NH.new_zeros(first, first_NH.shape[1])
         for part in self._parts:
-            self.embeddings[part.rows] = part.embeddings.detach()
+            self.embeddings_NH[part.rows_N] = part.embeddings_NH.detach()
 
-    def backward(self, gradients: Tensor, backward: Callable[[Tensor, bool], None]) -> None:
+    def backward(self, gradients_NH: Tensor, backward: Callable[[Tensor, bool], None]) -> None:
         """Carry gradients of the embeddings into the weights; may be called once.
 
         Args:
-            gradients: `[n, hidden]`.
+            gradients_NH: `[n, hidden]`.
             backward: Called with a loss whose gradient is the micro-batch's, and whether it is the last one.
         """
         parts, self._parts = self._parts, []
         while parts:
             part = parts.pop()  # the last part, whose forward is kept, comes first
-            embeddings = part.embeddings
-            if not embeddings.requires_grad:
+            embeddings_NH = part.embeddings_NH
+            if not embeddings_NH.requires_grad:
                 with part.state.restored():
-                    embeddings = self._embed(part.batch)
-            backward((embeddings * gradients[part.rows]).sum(), not parts)
+                    embeddings_NH = self._embed(part.batch)
+            backward((embeddings_NH * gradients_NH[part.rows_N]).sum(), not parts)
 
     def _embed(self, batch: MicroBatch) -> Tensor:
-        embeddings: Tensor = self._policy(batch, (self._region,), embedding_gradients=True)[0][self._region]
-        return embeddings
+        embeddings_NH: Tensor = self._policy(batch, (self._region,), embedding_gradients=True)[0][self._region]
+        return embeddings_NH
 
 
 @dataclass(frozen=True, eq=False)
 class _Part:
     batch: MicroBatch
-    rows: Tensor
+    rows_N: Tensor
     state: RandomState
-    embeddings: Tensor
+    embeddings_NH: Tensor

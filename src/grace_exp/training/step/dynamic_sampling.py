@@ -81,10 +81,10 @@ class Resampler:
 
     def _silent(self, rollouts: Rollouts, trained_roles: Sequence[TrainedRole]) -> tuple[Tensor, Tensor]:
         """Return the instances' indices, and whether a new one has no spread, of all processes, both [instances]."""
-        device = trained_roles[0].shaped.device
+        device = trained_roles[0].shaped_GK.device
         indices = self._gather(torch.tensor([present.instance.index for present in rollouts.instances], device=device))
         stored = self._gather(torch.tensor([present.stored for present in rollouts.instances], device=device))
         informative = torch.stack(
-            [informative_groups(trained_role.shaped, trained_role.reward.kept_GK) for trained_role in trained_roles]
+            [informative_groups(trained_role.shaped_GK, trained_role.reward.kept_GK) for trained_role in trained_roles]
         ).any(dim=0)
         return indices, ~informative & ~stored

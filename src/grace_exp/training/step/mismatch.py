@@ -17,12 +17,12 @@ Reduce = Callable[[Tensor, str], Tensor]
 """Reduces a tensor over processes, elementwise, by `sum` or `max`."""
 
 
-def engine_logprobs(completions: Sequence[Completion], like: Tensor) -> Tensor:
-    """Return the engine's log-probs in the shape of `like` [n, longest]; nan after a rationale's end."""
-    rows = torch.full(like.shape, torch.nan)
-    for row, completion in zip(rows, completions, strict=True):
+def engine_logprobs(completions: Sequence[Completion], like_NT: Tensor) -> Tensor:
+    """Return the engine's log-probs in the shape of `like_NT` [n, longest]; nan after a rationale's end."""
+    logprobs_NT = torch.full(like_NT.shape, torch.nan)
+    for row, completion in zip(logprobs_NT, completions, strict=True):
         row[: len(completion.logprobs)] = torch.tensor(completion.logprobs)
-    return rows.to(like.device, like.dtype)
+    return logprobs_NT.to(like_NT.device, like_NT.dtype)
 
 
 def step_mismatch(
@@ -38,21 +38,21 @@ def step_mismatch(
     """
     fresh = [instance_rollouts for instance_rollouts in rollouts.instances if not instance_rollouts.stored]
     group = rollouts.only(fresh).group
-    trainer = scores.logprobs(group)
-    lengths = torch.tensor([len(rollout.completion.token_ids) for rollout in group], device=trainer.device)
-    mask = torch.arange(trainer.shape[1], device=trainer.device) < lengths[:, None]
-    engine = engine_logprobs([rollout.completion for rollout in group], trainer)
+    trainer_NT = scores.logprobs(group)
+    lengths_N = torch.tensor([len(rollout.completion.token_ids) for rollout in group], device=trainer_NT.device)
+    mask_NT = torch.arange(trainer_NT.shape[1], device=trainer_NT.device) < lengths_N[:, None]
+    engine_NT = engine_logprobs([rollout.completion for rollout in group], trainer_NT)
 
     def reduce(value: Tensor, how: str) -> Tensor:
         reduced = module.trainer.strategy.reduce(value, reduce_op=how)
         assert isinstance(reduced, Tensor)
         return reduced
 
-    return mismatch_metrics(engine, trainer, mask, config, reduce)
+    return mismatch_metrics(engine_NT, trainer_NT, mask_NT, config, reduce)
 
 
 def mismatch_metrics(
-    engine: Tensor, trainer: Tensor, mask: Tensor, config: ImportanceConfig, reduce: Reduce
+    engine_NT: Tensor, trainer_NT: Tensor, mask_NT: Tensor, config: ImportanceConfig, reduce: Reduce
 ) -> dict[str, float]:
     """Return `mismatch/*` over the rationale tokens of all processes whose engine log-prob is finite.
 
@@ -65,27 +65,27 @@ def mismatch_metrics(
     - `masked_share`, `nonfinite`: share and number of tokens left out because the engine's log-prob is nan or infinite.
 
     Args:
-        engine: Log-probs of the group's tokens, [n, longest].
-        trainer: The trainer's log-probs of the same tokens.
-        mask: The rationale's tokens, [n, longest] bool.
+        engine_NT: Log-probs of the group's tokens, [n, longest].
+        trainer_NT: The trainer's log-probs of the same tokens.
+        mask_NT: The rationale's tokens, [n, longest] bool.
         config: The importance correction in use.
         reduce: Reduces over processes, by sum or maximum.
     """
-    finite = mask & torch.isfinite(engine)
-    rows = finite.nonzero()[:, 0]
-    old, wrote = trainer[finite].double(), engine[finite].double()
+    finite_NT = mask_NT & torch.isfinite(engine_NT)
+    rows = finite_NT.nonzero()[:, 0]
+    old, wrote = trainer_NT[finite_NT].double(), engine_NT[finite_NT].double()
     difference = old - wrote
     bounded = difference.clamp(max=MAX_LOG_RATIO)
     ratio = bounded.exp()
-    written = finite.any(dim=1)
-    of_sequences = row_sums(difference, rows, len(mask))[written].clamp(max=MAX_LOG_RATIO).exp()
+    written_N = finite_NT.any(dim=1)
+    of_sequences = row_sums(difference, rows, len(mask_NT))[written_N].clamp(max=MAX_LOG_RATIO).exp()
     capped = torch.zeros_like(ratio)
     if config.mode != "none":
-        capped = (importance_weights(old, wrote, rows, len(mask), config) > config.cap).double()
+        capped = (importance_weights(old, wrote, rows, len(mask_NT), config) > config.cap).double()
     summands = {
-        "all": mask.sum(),
-        "tokens": finite.sum(),
-        "sequences": written.sum(),
+        "all": mask_NT.sum(),
+        "tokens": finite_NT.sum(),
+        "sequences": written_N.sum(),
         "absolute": difference.abs().sum(),
         "k3": (torch.expm1(bounded) - bounded).sum(),
         "ratio": ratio.sum(),

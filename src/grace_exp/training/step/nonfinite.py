@@ -14,8 +14,8 @@ class NonFiniteError(GraceError):
 
 def rollout_evidence(mini_batch: MiniBatch) -> dict[str, Any]:
     """Return the rationales of a mini-batch as plain data, with numbers as text because JSON has no nan."""
-    advantages = mini_batch.advantages.flatten().tolist()
-    rows = zip(mini_batch.rollouts, advantages, mini_batch.old_logprobs.tolist(), strict=True)
+    advantages = mini_batch.advantages_GK.flatten().tolist()
+    rows = zip(mini_batch.rollouts, advantages, mini_batch.old_logprobs_NT.tolist(), strict=True)
     return {
         "rollouts": [
             {

@@ -39,11 +39,10 @@ class PathwisePart:
     def loss(self, forward: EmbeddingPass) -> Tensor:
         """Return a loss whose gradient by the embeddings of a forward with gradients is the pathwise gradient."""
         terms = []
-        for region, embeddings in forward.embeddings.items():
-            gradients, zero = self.gradients[region], torch.zeros_like(embeddings[0])
-            terms.append(
-                (embeddings * torch.stack([gradients.get(rollout, zero) for rollout in forward.rollouts])).sum()
-            )
+        for region, embeddings_NH in forward.embeddings.items():
+            gradients, zero_H = self.gradients[region], torch.zeros_like(embeddings_NH[0])
+            gradients_NH = torch.stack([gradients.get(rollout, zero_H) for rollout in forward.rollouts])
+            terms.append((embeddings_NH * gradients_NH).sum())
         return torch.stack(terms).sum()
 
     def other_passes(self, policy: Policy, token_budget: int) -> tuple[Iterator[EmbeddingPass], int]:

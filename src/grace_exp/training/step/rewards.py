@@ -86,26 +86,28 @@ class StepRewards:
                 credit[role] = credit[role] + weight * other.anchors_GA
         return credit
 
-    def _trained_role(self, rollouts: Rollouts, role: Role, inputs: RewardInputs, credit: Tensor | None) -> TrainedRole:
+    def _trained_role(
+        self, rollouts: Rollouts, role: Role, inputs: RewardInputs, credit_GK: Tensor | None
+    ) -> TrainedRole:
         objective = self._config.objective
         reward = compose_reward(inputs, self._config.reward)
-        baseline = None
+        baseline_G = None
         if needs_greedy_baseline(objective):
             greedy = self._inputs.of(self._scores, rollouts, role, rollouts.greedy(role))
-            baseline = compose_reward(greedy, self._config.reward).final_GK[:, 0]
+            baseline_G = compose_reward(greedy, self._config.reward).final_GK[:, 0]
         judged = AdvantageInputs(
-            rewards_GK=reward.final_GK if credit is None else reward.final_GK + credit,
+            rewards_GK=reward.final_GK if credit_GK is None else reward.final_GK + credit_GK,
             kept_GK=reward.kept_GK,
             lengths_GK=inputs.lengths_GK,
             max_tokens=self._config.rollout.max_tokens,
-            baseline_G=baseline,
+            baseline_G=baseline_G,
             reference_kl_GK=self._reference_kl(rollouts.for_role(role)) if needs_reference_kl(objective) else None,
         )
-        shaped, advantages = shaped_rewards(judged, objective), compute_advantages(judged, objective)
-        return TrainedRole(role, inputs, reward, shaped, advantages, judged.reference_kl_GK, credit)
+        shaped_GK, advantages_GK = shaped_rewards(judged, objective), compute_advantages(judged, objective)
+        return TrainedRole(role, inputs, reward, shaped_GK, advantages_GK, judged.reference_kl_GK, credit_GK)
 
     def _reference_kl(self, rollouts: list[Rollout]) -> Tensor:
         """Return the estimated KL to the reference, summed over each rationale, [groups, K] nats."""
         estimator = KL_ESTIMATORS[self._config.objective.kl.estimator]
-        values = estimator(self._scores.logprobs(rollouts), self._scores.reference_logprobs(rollouts)).sum(dim=1)
-        return self._processes.gather(values.view(-1, self._config.rollout.group_size))
+        estimates_NT = estimator(self._scores.logprobs(rollouts), self._scores.reference_logprobs(rollouts))
+        return self._processes.gather(estimates_NT.sum(dim=1).view(-1, self._config.rollout.group_size))

@@ -148,8 +148,8 @@ class _EmbeddedAnew:
         self._found: dict[Region, dict[Rollout, Tensor]] = {}
 
     def take(self, forward: EmbeddingPass) -> None:
-        for region, rows in forward.embeddings.items():
-            self._found.setdefault(region, {}).update(zip(forward.rollouts, rows, strict=True))
+        for region, rows_NH in forward.embeddings.items():
+            self._found.setdefault(region, {}).update(zip(forward.rollouts, rows_NH, strict=True))
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
         return torch.stack([self._found[region][rollout] for rollout in rollouts])

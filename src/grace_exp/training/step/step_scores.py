@@ -97,8 +97,8 @@ class StepScores:
         if pooled and in_one_pass:
             states = [pooled[rollout] for rollout in in_one_pass]
             found = self._policy.one_pass.embed(sequences_of(in_one_pass), states, self._regions)
-            for region, rows in found.items():
-                self._embeddings[region].update(zip(in_one_pass, rows, strict=True))
+            for region, rows_NH in found.items():
+                self._embeddings[region].update(zip(in_one_pass, rows_NH, strict=True))
             others = [rollout for rollout in others if rollout not in pooled]
         unembedded = [*trained, *others]
         if trained:
@@ -116,8 +116,8 @@ class StepScores:
         if unembedded and self._hardware.keeps_forward and self._embedding_gradients == "all":
             self._embed_with_gradients(unembedded)
         elif unembedded:
-            for region, rows in encoder.embed(sequences_of(unembedded), self._regions).items():
-                self._embeddings[region].update(zip(unembedded, rows, strict=True))
+            for region, rows_NH in encoder.embed(sequences_of(unembedded), self._regions).items():
+                self._embeddings[region].update(zip(unembedded, rows_NH, strict=True))
 
     def _score(self, trained: Sequence[Rollout], others: Sequence[Rollout]) -> tuple[Sequence[Rollout], Scored]:
         """Return the rollouts of one forward of the policy (`trained`, perhaps also `others`), and their scores."""
@@ -145,8 +145,8 @@ class StepScores:
             found = self._policy.embedding_pass(sequences, indices, self._regions)
             rollouts = [others[index] for index in indices]
             self.other_passes.append(EmbeddingPass(rollouts, found))
-            for region, rows in found.items():
-                self._embeddings[region].update(zip(rollouts, rows.detach(), strict=True))
+            for region, rows_NH in found.items():
+                self._embeddings[region].update(zip(rollouts, rows_NH.detach(), strict=True))
 
     def embeddings(self, rollouts: Sequence[Rollout], region: Region) -> Tensor:
         """Return the embeddings in the order of `rollouts`, [n, hidden] float32."""
@@ -166,12 +166,13 @@ class StepScores:
         return pad_sequence([self._reference_logprobs[rollout] for rollout in rollouts], batch_first=True)
 
     def _keep(self, rollouts: Sequence[Rollout], scored: Scored) -> None:
-        for region, rows in scored.embeddings.items():
-            self._embeddings[region].update(zip(rollouts, rows, strict=True))
+        for region, rows_NH in scored.embeddings.items():
+            self._embeddings[region].update(zip(rollouts, rows_NH, strict=True))
 
 
 def _rows(first: Sequence[Rollout], scored: Scored) -> dict[Rollout, Tensor]:
     """Return the log-probs of the first of the scored rollouts."""
     return {
-        rollout: row[: len(rollout.completion.token_ids)] for rollout, row in zip(first, scored.logprobs, strict=False)
+        rollout: row[: len(rollout.completion.token_ids)]
+        for rollout, row in zip(first, scored.logprobs_NT, strict=False)
     }

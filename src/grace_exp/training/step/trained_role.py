@@ -24,43 +24,43 @@ class TrainedRole:
         role: The trained text.
         inputs: The inputs of the reward.
         reward: The reward of every rationale.
-        shaped: The final reward with team credit, and the objective's punishments and penalties, [groups, K].
-        advantages: [groups, K].
-        reference_kl: With a penalty in the reward: the estimated KL of each rationale, [groups, K] nats.
-        team_credit: The part of `shaped` that comes from other texts' rewards, [groups, K]; None: no team credit.
+        shaped_GK: The final reward with team credit, and the objective's punishments and penalties, [groups, K].
+        advantages_GK: [groups, K].
+        reference_kl_GK: With a penalty in the reward: the estimated KL of each rationale, [groups, K] nats.
+        team_credit_GK: The part of `shaped_GK` that comes from other texts' rewards, [groups, K]; None: no team credit.
     """
 
     role: Role
     inputs: RewardInputs
     reward: Reward
-    shaped: Tensor
-    advantages: Tensor
-    reference_kl: Tensor | None = None
-    team_credit: Tensor | None = None
+    shaped_GK: Tensor
+    advantages_GK: Tensor
+    reference_kl_GK: Tensor | None = None
+    team_credit_GK: Tensor | None = None
 
     def figures(self) -> dict[str, Tensor]:
         """Return the values that the samples table shows of a rationale, each [groups, K]."""
         return dict(self.reward.terms) | {
             "total": self.reward.total_GK,
             "final": self.reward.final_GK,
-            "advantage": self.advantages,
+            "advantage": self.advantages_GK,
         }
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics `reward/*`, `embed/*` and `rollout/*`."""
-        lengths = self.inputs.lengths_GK.double()
+        lengths_GK = self.inputs.lengths_GK.double()
         extra = {}
-        if self.team_credit is not None:
-            extra["train/team_credit_abs"] = self.team_credit.abs().mean().item()
-        if self.reference_kl is not None:
-            extra["train/kl_reference"] = (self.reference_kl.sum() / lengths.sum()).item()
+        if self.team_credit_GK is not None:
+            extra["train/team_credit_abs"] = self.team_credit_GK.abs().mean().item()
+        if self.reference_kl_GK is not None:
+            extra["train/kl_reference"] = (self.reference_kl_GK.sum() / lengths_GK.sum()).item()
         return {
             **self.reward.metrics(),
             **embedding_metrics(self.inputs),
-            "rollout/tokens_mean": lengths.mean().item(),
-            "rollout/tokens_max": lengths.max().item(),
+            "rollout/tokens_mean": lengths_GK.mean().item(),
+            "rollout/tokens_max": lengths_GK.max().item(),
             "rollout/truncated_share": self.inputs.truncated_GK.double().mean().item(),
-            "train/advantage_abs": self.advantages.abs().mean().item(),
+            "train/advantage_abs": self.advantages_GK.abs().mean().item(),
             **extra,
         }
 
@@ -106,20 +106,20 @@ def trained_batch(
         return torch.stack([own_rows(values(trained_role)) for trained_role in trained_roles], dim=1).flatten(0, 1)
 
     group = rollouts.group
-    device = groups(lambda trained_role: trained_role.advantages).device
+    device = groups(lambda trained_role: trained_role.advantages_GK).device
     rows = scores.rows(group)
     for place, written in enumerate(rollouts.instances):
         if written.behaviour is not None:
             first = place * rollouts.per_instance
             rows[first : first + rollouts.per_instance] = [row.to(device) for row in written.behaviour]
-    old = pad_sequence(rows, batch_first=True)
+    old_NT = pad_sequence(rows, batch_first=True)
     return MiniBatch(
         sequences=[rollout.sequence() for rollout in group],
-        advantages=groups(lambda trained_role: trained_role.advantages),
-        old_logprobs=old,
-        rewards=groups(lambda trained_role: trained_role.shaped),
-        kept=groups(lambda trained_role: trained_role.reward.kept_GK),
-        engine_logprobs=engine_logprobs([rollout.completion for rollout in group], old),
+        advantages_GK=groups(lambda trained_role: trained_role.advantages_GK),
+        old_logprobs_NT=old_NT,
+        rewards_GK=groups(lambda trained_role: trained_role.shaped_GK),
+        kept_GK=groups(lambda trained_role: trained_role.reward.kept_GK),
+        engine_logprobs_NT=engine_logprobs([rollout.completion for rollout in group], old_NT),
         rollouts=group,
         forwards=scores.passes,
         pathwise=pathwise,

@@ -27,12 +27,12 @@ class MiniBatch:
 
     Attributes:
         sequences: The rationales, group by group, n = groups x K.
-        advantages: [groups, K].
-        old_logprobs: Log-probs under the policy before this step's first update (for stored rationales: under the
+        advantages_GK: [groups, K].
+        old_logprobs_NT: Log-probs under the policy before this step's first update (for stored rationales: under the
             policy that wrote them), [n, longest or more].
-        rewards: Rewards after shaping, [groups, K]; for algorithms that refresh their advantages, and for replay.
-        kept: False for rationales that are left out, [groups, K] bool; None: all are kept.
-        engine_logprobs: Log-probs from the engine, in the shape of `old_logprobs`; None: no token is left out.
+        rewards_GK: Rewards after shaping, [groups, K]; for algorithms that refresh their advantages, and for replay.
+        kept_GK: False for rationales that are left out, [groups, K] bool; None: all are kept.
+        engine_logprobs_NT: Log-probs from the engine, in the shape of `old_logprobs_NT`; None: no token is left out.
         rollouts: The origin of the sequences, which is saved if the update is bad.
         forwards: Passes over the sequences that already exist with gradients; if empty, the update computes them.
         pathwise: From the first group and the number of groups to their pathwise part under the present weights
@@ -40,27 +40,27 @@ class MiniBatch:
     """
 
     sequences: Sequence[TextSequence]
-    advantages: Tensor
-    old_logprobs: Tensor
-    rewards: Tensor | None = None
-    kept: Tensor | None = None
-    engine_logprobs: Tensor | None = None
+    advantages_GK: Tensor
+    old_logprobs_NT: Tensor
+    rewards_GK: Tensor | None = None
+    kept_GK: Tensor | None = None
+    engine_logprobs_NT: Tensor | None = None
     rollouts: Sequence[Rollout] = ()
     forwards: Sequence[ForwardPass] = ()
     pathwise: Callable[[int, int], PathwisePart] | None = None
 
     def part(self, start: int, groups: int) -> "MiniBatch":
         """Return groups `start` to `start + groups - 1`."""
-        k = self.advantages.shape[1]
+        k = self.advantages_GK.shape[1]
         rows, chosen = slice(start * k, (start + groups) * k), slice(start, start + groups)
         return replace(
             self,
             sequences=self.sequences[rows],
-            advantages=self.advantages[chosen],
-            old_logprobs=self.old_logprobs[rows],
-            rewards=self.rewards[chosen] if self.rewards is not None else None,
-            kept=self.kept[chosen] if self.kept is not None else None,
-            engine_logprobs=self.engine_logprobs[rows] if self.engine_logprobs is not None else None,
+            advantages_GK=self.advantages_GK[chosen],
+            old_logprobs_NT=self.old_logprobs_NT[rows],
+            rewards_GK=self.rewards_GK[chosen] if self.rewards_GK is not None else None,
+            kept_GK=self.kept_GK[chosen] if self.kept_GK is not None else None,
+            engine_logprobs_NT=self.engine_logprobs_NT[rows] if self.engine_logprobs_NT is not None else None,
             rollouts=self.rollouts[rows],
         )
 
@@ -69,11 +69,13 @@ class MiniBatch:
         return EmbeddingPass([self.rollouts[row] for row in forward.batch.indices], forward.embeddings)
 
     def counted(self) -> Tensor:
-        """Return the tokens that count in the loss and its denominator, bool in the shape of `old_logprobs`."""
-        device = self.old_logprobs.device
-        lengths = torch.tensor([len(sequence.completion_ids) for sequence in self.sequences], device=device)
-        mask = torch.arange(self.old_logprobs.shape[1], device=device) < lengths[:, None]
-        return counted_tokens(mask, self.kept.flatten() if self.kept is not None else None, self.engine_logprobs)
+        """Return the tokens that count in the loss and its denominator, bool in the shape of `old_logprobs_NT`."""
+        device = self.old_logprobs_NT.device
+        lengths_N = torch.tensor([len(sequence.completion_ids) for sequence in self.sequences], device=device)
+        mask_NT = torch.arange(self.old_logprobs_NT.shape[1], device=device) < lengths_N[:, None]
+        return counted_tokens(
+            mask_NT, self.kept_GK.flatten() if self.kept_GK is not None else None, self.engine_logprobs_NT
+        )
 
     def counts(self) -> Tensor:
         """Return the numbers of counted tokens and of rationales with one, float32 [2], to be summed over processes."""
@@ -116,13 +118,15 @@ def accumulate_gradients(
         for other in pathwise.other_passes(policy, token_budget)[0]:
             backward(pathwise.loss(other), False)
     algorithm = ALGORITHMS[config.algorithm]
-    advantages, totals = mini_batch.advantages.flatten(), dict[str, Tensor]()
+    advantages_N, totals = mini_batch.advantages_GK.flatten(), dict[str, Tensor]()
     if algorithm.refresh is not None:
-        assert mini_batch.rewards is not None
-        log_ratios = _log_ratios(policy, reference, mini_batch, config).view(mini_batch.rewards.shape)
-        kept = mini_batch.kept if mini_batch.kept is not None else torch.ones_like(log_ratios, dtype=torch.bool)
-        advantages = algorithm.refresh(mini_batch.rewards, log_ratios, kept, config).flatten()
-        totals["kl_reference"] = log_ratios.sum()
+        assert mini_batch.rewards_GK is not None
+        log_ratios_GK = _log_ratios(policy, reference, mini_batch, config).view(mini_batch.rewards_GK.shape)
+        kept_GK = mini_batch.kept_GK
+        if kept_GK is None:
+            kept_GK = torch.ones_like(log_ratios_GK, dtype=torch.bool)
+        advantages_N = algorithm.refresh(mini_batch.rewards_GK, log_ratios_GK, kept_GK, config).flatten()
+        totals["kl_reference"] = log_ratios_GK.sum()
     penalised = reference if config.kl.coefficient > 0 and config.kl.placement == "loss" else None
     passes, count = _passes(policy, mini_batch, config, pathwise, token_budget)
     for number, forward in enumerate(passes, start=1):
@@ -130,20 +134,20 @@ def accumulate_gradients(
         if not batch.indices:  # another process has one micro-batch more
             if penalised is not None:
                 penalised(batch)
-            backward(forward.logprobs.sum(), number == count)
+            backward(forward.logprobs_P.sum(), number == count)
             continue
-        logprobs, mask = batch.ragged(forward.logprobs)
-        width = logprobs.shape[1]
-        rows = torch.tensor(batch.indices, device=logprobs.device)
+        logprobs_NT, mask_NT = batch.ragged(forward.logprobs_P)
+        width = logprobs_NT.shape[1]
+        rows_N = torch.tensor(batch.indices, device=logprobs_NT.device)
         inputs = LossInputs(
-            logprobs_NT=logprobs,
-            old_logprobs_NT=mini_batch.old_logprobs[rows, :width],
-            advantages_N=advantages[rows],
-            mask_NT=mask,
+            logprobs_NT=logprobs_NT,
+            old_logprobs_NT=mini_batch.old_logprobs_NT[rows_N, :width],
+            advantages_N=advantages_N[rows_N],
+            mask_NT=mask_NT,
             reference_logprobs_NT=batch.ragged(penalised(batch))[0] if penalised is not None else None,
-            engine_logprobs_NT=_rows(mini_batch.engine_logprobs, rows, width),
-            entropy_NT=batch.ragged(forward.entropy)[0] if forward.entropy is not None else None,
-            kept_N=mini_batch.kept.flatten()[rows] if mini_batch.kept is not None else None,
+            engine_logprobs_NT=_rows(mini_batch.engine_logprobs_NT, rows_N, width),
+            entropy_NT=batch.ragged(forward.entropy_P)[0] if forward.entropy_P is not None else None,
+            kept_N=mini_batch.kept_GK.flatten()[rows_N] if mini_batch.kept_GK is not None else None,
         )
         summed, metrics = algorithm.loss(inputs, config)
         loss = summed / divisor
@@ -199,24 +203,24 @@ def _pathwise_alone(
         trained, more = pathwise.trained_passes(policy, mini_batch.rollouts, token_budget)
     for number, forward in enumerate(chain(others, trained), start=1):
         backward(pathwise.loss(forward), number == count + more)
-    return {"loss": mini_batch.advantages.new_zeros(())}
+    return {"loss": mini_batch.advantages_GK.new_zeros(())}
 
 
 def _log_ratios(policy: Policy, reference: Reference | None, mini_batch: MiniBatch, config: ObjectiveConfig) -> Tensor:
     """Return log (present / anchor probability) of each rationale's counted tokens, [n]; zeros without a penalty."""
-    old = mini_batch.old_logprobs
+    old_NT = mini_batch.old_logprobs_NT
     if config.kl.coefficient == 0:
-        return old.new_zeros(len(old))
+        return old_NT.new_zeros(len(old_NT))
     sequences, forwards = mini_batch.sequences, mini_batch.forwards
-    present = collect(sequences, forwards).logprobs if forwards else policy.score(sequences).logprobs
-    anchor = old
+    present_NT = collect(sequences, forwards).logprobs_NT if forwards else policy.score(sequences).logprobs_NT
+    anchor_NT = old_NT
     if config.kl.anchor == "reference":
         assert reference is not None
-        anchor = reference.score(sequences).logprobs
+        anchor_NT = reference.score(sequences).logprobs_NT
     width = max(len(sequence.completion_ids) for sequence in sequences)
-    difference = present[:, :width] - anchor[:, :width]
-    return torch.where(mini_batch.counted()[:, :width], difference, 0.0).sum(dim=1)
+    difference_NT = present_NT[:, :width] - anchor_NT[:, :width]
+    return torch.where(mini_batch.counted()[:, :width], difference_NT, 0.0).sum(dim=1)
 
 
-def _rows(values: Tensor | None, rows: Tensor, width: int) -> Tensor | None:
-    return values[rows, :width] if values is not None else None
+def _rows(values_NT: Tensor | None, rows_N: Tensor, width: int) -> Tensor | None:
+    return values_NT[rows_N, :width] if values_NT is not None else None

@@ -76,8 +76,8 @@ class Steps:
 def assert_pooled(found: PooledStates | None, prompt: int, tokens: int, seed: int, method: str = "mean") -> None:
     assert found is not None
     everything = states(0, prompt + tokens, seed)
-    torch.testing.assert_close(found.text, METHODS[method](everything[START:prompt]))
-    torch.testing.assert_close(found.rationale, METHODS[method](everything[prompt:]))
+    torch.testing.assert_close(found.text_H, METHODS[method](everything[START:prompt]))
+    torch.testing.assert_close(found.rationale_H, METHODS[method](everything[prompt:]))
     assert (found.text_tokens, found.rationale_tokens) == (prompt - START, tokens)
 
 

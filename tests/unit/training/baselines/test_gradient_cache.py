@@ -67,7 +67,7 @@ def cached(policy: Policy, views: list[list[TextSequence]], budget: int, *, keep
 
     def accumulate() -> None:
         cache = GradientCache(policy, views, "text", budget, keep_all=keep_all)
-        _, gradients = contrast(cache.embeddings).gradients(0.05)
+        _, gradients = contrast(cache.embeddings_NH).gradients(0.05)
 
         def backward(loss: Tensor, last: bool) -> None:
             lasts.append(last)
@@ -116,14 +116,14 @@ def test_the_generator_goes_on_after_the_way_back_as_if_there_had_been_none(poli
     torch.manual_seed(0)
     cache = GradientCache(policy, views, "text", 1)
     before = torch.get_rng_state()
-    cache.backward(torch.ones_like(cache.embeddings), lambda loss, last: loss.backward())
+    cache.backward(torch.ones_like(cache.embeddings_NH), lambda loss, last: loss.backward())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dropout_makes_two_views_of_a_text_differ_and_evaluation_does_not(policy: Policy, views) -> None:
     twice = [views[0], views[0]]
     set_attention_dropout(policy, 0.4)
-    first, second = GradientCache(policy, twice, "text", 10_000).embeddings.chunk(2)
+    first, second = GradientCache(policy, twice, "text", 10_000).embeddings_NH.chunk(2)
     assert (first - second).abs().amax(dim=1).min().item() > 1e-3
     torch.testing.assert_close(*(policy.score(views[0], ("text",)).embeddings["text"] for _ in range(2)))
 

@@ -54,7 +54,7 @@ def test_a_step_logs_what_it_used_beside_the_plan() -> None:
     asked = [TextSequence(Prompt((3, 4, 5), 0), (6, 7))]
     policy.score(asked)
     scored = usage.step_metrics(policy, {"time/score": 2.0})
-    next(policy.passes(asked, 100)).logprobs.sum().backward()
+    next(policy.passes(asked, 100)).logprobs_P.sum().backward()
     trained = usage.step_metrics(policy, {"time/update": 1.0})
     assert trained["perf/mfu"] == pytest.approx(3 * 2 * scored["perf/mfu"])  # a backward is two forwards
     matrices = 2 * 5 * 2 * dimensions.layer_matrices  # two FLOPs, five tokens, two layers

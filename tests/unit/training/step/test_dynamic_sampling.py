@@ -24,7 +24,7 @@ def rollouts(*indices: int, stored: Collection[int] = ()) -> Rollouts:
 def side(*rewards: list[float], kept: list[list[bool]] | None = None) -> Any:
     shaped = torch.tensor(rewards)
     mask = torch.tensor(kept) if kept else torch.ones_like(shaped, dtype=torch.bool)
-    return SimpleNamespace(shaped=shaped, reward=SimpleNamespace(kept_GK=mask))
+    return SimpleNamespace(shaped_GK=shaped, reward=SimpleNamespace(kept_GK=mask))
 
 
 class Source:

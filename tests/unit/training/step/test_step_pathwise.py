@@ -102,7 +102,7 @@ class Step:
         part = self.pathwise.part if config.objective.pathwise.weight > 0 else None
         batch = trained_batch(self.rollouts, self.scores, self.roles, lambda tensor: tensor, part)
         updates = config.job.batch_size // config.objective.mini_batch_size
-        per_update = len(batch.advantages) // updates
+        per_update = len(batch.advantages_GK) // updates
         policy.zero_grad()
         policy.model.train()
         for start in range(0, updates * per_update, per_update):
@@ -459,7 +459,7 @@ def test_fixed_rationales_of_queries_train_as_contrastive_on_rationales(
     policy.zero_grad()
     cache = GradientCache(policy, [sequences_of(texts)], "text_and_rationale", 10_000)
     four = slice(0, 4), slice(4, 8), slice(8, None)
-    _, gradients = Contrast(*(cache.embeddings[part] for part in four)).gradients(0.05)
+    _, gradients = Contrast(*(cache.embeddings_NH[part] for part in four)).gradients(0.05)
     cache.backward(
         torch.cat([gradients.queries, gradients.positives, gradients.negatives]), lambda loss, last: loss.backward()
     )

@@ -224,19 +224,22 @@ def test_an_update_gets_each_rationale_with_its_own_advantage(tmp_path: Path, sc
     trained_roles = rewards.trained_roles(rollouts)
     batch = trained_batch(rollouts, scores, trained_roles, lambda tensor: tensor)  # type: ignore[arg-type]
     advantages = {
-        id(one): side.advantages.flatten()[place]
+        id(one): side.advantages_GK.flatten()[place]
         for side in trained_roles
         for place, one in enumerate(rollouts.for_role(side.role))
     }
-    assert batch.advantages.shape == (3 * len(trained_roles), K)
+    assert batch.advantages_GK.shape == (3 * len(trained_roles), K)
     assert batch.rollouts == rollouts.group
     for place, (one, sequence) in enumerate(zip(rollouts.group, batch.sequences, strict=True)):
         assert sequence == one.sequence()
-        assert batch.advantages.flatten()[place] == advantages[id(one)]
+        assert batch.advantages_GK.flatten()[place] == advantages[id(one)]
         length = len(one.completion.token_ids)
         wanted = [-0.5] * length if one.instance.index == 2 else [-float(token) for token in one.completion.token_ids]
-        assert batch.old_logprobs[place, :length].tolist() == wanted
-        assert batch.engine_logprobs is not None and batch.engine_logprobs[place, :length].tolist() == [-1.0] * length
+        assert batch.old_logprobs_NT[place, :length].tolist() == wanted
+        assert (
+            batch.engine_logprobs_NT is not None
+            and batch.engine_logprobs_NT[place, :length].tolist() == [-1.0] * length
+        )
 
 
 def test_figures_of_two_sides_are_means_and_each_side_s_own(tmp_path: Path, scores: Scores) -> None:

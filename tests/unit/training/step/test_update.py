@@ -43,7 +43,7 @@ def mini_batch(prompts: PromptBuilder) -> MiniBatch:
     advantages = torch.tensor([[1.0, -0.5, -0.5], [2.0, -1.0, -1.0]])
     engine = old + 0.5 * torch.randn(6, 6, generator=generator)
     kept = torch.ones(2, 3, dtype=torch.bool)
-    return MiniBatch(sequences, advantages, old, rewards=advantages + 3, kept=kept, engine_logprobs=engine)
+    return MiniBatch(sequences, advantages, old, rewards_GK=advantages + 3, kept_GK=kept, engine_logprobs_NT=engine)
 
 
 def config(algorithm: str = "grpo", **objective: Any) -> ObjectiveConfig:
@@ -81,7 +81,7 @@ def plain_loss(policy: Policy, mini_batch: MiniBatch, clip: float) -> Tensor:
     """The token mean of the clipped surrogate, a sequence at a time, from whole logits."""
     terms = []
     for sequence, advantage, old in zip(
-        mini_batch.sequences, mini_batch.advantages.flatten(), mini_batch.old_logprobs, strict=True
+        mini_batch.sequences, mini_batch.advantages_GK.flatten(), mini_batch.old_logprobs_NT, strict=True
     ):
         logprobs = plain_logprobs(policy, sequence)
         ratio = (logprobs - old[: len(logprobs)]).exp()
@@ -115,7 +115,7 @@ def test_one_micro_batch_of_all_is_many_of_one(
         entropy_coefficient=0.01,
         importance=ImportanceConfig(mode="sequence"),
     )
-    mini_batch = replace(mini_batch, kept=torch.tensor([[True, True, False], [True, True, True]]))
+    mini_batch = replace(mini_batch, kept_GK=torch.tensor([[True, True, False], [True, True, True]]))
     alone = Policy(policy.model, policy.pooling, HardwareConfig(name="test", packing=False), pad_token_id=0)
     whole = run(alone, mini_batch, 10_000, settings)
     parts = run(alone, mini_batch, 1, settings)
@@ -160,14 +160,14 @@ def test_rationales_that_are_not_kept_change_nothing(policy: Policy, mini_batch:
     without = replace(
         mini_batch,
         sequences=[mini_batch.sequences[number] for number in chosen],
-        advantages=mini_batch.advantages[:, :2],
-        old_logprobs=mini_batch.old_logprobs[chosen],
-        rewards=mini_batch.rewards[:, :2],
-        kept=kept[:, :2],
-        engine_logprobs=mini_batch.engine_logprobs[chosen],
+        advantages_GK=mini_batch.advantages_GK[:, :2],
+        old_logprobs_NT=mini_batch.old_logprobs_NT[chosen],
+        rewards_GK=mini_batch.rewards_GK[:, :2],
+        kept_GK=kept[:, :2],
+        engine_logprobs_NT=mini_batch.engine_logprobs_NT[chosen],
     )
     expected = run(policy, without, 10_000, settings)[0]
-    found = run(policy, replace(mini_batch, kept=kept), 10_000, settings)[0]
+    found = run(policy, replace(mini_batch, kept_GK=kept), 10_000, settings)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -177,7 +177,7 @@ def test_these_are_all_kinds_of_loss() -> None:
 
 
 def test_when_nothing_counts_there_is_nothing_to_learn(policy: Policy, mini_batch: MiniBatch) -> None:
-    nothing = replace(mini_batch, kept=torch.zeros(2, 3, dtype=torch.bool))
+    nothing = replace(mini_batch, kept_GK=torch.zeros(2, 3, dtype=torch.bool))
     gradients, totals, _ = run(policy, nothing, 1, config())
     assert totals["loss"].item() == 0
     assert all((gradient == 0).all() for gradient in gradients.values())
@@ -222,15 +222,15 @@ def test_copg_descends_its_pairwise_loss(policy: Policy, mini_batch: MiniBatch, 
     )
     with torch.no_grad():
         policy.model.get_output_embeddings().weight.mul_(1.2)
-        anchors = [row[: len(ids)] for row, ids in zip(mini_batch.old_logprobs, COMPLETIONS, strict=True)]
+        anchors = [row[: len(ids)] for row, ids in zip(mini_batch.old_logprobs_NT, COMPLETIONS, strict=True)]
         if reference is not None:
             assert reference.copy is not None
             anchors = [plain_logprobs(reference.copy, sequence) for sequence in mini_batch.sequences]
     log_ratios = torch.stack(
         [(plain_logprobs(policy, s) - a).sum() for s, a in zip(mini_batch.sequences, anchors, strict=True)]
     ).view(2, 3)
-    assert mini_batch.rewards is not None
-    rewards = mini_batch.rewards[:, :, None] - mini_batch.rewards[:, None]
+    assert mini_batch.rewards_GK is not None
+    rewards = mini_batch.rewards_GK[:, :, None] - mini_batch.rewards_GK[:, None]
     ratios = log_ratios[:, :, None] - log_ratios[:, None]
     # Every pair twice, K - 1 = 2 partners, 6 rationales.
     expected = -((rewards - BETA.coefficient / 2 * ratios) * ratios).sum() / 2 / 2 / 6
@@ -245,9 +245,9 @@ def test_copg_descends_its_pairwise_loss(policy: Policy, mini_batch: MiniBatch, 
 def test_a_part_is_whole_groups(mini_batch: MiniBatch) -> None:
     part = mini_batch.part(1, 1)
     assert [sequence.completion_ids for sequence in part.sequences] == COMPLETIONS[3:]
-    assert part.advantages.tolist() == [[2.0, -1.0, -1.0]]
-    assert part.rewards is not None and part.rewards.tolist() == [[5.0, 2.0, 2.0]]
-    assert torch.equal(part.old_logprobs, mini_batch.old_logprobs[3:])
+    assert part.advantages_GK.tolist() == [[2.0, -1.0, -1.0]]
+    assert part.rewards_GK is not None and part.rewards_GK.tolist() == [[5.0, 2.0, 2.0]]
+    assert torch.equal(part.old_logprobs_NT, mini_batch.old_logprobs_NT[3:])
     assert part.counts().tolist() == [8, 3]
 
 
