@@ -108,5 +108,5 @@ def test_two_processes_say_what_one_would() -> None:
 
 def test_the_engines_log_probs_stand_where_the_trainers_do() -> None:
     completions = [Completion((4, 5, 2), (-1.0, -2.0, -3.0), "stop"), Completion((2,), (-1.0,), "stop")]
-    found = engine_logprobs(completions, like=torch.zeros(2, 3))
+    found = engine_logprobs(completions, like_NT=torch.zeros(2, 3))
     torch.testing.assert_close(found, ENGINE, equal_nan=True)
