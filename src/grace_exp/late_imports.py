@@ -60,7 +60,7 @@ class _LateLoader(Loader):
         self._runs = False
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """As ever."""
+        """Create the module as usual."""
 
     def exec_module(self, module: ModuleType) -> None:
         """Do not run the body yet."""

@@ -97,7 +97,7 @@ def test_another_student_is_mapped_to_the_teachers_width(
 
 
 def test_what_cannot_be_distilled_is_said(teacher: Path, corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"64 distinct texts, less than one batch of job\.distill\.batch_size=65"):
+    with pytest.raises(DataError, match=r"64 distinct texts, fewer than one batch of job\.distill\.batch_size=65"):
         distilled(teacher, corpus, tmp_path, "job.distill.batch_size=65", "evaluation.sets.wordnet.size=null")
     folder = tmp_path / "by_role"
     GraceEncoder.from_pretrained("tiny", cache=False, device="cpu", max_tokens=4).save_pretrained(folder)

@@ -99,7 +99,7 @@ def test_a_run_that_has_ended_shows_its_report_and_loads_nothing(
     capsys.readouterr()
     train(*SETTINGS, f"job.resume={undisturbed.path}")
     out = capsys.readouterr().out
-    assert "this run has ended; its report again" in out and "Held-out, 95 % bootstrap intervals" in out
+    assert "this run has ended; this is its report" in out and "Held-out, 95 % bootstrap intervals" in out
     assert out.count("Model: ") == 2 and "  after   " in out
     assert before == {path: path.stat().st_mtime_ns for path in undisturbed.path.rglob("*")}
 

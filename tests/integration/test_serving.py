@@ -123,7 +123,7 @@ def test_what_is_cached_never_waits_for_the_model(served: Served, client: openai
         ({"model": "grace", "input": ["x"] * 9}, 400, "8 is the most"),
         ({"model": "grace", "input": "x", "encoding_format": "int8"}, 400, "encoding_format"),
         ({"model": "grace", "input": "x" * 20_000}, 413, "0.01 MiB"),
-        (["x"], 400, "no JSON object"),
+        (["x"], 400, "not a JSON object"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_as_openai_does(

@@ -132,6 +132,6 @@ def test_a_taken_port_is_told_and_a_free_one_found() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = other.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"rollout.vllm.server.port={taken} cannot be had"):
+        with pytest.raises(ConfigError, match=rf"rollout.vllm.server.port={taken} cannot be used"):
             choose_port("127.0.0.1", taken)
         assert choose_port("127.0.0.1", None) != taken

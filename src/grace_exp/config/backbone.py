@@ -48,13 +48,13 @@ class ShapeConfig:
     path: str | None = None
     """The model that these figures describe; they are ignored if `backbone.path` names another model."""
     layers: Count
-    """Decoder layers."""
+    """Number of decoder layers."""
     hidden: Count
     """Width of the hidden states."""
     intermediate: Count
     """Width inside the MLP."""
     heads: Count
-    """Attention heads."""
+    """Number of query heads."""
     kv_heads: Count
     """Number of key and value heads."""
     head_dim: Count
@@ -81,8 +81,7 @@ class BackboneConfig:
     """Short name for tables and run folders."""
     source: Literal["hub", "embedded", "tiny"] = "hub"
     """hub: hub name or local folder; embedded: SmolLM2-135M-Instruct from its PyPI package; tiny: a random model, built
-    at
-    the start."""
+    at the start."""
     path: str | None = None
     """Hub name or local folder (source `hub` only)."""
     revision: str | None = None
@@ -91,13 +90,12 @@ class BackboneConfig:
     """LoRA adapters to train; null trains every weight."""
     pooling: PoolingConfig = Field(default_factory=PoolingConfig)
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """transformers' implementation."""
+    """Attention implementation of transformers."""
     gradient_checkpointing: Annotated[Literal["off", "full", "selective"], BeforeValidator(_checkpointing_choice)] = (
         "off"
     )
     """What the backward pass computes again to save memory. full: every layer. selective: cheap operations only;
-    results
-    of matrix products and attention are kept. true means full, false means off.
+    results of matrix products and attention are kept. true means full, false means off.
     """
     shape: ShapeConfig | None = None
     """Figures for `job=plan`; null, or figures of another model than `path`: read from the model's config.json."""

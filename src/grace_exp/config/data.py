@@ -43,15 +43,13 @@ class SourceConfig:
     `builtin:wordnet` / `builtin:stsb`; or a list of these. Files may be compressed (.gz, .zst)."""
     format: Literal["auto", "jsonl", "csv", "parquet", "text", "hub", "builtin"] = "auto"
     """`auto` uses the ending (.jsonl .json .csv .tsv .parquet .txt); a path without a known ending is a hub name. A
-    .json
-    file may hold one object a line or one array."""
+    .json file may hold one object a line or one array."""
     quoting: Literal["auto", "quoted", "none"] = "auto"
     """Quoting of CSV and TSV files. quoted: fields with a delimiter, quote or line break stand in double quotes, as
     spreadsheets write them; none: a line is a row, and a quote is text; auto: quoted for .csv, none for .tsv."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 digest of the one file that `path` names, local or remote; a file with another digest is refused. null:
-    not
-    checked."""
+    not checked."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     split: str = "train"
@@ -59,13 +57,13 @@ class SourceConfig:
     streaming: bool = False
     """Read a hub data set over the network without storing its files; with `limit`, only its first rows are fetched."""
     query: str = "query"
-    """Column names; `negative` may hold one text or a list of them."""
+    """Name of the column of the query."""
     positive: str = "positive"
-    """Column name."""
+    """Name of the column of the positive."""
     negative: str | None = "negative"
-    """Column of the negative; null: instances have no negative."""
+    """Name of the column of the negatives, one text or a list of texts; null: instances have no negative."""
     text: str = "text"
-    """Column of the text, for unsupervised data."""
+    """Name of the column of the text, for unsupervised data."""
     mode: Literal["supervised", "unsupervised"] | None = None
     """Whether the source is supervised; null: as `data.mode`. With data.mode=mixed every source must set it."""
     negatives: Annotated[int, Field(ge=0)] | None = None
@@ -76,8 +74,7 @@ class SourceConfig:
     """Use only so many first rows; null: all."""
     reader: OwnFunction | None = None
     """A function that you write to read `path`. It returns rows, each a dict by column (docs/extending.md); null:
-    `format`
-    chooses the reader."""
+    `format` chooses the reader."""
     instructions: InstructionsConfig = Field(default_factory=InstructionsConfig)
     """Instructions by role for this source's texts, in training; null: as `prompt.instructions`."""
 
@@ -128,8 +125,7 @@ class DataConfig:
     token limit)."""
     negatives: Annotated[int, Field(ge=0)] = 1
     """Negatives per supervised instance; rows with fewer are bad rows. A source may set its own number, also 0; then
-    the
-    number differs between the instances of a step."""
+    the number differs between the instances of a step."""
 
     clean: Literal["none", "standard"] = "none"
     """Preset of filters. none: only unusable rows are left out. standard: also duplicates, instances with equal texts,
@@ -138,8 +134,7 @@ class DataConfig:
     """Filters that override the preset's."""
     leaks: Literal["report", "drop", "refuse"] = "report"
     """What happens to training texts that overlap with evaluation texts. report: job=prepare_data counts them; drop:
-    their
-    instances are left out; refuse: the run stops."""
+    their instances are left out; refuse: the run stops."""
     leak_ngram: Annotated[int, Field(ge=4)] = 13
     """Two texts also overlap if they share so many words in a row."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -159,8 +154,8 @@ class DataConfig:
 
     curriculum: Literal["none", "difficulty"] = "none"
     """difficulty: within a source, instances are drawn more often if their rationales failed to find them in their
-    batch
-    (embed/in_batch_accuracy); instances that were not drawn yet come first. Experimental; the paper draws uniformly."""
+    batch (embed/in_batch_accuracy); instances that were not drawn yet come first. Experimental; the paper draws
+    uniformly."""
     curriculum_floor: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Weight of an instance that is always found, relative to one that never is; 1: uniform."""
 

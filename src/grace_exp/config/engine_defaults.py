@@ -26,8 +26,7 @@ def encode_batch(engine: str) -> int:
     """Return the default of `job.encode.batch_size`: large for vLLM, which is fast with many texts.
 
     The transformers engine pads all texts to the longest one, so its batch is smaller. Split over two CPU cores, it
-    still
-    has enough rows for an efficient matrix product.
+    still has enough rows for an efficient matrix product.
     """
     return 64 if engine == "transformers" else 256
 

@@ -79,8 +79,7 @@ class GeneralConfig:
     """Examples that the model processes at a time."""
     probe_texts: Annotated[int, Field(ge=1)] | None = None
     """Number of texts of each held-out set (WordNet glosses, STS-B dev sentences) on which the perplexity of both
-    models
-    and the divergence between them are measured; needs no hub. null: not measured.
+    models and the divergence between them are measured; needs no hub. null: not measured.
     """
 
     @model_validator(mode="after")

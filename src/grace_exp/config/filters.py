@@ -16,11 +16,11 @@ class TokenLimits:
     """The most tokens that a text of each role may have, without template and system prompt; null: no limit."""
 
     query: Tokens | None = None
-    """For queries; null: no limit."""
+    """Limit for queries; null: no limit."""
     positive: Tokens | None = None
-    """For positives; null: no limit."""
+    """Limit for positives; null: no limit."""
     negative: Tokens | None = None
-    """For negatives; null: no limit."""
+    """Limit for negatives; null: no limit."""
 
     def __bool__(self) -> bool:
         """Whether any role has a limit."""

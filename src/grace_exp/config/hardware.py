@@ -29,21 +29,19 @@ class HardwareConfig:
     """
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Precision by Lightning's names. bf16-mixed keeps float32 weights: at a learning rate of 1e-6 bf16 weights would
-    not
-    change."""
+    not change."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Number of CPU threads of torch; null: torch's default."""
     linear: Literal["auto", "torch", "onednn"] = "auto"
     """Library of float32 matrix products on CPUs. auto: onednn where the CPU has AVX-512 and is not made by Intel,
-    because
-    PyTorch's default runs there at less than half the speed; torch elsewhere. Results differ in their last bits.
+    because PyTorch's default runs there at less than half the speed; torch elsewhere. Results differ in their last
+    bits.
     """
     packing: bool = True
     """Compute a prompt once for all its rationales (one row with a block mask); false: one padded row a rationale."""
     packed_attention: Literal["mask", "flex"] = "mask"
     """Attention of packed rows. mask: SDPA with a dense mask, on any device; flex: FlexAttention with a block mask,
-    which
-    skips masked blocks, on GPUs. Its first result is compared with that of plain rows.
+    which skips masked blocks, on GPUs. Its first result is compared with that of plain rows.
     """
     pad_to: Annotated[int, Field(ge=1)] = 1
     """Rows of a micro-batch are padded to a multiple of so many tokens, because GPUs prepare kernels for each new
@@ -61,11 +59,9 @@ class HardwareConfig:
     """
     one_pass: bool | Literal["auto"] = "auto"
     """Read embeddings from the hidden states of decoding, instead of a second forward: for all texts that are evaluated
-    or
-    embedded, and in training for the rationales that are not trained. The first batch is compared with the forward.
+    or embedded, and in training for the rationales that are not trained. The first batch is compared with the forward.
     auto: on where engine and precision (float32) allow it; if the two differ beyond rounding, a warning is given and
-    the
-    forward is used. true: such a difference is an error. false: off.
+    the forward is used. true: such a difference is an error. false: off.
     """
     score_tokens: TokenBudget = 8192
     """Token budget of a micro-batch without gradients (rows x longest row); auto: as much as fits into memory."""
@@ -73,8 +69,7 @@ class HardwareConfig:
     """Token budget of a micro-batch with gradients; auto: as much as fits into memory, 16384 at most."""
     max_row_tokens: Annotated[int, Field(ge=1)] = 4096
     """Longest packed row, in tokens. Attention costs the square of a row's length, so large groups are split over
-    several
-    rows."""
+    several rows."""
     logprob_chunk_tokens: Annotated[int, Field(ge=1)] = 512
     """Number of positions whose logits exist at one time (x vocabulary x 4 bytes)."""
     memory_gib: Annotated[float, Field(gt=0)] | None = None

@@ -74,7 +74,7 @@ class PlanConfig:
     triplets: Annotated[int, Field(ge=1)] = 1_500_000
     """Number of instances of that epoch: by default those of the paper's data."""
     corpus: tuple[Annotated[int, Field(ge=1)], ...] = (10_000_000, 1_000_000_000)
-    """Texts."""
+    """Numbers of texts of the corpora."""
     network: Annotated[float, Field(gt=0)] = 25.0
     """Bandwidth of a machine's network, GB/s."""
 
@@ -110,15 +110,12 @@ class JobConfig:
     """An experiment that shows the same without GPU or hub; the error names it when this experiment cannot run."""
     model: str | None = None
     """embed: the model: a run folder, exported or other model folder, or hub name. It is used with the prompt, pooling
-    and
-    token limit of its training (`GraceEncoder.from_pretrained`). null: the configured backbone, with the weights of
+    and token limit of its training (`GraceEncoder.from_pretrained`). null: the configured backbone, with the weights of
     `resume`. distill: the teacher, which must be given."""
     input: str | None = None
     """embed, distill: the texts: .txt (one a line), .jsonl, .csv, .tsv, .parquet, or a glob of such files.
-    mine_negatives:
-    pairs, with the columns query and positive. fit_adaptive: such pairs, held out from training. fit_center: the
-    reference
-    sample, in the formats of embed; null: texts of the configured training data."""
+    mine_negatives: pairs, with the columns query and positive. fit_adaptive: such pairs, held out from training.
+    fit_center: the reference sample, in the formats of embed; null: texts of the configured training data."""
     center_texts: Annotated[int, Field(ge=2)] = 256
     """fit_center: the most texts drawn from the reference sample."""
     column: Annotated[str, Field(min_length=1)] = "text"

@@ -8,7 +8,7 @@ _KEEP = "hardware.keep_forward=true"
 
 
 def kept_forward_problems(config: Groups) -> Iterator[str]:
-    """Give each reason why a step's forwards cannot be kept for its update, with the setting to change."""
+    """Yield each reason why a step's forwards cannot be kept for its update, with the setting to change."""
     lora, objective = config.backbone.lora, config.objective
     if config.job.batch_size != objective.mini_batch_size:
         yield f"{_KEEP} needs one update a step: set objective.mini_batch_size={config.job.batch_size} (job.batch_size)"

@@ -69,7 +69,6 @@ class LoggerConfig:
     """Rollouts per write, whole groups first."""
     evolution_every_n_steps: Annotated[int, Field(ge=0)] = 50
     """Steps between writes of new rationales for the same texts, for the evolution table; also before the first step
-    and
-    after the last one. 0: never. One time costs about evolution_texts / job.batch_size of a step's rollouts."""
+    and after the last one. 0: never. One time costs about evolution_texts / job.batch_size of a step's rollouts."""
     evolution_texts: Annotated[int, Field(ge=2)] = 4
     """Number of texts in the evolution table, on each process."""

@@ -16,9 +16,9 @@ class MethodConfig:
 
     name: Literal["grace", "contrastive", "simcse", "contrastive_on_rationales", "rejection_sft"] = "grace"
     """grace: policy gradient on rationales (paper). contrastive: InfoNCE on prompt-only embeddings. simcse: the same,
-    with
-    dropout as the only difference between a text and its positive. contrastive_on_rationales: InfoNCE on texts with
-    rationales of the untrained model. rejection_sft: cross-entropy on the rationale with the best reward of each group.
+    with dropout as the only difference between a text and its positive. contrastive_on_rationales: InfoNCE on texts
+    with rationales of the untrained model. rejection_sft: cross-entropy on the rationale with the best reward of each
+    group.
     """
     temperature: Annotated[float, Field(gt=0)] | None = None
     """Divides the cosines of InfoNCE; null for methods without InfoNCE."""

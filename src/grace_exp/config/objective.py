@@ -24,8 +24,7 @@ class KlConfig:
     """loss: added per token; reward: summed over the rationale and subtracted from its reward before the advantage."""
     anchor: Literal["reference", "behaviour"] = "reference"
     """The model that the penalty compares with: the initial model, or (copg only, needs no second model) the policy
-    that
-    wrote the text."""
+    that wrote the text."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class ImportanceConfig:
     conf/ sets token if the engine computes in lower precision than the trainer, or writes a step ahead
     (`importance_mode`)."""
     cap: Annotated[float, Field(ge=1)] = 2.0
-    """Largest weight."""
+    """The cap: the largest weight."""
     warn_below: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Warn once when `mismatch/ess_sequence`, the effective share of the rationales, falls below this; 0: never. It is
     small for long rationales even if single tokens differ little, because their ratio is the product over all
@@ -123,8 +122,8 @@ class ObjectiveConfig:
     """Weight of the policy loss, with its KL penalty and entropy bonus; 0: the pathwise gradient alone."""
     team_credit: Annotated[float, Field(ge=0)] = 0.0
     """Weight of a rationale's effect on the other texts' rewards (to first order: docs/exact_gradient.md), which is
-    added to
-    its reward before the advantage. It gives terms like the paper's hard_negative an advantage. 0: as published."""
+    added to its reward before the advantage. It gives terms like the paper's hard_negative an advantage. 0: as
+    published."""
     pathwise: PathwiseConfig = Field(default_factory=PathwiseConfig)
     kl: KlConfig = Field(default_factory=KlConfig)
     importance: ImportanceConfig = Field(default_factory=ImportanceConfig)

@@ -13,11 +13,11 @@ class InstructionsConfig:
     """Optional instruction per role, placed behind the system prompt and therefore outside the pooled region."""
 
     query: str | None = None
-    """For queries; null: none."""
+    """Instruction for queries; null: none."""
     positive: str | None = None
-    """For positives; null: none."""
+    """Instruction for positives; null: none."""
     negative: str | None = None
-    """For negatives; null: none."""
+    """Instruction for negatives; null: none."""
 
 
 @dataclass(config=STRICT, frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ Require = Callable[[bool, str], None]
 
 @contextmanager
 def requirements() -> Iterator[Require]:
-    """Give a `require` function, and report all violated requirements when the block ends.
+    """Yield a `require` function, and report all violated requirements when the block ends.
 
     Raises:
         ValueError: One line for each message, in the order of the calls.

@@ -26,8 +26,7 @@ class NegativeConfig(TermConfig):
 
     anchor: Literal["query", "rollout"] = "query"
     """What is compared with the negatives. query (paper): the query, so all rationales of a group get the same value
-    and no
-    advantage changes; rollout: each rationale. If the query's rationales are trained, both settings mean the
+    and no advantage changes; rollout: each rationale. If the query's rationales are trained, both settings mean the
     rollout."""
 
 
@@ -52,8 +51,7 @@ class InfoNceConfig(TermConfig):
     """Temperature: divides the cosines."""
     direction: Literal["rollout_to_anchors", "anchor_to_rollouts", "both"] = "rollout_to_anchors"
     """Direction of the softmax: from the rollout, its anchor among all anchors; from the anchor, this rollout among
-    those of
-    other texts; or the mean of both."""
+    those of other texts; or the mean of both."""
     negatives: Literal["own", "all"] = "own"
     """Hard negatives among the candidates: none, those of the instance, or those of the whole batch."""
 
@@ -91,8 +89,7 @@ class LengthConfig(TermConfig):
 
     relative_to: Literal["budget", "group"] = "budget"
     """budget: tokens beyond `free` cost up to 1 at the end of the budget; group: 0.5 for the shortest rationale of a
-    group
-    down to -0.5 for its longest."""
+    group down to -0.5 for its longest."""
     budget: Annotated[int, Field(ge=1)] | None = None
     """The budget in tokens; null: rollout.max_tokens."""
     free: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -143,7 +140,7 @@ class TruncationConfig:
     """absolute: its reward is `value` (the paper's -1); group_relative: the lowest reward of the group's complete
     rationales minus `margin`; mask: the rationale is left out of baseline and loss; none: it is scored as any other."""
     value: float = -1.0
-    """For `absolute`."""
+    """Reward of a truncated rationale with `absolute`."""
     margin: Annotated[float, Field(gt=0)] = 1.0
     """Margin of `group_relative`, in the units of the total."""
 

@@ -41,8 +41,8 @@ class RolloutConfig:
     """Temperature of the single rationale of queries and negatives; 0 is greedy."""
     anchor_rationales: bool = True
     """Whether the side that is not trained gets rationales. false: its texts are embedded without a rationale in
-    training,
-    held-out figures and exports: queries with policy_role=positive; documents and negatives with policy_role=query."""
+    training, held-out figures and exports: queries with policy_role=positive; documents and negatives with
+    policy_role=query."""
     max_tokens: Annotated[int, Field(ge=1)] = 2048
     """Token limit of a rationale, end token included; a rationale that reaches it without an end token is truncated."""
     batch_tokens: Annotated[int, Field(ge=1)] = 65536
@@ -50,8 +50,7 @@ class RolloutConfig:
     once."""
     overlap: Literal["none", "one_step"] = "none"
     """one_step: step t + 1 is written while step t trains, with the weights from before step t. Its rationales are one
-    step
-    old when they are trained, which `objective.importance` corrects for. rollout=vllm_server only."""
+    step old when they are trained, which `objective.importance` corrects for. rollout=vllm_server only."""
     tail: TailConfig | None = None
     """null: every rationale may have `max_tokens` tokens. Otherwise longer rationales are cut at the computed limit and
     count as truncated. The first step of a run has no such limit."""

@@ -22,8 +22,7 @@ class DistillConfig:
     """Texts per update; each is compared with all others of the update."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate, after a warm-up over a tenth of the updates, then linear to 0; null: 5e-4 for an adapter,
-    5e-5
-    otherwise."""
+    5e-5 otherwise."""
     lora_rank: Annotated[int, Field(ge=1)] = 16
     """Rank of the adapter on all linear layers, with alpha = 2 x rank; used with student=null only."""
     temperature: Annotated[float, Field(gt=0)] = 0.05

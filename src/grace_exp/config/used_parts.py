@@ -7,7 +7,7 @@ from grace_exp.config.own_parts import OwnFunction, OwnPart
 
 
 def own_parts(config: Groups) -> Iterator[OwnPart]:
-    """Give the user's own functions that a training run with these settings calls."""
+    """Yield the user's own functions that a training run with these settings calls."""
     term, objective = config.reward.terms.custom, config.objective.custom
     if term is not None:
         yield OwnPart("reward.terms.custom", term.path, term.name, ("inputs",))

@@ -47,8 +47,7 @@ class VllmServerConfig:
     UUIDs separated by commas). Numbers count the GPUs that the run sees; the trainer uses the first ones."""
     exchange_dir: Annotated[str, Field(min_length=1)] | None = None
     """Folder that trainer and server both see, for adapters and for weights that are sent as files (CPU); null: a
-    temporary
-    folder, which works if both are on one machine."""
+    temporary folder, which works if both are on one machine."""
 
     @property
     def device_list(self) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ class _Recipe:
         self._reasons[rows & self.left] = list(REASONS).index(reason)
 
     def texts(self) -> Iterator[list[str]]:
-        """Give the texts of all rows."""
+        """Yield the texts of all rows."""
         for source in self.sources.values():
             for batch in batches(source.rows):
                 yield from row_texts(batch)
@@ -165,7 +165,7 @@ def _example(rows: "datasets.Dataset", row: int) -> Example:
 def _filters(
     recipe: _Recipe, filters: FiltersConfig, lengths: Mapping[str, TokenLengths], heldout: HeldoutTexts | None
 ) -> Iterator[tuple[str, Mask]]:
-    """Give the filters in their order: the reason, and the rows that fail."""
+    """Yield the filters in their order: the reason, and the rows that fail."""
     if filters.same_texts:
         keys = recipe.keys("normalized")
         query, negatives = keys[:, :1], keys[:, 2:]

@@ -53,7 +53,7 @@ class CorpusRows:
     cache_dir: Path
 
     def __iter__(self) -> Iterator[CorpusRow]:
-        """Give the good rows.
+        """Yield the good rows.
 
         Raises:
             DataError: A row is bad and `reject` is false; the message names file and line.
@@ -96,7 +96,7 @@ class CorpusRows:
         return good, bad, digest.hexdigest()
 
     def as_checked(self, digest: str) -> Iterator[CorpusRow]:
-        """Give the good rows again, and check that they are the same.
+        """Yield the good rows again, and check that they are the same.
 
         Args:
             digest: The digest that `check` returned.
@@ -115,7 +115,7 @@ class CorpusRows:
             raise InputChanged(f"{changed}: start the same command again")
 
     def _checked(self) -> Iterator[CorpusRow | str]:
-        """Give good rows, and bad rows as lines of a rejects file."""
+        """Yield good rows, and bad rows as lines of a rejects file."""
         source = SourceConfig(path=self.path, text=self.text)
         data = DataConfig(name="embed", mode="unsupervised", sources={"input": source})
         wanted = (self.text,) if self.id is None else (self.text, self.id)
@@ -123,12 +123,14 @@ class CorpusRows:
             texts = row if isinstance(row, BadRow) else texts_of(row, source, data)
             identity = number if self.id is None or isinstance(row, BadRow) else row.fields.get(self.id)
             if not isinstance(texts, BadRow) and (isinstance(identity, bool) or not isinstance(identity, int | str)):
-                texts = BadRow(row.line, f"field {self.id!r} holds no text or whole number, which an id is", "")
+                texts = BadRow(
+                    row.line, f"field {self.id!r} holds neither text nor a whole number; an id must be one of them", ""
+                )
             if isinstance(texts, BadRow):
                 if not self.reject:
                     raise DataError(
                         f"{label}, {unit} {texts.line}: {texts.reason}. Mend the row, or set data.on_bad_row=reject to "
-                        "list such rows in rejects.jsonl and go on"
+                        "list such rows in rejects.jsonl and continue"
                     )
                 yield reject_line(label, texts)
                 continue

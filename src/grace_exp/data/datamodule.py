@@ -155,13 +155,13 @@ class StepLoader:
         return self._steps
 
     def __iter__(self) -> Iterator[int]:
-        """Gives the steps from the DataModule's position on."""
+        """Yields the steps from the DataModule's position on."""
         return iter(range(self._datamodule.position, self._steps))
 
     def state_dict(self) -> dict[str, Any]:
-        """The DataModule's."""
+        """Returns the DataModule's state."""
         return self._datamodule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The DataModule's."""
+        """Restores the DataModule's state."""
         self._datamodule.load_state_dict(state_dict)

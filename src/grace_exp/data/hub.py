@@ -99,7 +99,7 @@ def _streamed(name: str, what: str, rows: "datasets.IterableDataset") -> Iterato
             yield Row(number, fields)
     except Exception as error:  # the library has retried for minutes, or a file is damaged
         raise DataError(
-            f"data.sources.{name}: {what}, behind row {number}: {type(error).__name__}: {error}. Start again, or keep "
+            f"data.sources.{name}: {what}, after row {number}: {type(error).__name__}: {error}. Start again, or keep "
             f"its files: data.sources.{name}.streaming=false"
         ) from error
 

@@ -14,7 +14,7 @@ _TOO_DEEP = object()
 
 
 def read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """Give the objects of a file: the items of an array if it begins with a bracket, otherwise one object a line.
+    """Yield the objects of a file: the items of an array if it begins with a bracket, otherwise one object a line.
 
     Rows of an array are numbered from 1. A broken array is an error of the whole file, because no later object can be
     found.
@@ -40,11 +40,11 @@ def read_json(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
                     yield BadRow(number, f"found {describe(value)}; expected an object", str(value))
         except (ijson.JSONError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
-            raise DataError(f"{path}, behind object {number} of the array: broken JSON ({reason})") from error
+            raise DataError(f"{path}, after object {number} of the array: broken JSON ({reason})") from error
 
 
 def _items(stream: BufferedReader) -> Iterator[object]:
-    """Give the values of the outer array; `_TOO_DEEP` replaces one that is nested deeper than `_DEEPEST`.
+    """Yield the values of the outer array; `_TOO_DEEP` replaces one that is nested deeper than `_DEEPEST`.
 
     `ijson.items` is not used: it stores the path of every value as text, so its memory grows with the square of the
     depth.

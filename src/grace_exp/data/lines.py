@@ -53,7 +53,7 @@ Reader = Callable[[Path, tuple[str, ...]], Iterator[Row | BadRow]]
 
 
 def read_jsonl(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """Give the rows of a file with one JSON object a line; `columns` are checked in each row."""
+    """Yield the rows of a file with one JSON object a line; `columns` are checked in each row."""
     example = "{" + ", ".join(f'"{column}": ...' for column in columns) + "}"
     for number, line in _lines(path):
         if reason := undecodable(line):
@@ -80,7 +80,7 @@ def _json_problem(error: ValueError | RecursionError) -> str:
 def read_csv(
     path: Path, columns: tuple[str, ...], *, delimiter: str = ",", quoted: bool = True
 ) -> Iterator[Row | BadRow]:
-    """Give the rows of a file that begins with a header.
+    """Yield the rows of a file that begins with a header.
 
     Args:
         path: The file.
@@ -132,7 +132,7 @@ def read_csv(
 
 
 def read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """Give one row for each line; its only field has the name in `columns`."""
+    """Yield one row for each line; its only field has the name in `columns`."""
     (column,) = columns
     for number, line in _lines(path):
         if reason := undecodable(line):
@@ -142,14 +142,14 @@ def read_text(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
 
 
 def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
-    """Give the rows of a parquet file with the needed columns, read in batches."""
+    """Yield the rows of a parquet file with the needed columns, read in batches."""
     import pyarrow as pa
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pa.ArrowException as error:
-        raise DataError(f"{path} is no parquet file ({error})") from error
+        raise DataError(f"{path} is not a parquet file ({error})") from error
     found = file.schema_arrow.names
     if any(found.count(column) != 1 for column in columns):
         raise DataError(f"{path}: expected the columns {_names(columns)}, each once; found {_names(found)}. {RENAME}")
@@ -160,7 +160,7 @@ def read_parquet(path: Path, columns: tuple[str, ...]) -> Iterator[Row | BadRow]
             try:
                 batch = next(batches, None)
             except (pa.ArrowException, OSError) as error:  # a damaged part; later rows cannot be reached
-                raise DataError(f"{path}, behind row {number}: the file is damaged ({error})") from error
+                raise DataError(f"{path}, after row {number}: the file is damaged ({error})") from error
             if batch is None:
                 return
             for at in range(batch.num_rows):
@@ -184,7 +184,7 @@ def describe(value: object) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Give the lines with their numbers, without line ends; blank lines at the end of the file are left out.
+    """Yield the lines with their numbers, without line ends; blank lines at the end of the file are left out.
 
     Bytes that are not UTF-8 become lone surrogates (PEP 383), so that one bad line does not hide the rest.
     """

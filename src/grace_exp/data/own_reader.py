@@ -26,7 +26,7 @@ def digest_of_own_rows(name: str, source: SourceConfig) -> str:
 
 
 def read_own(name: str, source: SourceConfig) -> Iterator[Row | BadRow]:
-    """Give the rows of the reader, numbered from 1; anything but a dict of columns is a bad row.
+    """Yield the rows of the reader, numbered from 1; anything but a dict of columns is a bad row.
 
     Raises:
         ConfigError: There is no such function.

@@ -31,8 +31,8 @@ class PlainTextTokenizer:
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "to_str"):
             raise ConfigError(
-                f"backbone: the tokenizer {tokenizer.name_or_path!r} is no fast tokenizer (tokenizer.json), so a text "
-                "that spells a control token cannot be kept apart from one: choose another model"
+                f"backbone: the tokenizer {tokenizer.name_or_path!r} is not a fast tokenizer (tokenizer.json), so a "
+                "text that spells a control token cannot be kept apart from one: choose another model"
             )
         self._added = set(tokenizer.get_added_vocab().values())
         self._plain = _without_added_tokens(backend)

@@ -56,8 +56,8 @@ class PromptBuilder:
     """Turns (role, text) into a `Prompt` with the model's own chat template.
 
     Pooling starts after the system message. It starts with the text if there is no separate system message: the
-    template
-    merges the system prompt into the user's turn, does not end it at a token boundary, or `config.system` is null.
+    template merges the system prompt into the user's turn, does not end it at a token boundary, or `config.system` is
+    null.
     """
 
     def __init__(

@@ -221,5 +221,5 @@ def refuse_leaks(sources: Mapping[str, LoadedSource], heldout: HeldoutTexts) -> 
             raise DataError(
                 f"data.sources.{name}: {int(leaks.sum())} of {len(source.rows)} instances hold texts of the evaluation "
                 f"({', '.join(heldout.names)}). The first, row {row + 1}: {texts[0][:100]!r}. Set data.leaks=drop to "
-                "leave them out, or data.leaks=report to train on them all the same"
+                "leave them out, or data.leaks=report to train on them anyway"
             )

@@ -28,11 +28,10 @@ class Schedule:
     """Instance indices by step; a longer schedule begins with the shorter one.
 
     The draws of the sources are interleaved evenly: the m-th draw of a source of weight w has its turn at (m + 1/2) /
-    w, so
-    at any time each source is close to its share. In every epoch a source has a new order, and each of its instances is
-    drawn once. A step may hold the end of an epoch and the beginning of the next. The instances that it already holds
-    are then moved back in the new epoch, because an instance that occurs twice in a batch would be its own hard
-    negative.
+    w, so at any time each source is close to its share. In every epoch a source has a new order, and each of its
+    instances is drawn once. A step may hold the end of an epoch and the beginning of the next. The instances that it
+    already holds are then moved back in the new epoch, because an instance that occurs twice in a batch would be its
+    own hard negative.
     """
 
     def __init__(

@@ -119,7 +119,7 @@ def load_source(
 def source_rows(
     name: str, source: SourceConfig, data: DataConfig, needed: tuple[str, ...], cache_dir: Path
 ) -> Iterator[tuple[str, str, Row | BadRow]]:
-    """Give the rows of a source unchanged, with a label of their file and the unit of their number; nothing is stored.
+    """Yield the rows of a source unchanged, with a label of their file and the unit of their number; nothing is stored.
 
     Args:
         name: Name of the source, for messages.
@@ -186,7 +186,7 @@ def _checked_rows(
             if isinstance(texts, BadRow) and data.on_bad_row == "error":
                 raise DataError(
                     f"data.sources.{name}: {part.label}, {part.unit} {texts.line}: {texts.reason}. Mend the row, or "
-                    "set data.on_bad_row=reject to list such rows in rejects.jsonl and go on"
+                    "set data.on_bad_row=reject to list such rows in rejects.jsonl and continue"
                 )
             yield part, texts
         if row is None:
@@ -226,11 +226,11 @@ def _check_kind(name: str, source: SourceConfig) -> None:
     """Check settings that only some kinds of sources take."""
     if source.streaming and source.kind != "hub":
         raise ConfigError(
-            f"data.sources.{name}.streaming=true is for data sets of the hub, but {source.path!r} is none (a folder in "
-            f"the hub's layout is one with data.sources.{name}.format=hub): set data.sources.{name}.streaming=false"
+            f"data.sources.{name}.streaming=true is for data sets of the hub, but {source.path!r} is not one (a folder "
+            f"in the hub's layout is one with data.sources.{name}.format=hub): set data.sources.{name}.streaming=false"
         )
     if source.sha256 is not None and source.kind not in ("file", "url"):
-        raise ConfigError(f"data.sources.{name}.sha256 is the digest of a file, but {source.path!r} is none")
+        raise ConfigError(f"data.sources.{name}.sha256 is the digest of a file, but {source.path!r} is not a file")
 
 
 def _files(name: str, path: str) -> list[Path]:

@@ -65,10 +65,8 @@ def stsb_triplets(split: Literal["train", "dev", "test"]) -> list[dict[str, str]
 
     Query and positive are the sentences of a pair scored at least `SAME_MEANING`. The negative is drawn, by a hash of
     split and row, from the sentences of pairs scored at most `OTHER_MEANING`. A sentence is skipped if some pair scores
-    it
-    higher with the query or the positive. Sentences that occur in another split are left out, so that no evaluation
-    text
-    is trained on.
+    it higher with the query or the positive. Sentences that occur in another split are left out, so that no evaluation
+    text is trained on.
 
     Raises:
         MissingResourceError: See `load_stsb`.

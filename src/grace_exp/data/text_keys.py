@@ -40,7 +40,7 @@ def text_key(text: str) -> int:
 
 
 def row_texts(batch: dict[str, Any]) -> Iterator[list[str]]:
-    """Give the texts of the rows of a `datasets` batch: [query, positive, *negatives], or [text]."""
+    """Yield the texts of the rows of a `datasets` batch: [query, positive, *negatives], or [text]."""
     if "text" in batch:
         yield from ([text] for text in batch["text"])
         return
@@ -49,7 +49,7 @@ def row_texts(batch: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def batches(rows: "datasets.Dataset") -> Iterator[dict[str, Any]]:
-    """Give the rows in batches, as columns."""
+    """Yield the rows in batches, as columns."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         yield rows[start : start + _ROWS_AT_ONCE]
 

@@ -128,7 +128,7 @@ class RationaleCache:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection of this process; an SQLite connection does not survive a fork."""
+        """Yield the connection of this process; an SQLite connection does not survive a fork."""
         try:
             if self._opened is None or self._opened[0] != os.getpid():
                 self._opened = (os.getpid(), self._open())

@@ -178,7 +178,7 @@ class _Share:
                 self._advance(len(batch))
             else:
                 size = (len(batch) + 1) // 2
-                _log.warning("out of memory with %d texts at a time: going on with %d", len(batch), size)
+                _log.warning("out of memory with %d texts at a time: continuing with %d", len(batch), size)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
         vectors = [found for found in self._vectors if found is not None]

@@ -32,7 +32,7 @@ def engine_maker(name: str, overrides: Sequence[str]) -> EngineMaker:
         ConfigError: There is no engine of that name.
     """
     if name not in ENGINES:
-        raise ConfigError(f"engine={name!r} is none of {', '.join(ENGINES)}")
+        raise ConfigError(f"engine={name!r} is not one of {', '.join(ENGINES)}")
 
     def make(backbone: "Backbone", prompt_tokens: int, max_tokens: int) -> RolloutEngine:
         plain = name == "transformers" and not overrides  # avoids composing settings, which takes a second

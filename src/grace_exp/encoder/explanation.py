@@ -155,7 +155,7 @@ def explain_pair(
     """
     if encoder.center is not None:
         raise ConfigError(
-            "backbone.pooling.transform=center: a cosine of centred embeddings is no sum over the "
+            "backbone.pooling.transform=center: a cosine of centred embeddings is not a sum over the "
             "words of both texts; load the "
             "model with pooling=PoolingConfig() to explain it uncentred (job=explain: with job.resume)"
         )

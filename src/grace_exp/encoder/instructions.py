@@ -49,7 +49,9 @@ class Instructions:
         if name is not None and not names_role(name):
             if name not in self.prompts:
                 known = ", ".join(map(repr, dict.fromkeys([*self.prompts, "query", "document"])))
-                raise ConfigError(f"encode: prompt_name={name!r} is none of {known}; add it to the encoder's `prompts`")
+                raise ConfigError(
+                    f"encode: prompt_name={name!r} is not one of {known}; add it to the encoder's `prompts`"
+                )
             return self.prompts[name]
         if role is Role.NEGATIVE:
             return self._config.instructions.negative

@@ -127,7 +127,7 @@ class ModelCache:
         tokens, odd = divmod(len(value) - 1, 8)
         if odd:
             raise CacheError(
-                f"the rationale cache {self.cache.path} holds a rationale of {len(value)} bytes, which is none: delete "
+                f"the rationale cache {self.cache.path} holds {len(value)} bytes that are not a rationale: delete "
                 "that file; what it held is written and computed again"
             )
         return Completion(

@@ -37,7 +37,7 @@ def role_of(role: Role | str | None, prompt_name: str | None) -> Role:
     if role is None:
         return _ROLES.get(prompt_name or "query", Role.QUERY)
     if role not in _ROLES:
-        raise ConfigError(f"encode: role={role!r} is none of {', '.join(_ROLES)}")
+        raise ConfigError(f"encode: role={role!r} is not one of {', '.join(_ROLES)}")
     return _ROLES[role]
 
 
@@ -88,7 +88,7 @@ def check_call(
         DataError: An item is not a text.
     """
     if mode not in _WRITERS:
-        raise ConfigError(f"encode: mode={mode!r} is none of {', '.join(_WRITERS)}")
+        raise ConfigError(f"encode: mode={mode!r} is not one of {', '.join(_WRITERS)}")
     limits = {"batch_size": (batch_size, 1), "samples": (samples, 1), "max_tokens": (max_tokens, 0)}
     if truncate_dim is not None:
         limits["truncate_dim"] = (truncate_dim, 1)

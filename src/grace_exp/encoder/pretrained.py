@@ -101,7 +101,7 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
         found = _folder(export_in(folder))
     elif folder.exists() or path_or_name.startswith((".", "/", "~")):
         raise MissingResourceError(
-            f"{path_or_name!r} is no folder (working directory {Path.cwd()}): name a run folder, an exported or "
+            f"{path_or_name!r} is not a folder (working directory {Path.cwd()}): name a run folder, an exported or "
             "transformers model folder, a choice of backbone= such as smollm2, or a hub name"
         )
     else:
@@ -115,7 +115,7 @@ def resolve(path_or_name: str, *, adapter: str | None = None, revision: str | No
         )
     where = Path(adapter).expanduser()
     if not (where / "adapter_config.json").is_file():
-        raise MissingResourceError(f"adapter={adapter!r} is no folder with an adapter_config.json")
+        raise MissingResourceError(f"adapter={adapter!r} is not a folder with an adapter_config.json")
     settings = _read_settings(where)
     rule = read_rule(where)
     if settings is None:
@@ -183,7 +183,7 @@ def _folder(folder: Path) -> Pretrained:
         return found if settings is None else _with(found, settings, folder)
     if not (folder / "adapter_config.json").is_file():
         raise MissingResourceError(
-            f"{folder} holds neither config.json (a model) nor adapter_config.json (a peft adapter), and is no run "
+            f"{folder} holds neither config.json (a model) nor adapter_config.json (a peft adapter), and is not a run "
             "folder with an export"
         )
     if settings is not None and settings.backbone is not None:

@@ -37,7 +37,7 @@ def heldout_texts(config: EvaluationConfig, cache_dir: Path) -> dict[str, list[s
 
 
 def _texts(data: Any) -> Iterator[str]:
-    """Give all texts in MTEB's nested data sets."""
+    """Yield all texts in MTEB's nested data sets."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, Mapping):

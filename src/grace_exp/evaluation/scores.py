@@ -26,7 +26,7 @@ class Score:
         return f"{self.value:.1f}{interval}"
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON."""
+        """Return the values for JSON."""
         return asdict(self)
 
 

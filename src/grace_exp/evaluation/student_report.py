@@ -181,7 +181,7 @@ def student_card(folder: str, teacher: str, what: str, reports: Sequence[SetRepo
             f"|{'---|' * len(_COLUMNS)}",
             *lines,
             "",
-            "Measured on nothing but these sets. The licences of the weights it began with and of the texts it learned "
+            "It was measured on these sets only. The licences of the weights it began with and of the texts it learned "
             "from apply.",
             "",
         ]

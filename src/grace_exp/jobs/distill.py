@@ -182,8 +182,8 @@ def _texts(config: GraceConfig, console: Console) -> list[str]:
     least = config.job.distill.batch_size
     if len(texts) < least:
         raise DataError(
-            f"job.input={config.job.input}: {len(texts)} distinct texts, less than one batch of job.distill.batch_size="
-            f"{least}: give more texts, or set job.distill.batch_size={max(3, len(texts))}"
+            f"job.input={config.job.input}: {len(texts)} distinct texts, fewer than one batch of "
+            f"job.distill.batch_size={least}: give more texts, or set job.distill.batch_size={max(3, len(texts))}"
         )
     return texts
 

@@ -74,7 +74,7 @@ def embed(config: GraceConfig) -> dict[str, float]:
             count = math.ceil(good / job.shard_rows)
             missing = shards.finish(count)
         if job.worker is not None and job.shard_rows is not None and is_first_process():
-            there = f"{missing} of {count} files are not there yet" if missing else f"all {count} files are there"
+            there = f"{missing} of {count} files are not written yet" if missing else f"all {count} files are written"
             console.print(f"worker {job.worker}: {there}", highlight=False)
         console.print(f"{embedded / seconds:.1f} texts/s", highlight=False)
     return {"embed/texts": float(embedded), "embed/rejected": float(bad), "embed/seconds": seconds}

@@ -76,7 +76,7 @@ def _distinct_pairs(config: GraceConfig) -> tuple[list[str], list[str]]:
             queries[query] = documents[document] = None
     console = our_console()
     if len(queries) < len(rows):
-        line = f"{len(rows) - len(queries)} pairs are left out: a text of evaluation.sets, or one that has occurred"
+        line = f"{len(rows) - len(queries)} pairs are left out: a text of evaluation.sets, or one that occurred before"
         console.print(line, highlight=False, soft_wrap=True)
     if len(queries) < _LEAST_PAIRS:
         raise DataError(

@@ -103,7 +103,7 @@ def run_general(
 def _compared_models(
     config: GraceConfig, device: torch.device, console: Console
 ) -> Iterator[tuple[Assembled, dict[str, ComparedModel]]]:
-    """Give the models: `base`, and with `job.resume` also `trained`, in evaluation mode.
+    """Yield the models: `base`, and with `job.resume` also `trained`, in evaluation mode.
 
     With adapters the base is the trained model without its adapters; otherwise the backbone is loaded a second time.
     """

@@ -100,7 +100,7 @@ def _print(console: Console, config: GraceConfig, plan: RunPlan) -> None:
     console.print(_work_table(plan))
     if plan.speed is None:
         console.print(
-            "hours: unknown, for the speed of this device is (hardware.peak_tflops, hardware.memory_bandwidth)",
+            "hours: unknown, because this device's speed is unknown (hardware.peak_tflops, hardware.memory_bandwidth)",
             highlight=False,
         )
     if plan.hours is None or plan.speed is None:

@@ -80,7 +80,7 @@ def prepare_data(config: GraceConfig) -> dict[str, float]:
         from grace_exp.jobs.benchmark import check_benchmark
 
         check_benchmark(config)
-        console.print(f"The data of evaluation={config.evaluation.name} is within reach", highlight=False)
+        console.print(f"The data of evaluation={config.evaluation.name} is available", highlight=False)
     return {"rows": float(len(recipe))}
 
 

@@ -132,7 +132,7 @@ def rule_folders(config: GraceConfig) -> list[Path]:
     if not found:
         raise MissingResourceError(
             (_not_of_these_weights(job.resume) if job.resume is not None else "")
-            or f"{named} is neither a model folder nor a run with an export, so there is no place for what is fitted: "
+            or f"{named} is neither a model folder nor a run with an export, so the result has no place: "
             "name one as job.model; GraceEncoder.save_pretrained makes a folder of a model of a hub"
         )
     return found

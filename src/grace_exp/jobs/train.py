@@ -94,7 +94,7 @@ def train(config: GraceConfig) -> dict[str, float]:
     record_own_parts(run_dir, config)
     console.print(Text.assemble((config.name, "bold"), f"  run folder {run_dir}"), highlight=False, soft_wrap=True)
     if completed == config.job.steps:
-        console.print(f"all {completed} steps are done: doing what is left to do after them", highlight=False)
+        console.print(f"all {completed} steps are done: finishing what comes after them", highlight=False)
     elif config.job.resume is not None:
         console.print(f"continuing after step {completed} of {config.job.steps}", highlight=False)
 
@@ -180,7 +180,7 @@ def _log_evolution(table: SamplesTable, run: "wandb.Run | None", done: int, rows
 
 def _show(config: GraceConfig, console: Console) -> dict[str, float]:
     """Show the report of a run that has ended, and return its results."""
-    console.print(f"{config.run_dir}: this run has ended; its report again", highlight=False, soft_wrap=True)
+    console.print(f"{config.run_dir}: this run has ended; this is its report", highlight=False, soft_wrap=True)
     _report(config, console)
     figures = read_result(Path(config.run_dir)) or {}
     return {name: value for name, value in figures.items() if value is not None}

@@ -41,4 +41,4 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 
 
 KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
-"""By `KlConfig.estimator`."""
+"""The estimators by `KlConfig.estimator`."""

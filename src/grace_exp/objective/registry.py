@@ -20,7 +20,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "copg": copg.ALGORITHM,
     "custom": own_objective.ALGORITHM,
 }
-"""By `ObjectiveConfig.algorithm`."""
+"""The algorithms by `ObjectiveConfig.algorithm`."""
 
 
 def needs_greedy_baseline(config: ObjectiveConfig) -> bool:

@@ -60,7 +60,7 @@ class MovingAverage(LightningModule):
 
     @torch.no_grad()
     def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
-        """As `Policy.embed`."""
+        """Return embeddings as `Policy.embed` does."""
         with self._in_place_of_the_policy():
             return self._policy[0].embed(sequences, regions)
 

@@ -55,7 +55,9 @@ def check_attention(config: "PretrainedConfig", name: str, longest: int | None) 
             "read positions are supported"
         )
     if config.is_encoder_decoder or hasattr(text, "state_size"):
-        raise ConfigError(f"backbone {name!r} ({text.model_type}) is no decoder with causal attention in every layer")
+        raise ConfigError(
+            f"backbone {name!r} ({text.model_type}) is not a decoder with causal attention in every layer"
+        )
 
 
 class Longest(NamedTuple):
@@ -173,7 +175,7 @@ def check_template_tokens(tokenizer: "PreTrainedTokenizerBase", ends: tuple[int,
     if turn_end and turn_end[0] in tokenizer.get_added_vocab().values() and turn_end[0] not in ends:
         warnings.warn(
             f"backbone {name!r}: its chat template ends a turn with {tokenizer.convert_ids_to_tokens(turn_end[0])!r} "
-            f"(id {turn_end[0]}), which is none of its end tokens {list(ends)}: rationales may run on to "
+            f"(id {turn_end[0]}), which is not one of its end tokens {list(ends)}: rationales may run on to "
             "rollout.max_tokens. Add it to eos_token_id in generation_config.json",
             BackboneWarning,
             stacklevel=2,

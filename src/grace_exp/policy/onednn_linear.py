@@ -49,7 +49,7 @@ class OneDnnLinear(nn.Linear):
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`."""
+    """Compute the same as `torch.nn.functional.linear`."""
     if not _takes(input, weight):
         return functional.linear(input, weight, bias)
     rows = input.reshape(-1, input.shape[-1])

@@ -46,12 +46,12 @@ class Reference(LightningModule):
         return logprobs_P
 
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:
-        """As `Policy.score`."""
+        """Return scores as `Policy.score` does."""
         with self._start() as policy:
             return policy.score(sequences, regions)
 
     def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
-        """As `Policy.embed`."""
+        """Return embeddings as `Policy.embed` does."""
         with self._start() as policy:
             return policy.embed(sequences, regions)
 
@@ -62,7 +62,7 @@ class Reference(LightningModule):
 
     @contextmanager
     def _start(self) -> Iterator[Policy]:
-        """Give a policy with the initial weights."""
+        """Yield a policy with the initial weights."""
         policy = self._shared[0] if self._shared else self.copy
         assert policy is not None
         model: Any = policy.model

@@ -30,7 +30,7 @@ class Verdict:
     high: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return asdict(self)
 
 
@@ -39,7 +39,7 @@ def verdict(run: RunFiles) -> Verdict:
     if not run.steps:
         return Verdict("The run made no step.", "unknown")
     if not run.finished:
-        done = f"The run did not come to its end: {run.steps[-1] + 1} of {run.planned_steps} steps are there. "
+        done = f"The run did not finish: {run.steps[-1] + 1} of {run.planned_steps} steps are done. "
         trend = _by_trend(run)
         return Verdict(done + trend.sentence, trend.tone, trend.value, trend.low, trend.high)
     rises = {name: row["rise"] for name, row in run.summary.get("heldout", {}).items() if "rise" in row}

@@ -93,7 +93,7 @@ class RewardInputs:
             places = torch.arange(groups, device=self.swapped_from_G.device)
             if not torch.equal(self.swapped_from_G.sort().values, places) or (self.swapped_from_G == places).any():
                 raise ValueError(
-                    f"swapped_from_G {self.swapped_from_G.tolist()} is no permutation of {groups} groups that moves "
+                    f"swapped_from_G {self.swapped_from_G.tolist()} is not a permutation of {groups} groups that moves "
                     "each"
                 )
         # Checked here rather than at first use, so that a bad embedding is reported for any set of terms.

@@ -1,4 +1,4 @@
-"""A copy of the weights to decode with: adapters folded in, and whole where processes share the weights out."""
+"""A copy of the weights for decoding: adapters are merged, and sharded weights are gathered."""
 
 import copy
 from typing import TYPE_CHECKING, Any, cast
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 class MergedCopy:
     """A plain model whose weights are base + adapter update, refreshed on demand.
 
-    Decoding is many small steps, which adapters slow down by a fifth (benchmarks/rollout.py). The copy shares every
-    tensor that has no adapter (embeddings, head, norms) with the original, which stays as it is: merging in place and
-    back would leave rounding in the base weights.
+    Decoding is many small steps, and adapters slow it down by a fifth (benchmarks/rollout.py). The copy shares every
+    tensor without an adapter (embeddings, head, norms) with the original. The original does not change, because merging
+    in place and back would leave rounding errors in the base weights.
 
-    Apart, it shares nothing: for a model that is sharded later, of whose weights no process holds a whole one. All
-    processes refresh it together, and it takes the memory of all weights on each.
+    With `apart` the copy shares no tensor. This is for a model that is sharded later, so that no process holds all of
+    its weights. All processes must refresh the copy together, and each holds a whole one.
     """
 
     def __init__(self, model: "PreTrainedModel | PeftModel", *, apart: bool = False) -> None:
         """Copy `model` with its adapters' present values.
 
         Args:
-            model: With adapters, or, apart, without.
-            apart: Share no tensor with it, and have the values of the first `refresh`.
+            model: A model with adapters; with `apart` also one without.
+            apart: Share no tensor with the model; the first `refresh` sets the values.
         """
         self._source = model
         self._apart = apart
@@ -38,7 +38,7 @@ class MergedCopy:
         self.model: PreTrainedModel = copy.deepcopy(base, memo=shared)
         for name, layer in self._adapted():
             parent, _, child = name.rpartition(".")
-            plain = copy.deepcopy(layer.base_layer).requires_grad_(False)  # its own weights from here on
+            plain = copy.deepcopy(layer.base_layer).requires_grad_(False)  # a separate weight
             setattr(self.model.get_submodule(parent), child, plain)
         self.model.eval()
         if not apart:
@@ -46,7 +46,7 @@ class MergedCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the present values: of the adapters, or, apart, of all weights."""
+        """Copy the present values of the adapters; with `apart` those of all weights."""
         if self._apart:
             cast("nn.Module", self.model).to(self._source.device)
             for name, value in checkpoint_weights(self._source):
@@ -63,16 +63,16 @@ class MergedCopy:
 
     @property
     def releases(self) -> bool:
-        """Whether one process alone can give its memory back: a copy that stands apart is refreshed by all together."""
+        """Whether a single process can free the copy's memory; with `apart` all processes must refresh it together."""
         return not self._apart
 
     def release(self) -> None:
-        """Give back the memory of the merged weights until the next `refresh`."""
+        """Free the memory of the merged weights until the next `refresh`."""
         for name, _ in self._adapted():
             target = self.model.get_parameter(f"{name}.weight")
             target.data = target.new_empty(0)
 
     def _adapted(self) -> list[tuple[str, Any]]:
-        """Name and peft layer of every module with adapters."""
+        """Return the name and peft layer of every module with adapters."""
         base = plain_model(self._source)
         return [(name, module) for name, module in base.named_modules() if hasattr(module, "get_delta_weight")]

@@ -19,7 +19,7 @@ class StateTap(threading.local):
     states: Tensor
 
     def __reduce__(self) -> tuple[type["StateTap"], tuple[()]]:
-        """Give another process a new tap: an encoder is sent to processes."""
+        """Make a new tap in another process; an encoder may be sent to other processes."""
         return type(self), ()
 
     @contextmanager

@@ -74,13 +74,13 @@ class TransformersEngine:
         return self._merged.model
 
     def sleep(self) -> None:
-        """Give back the merged copy's memory in training; it is merged again when the engine writes next."""
+        """Free the merged copy's memory in training; it is merged again when the engine writes next."""
         if self._training and self._merged is not None and self._merged.releases:
             self._merged.release()
             self._fresh = False
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the engine holds no processes."""
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request]) -> list[list[Completion]]:
@@ -114,7 +114,7 @@ class TransformersEngine:
         return answers
 
     def _batches(self, requests: Sequence[Request], share: Sequence[int]) -> Iterator[list[int]]:
-        """Give batches of request indices, of similar length and within the token budget; a request is never split."""
+        """Yield batches of request indices, of similar length and within the token budget; a request is never split."""
         order = sorted(share, key=lambda i: (len(requests[i].prompt_ids), requests[i].max_tokens))
         batch: list[int] = []
         for index in order:

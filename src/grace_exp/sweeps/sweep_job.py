@@ -72,7 +72,7 @@ def run_sweep_job(settings: DictConfig) -> float | None:
         wanted = 0 if hydra.launcher._target_.endswith("SlurmLauncher") else wanted_gpus(config)
         with own_gpus(wanted, lambda: _say(record, f"waits for {wanted} free GPU(s)")) as gpus:
             record.write(folder)
-            _say(record, "started" if resume is None else f"goes on from {resume.name}")
+            _say(record, "started" if resume is None else f"continues from {resume.name}")
             begin = time.monotonic()
             child = ChildProcess(
                 command,
@@ -117,7 +117,7 @@ def check_sweepable(config: GraceConfig) -> None:
     """
     if config.job.name == "train" and config.job.resume is not None:
         raise ConfigError(
-            "job.resume in a sweep of training runs: leave it out; the same sweep started again goes on where it was"
+            "job.resume in a sweep of training runs: leave it out; the same sweep started again continues where it was"
         )
 
 

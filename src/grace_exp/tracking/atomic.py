@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; a clean exit replaces `path` with it, an error changes nothing.
+    """Yield a temporary path beside `path`; a clean exit replaces `path` with it, an error changes nothing.
 
     The temporary name starts with a dot, so that readers of a whole folder (pandas, globs) ignore one that a killed
     process has left.
@@ -45,7 +45,7 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; a clean exit replaces `path` with it, an error changes nothing.
+    """Yield a temporary folder beside `path`; a clean exit replaces `path` with it, an error changes nothing.
 
     A kill between the removal of the old folder and the renaming of the new one leaves neither, but never a mixture.
     Unfinished folders of killed processes are removed first.

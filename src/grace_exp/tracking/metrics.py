@@ -218,7 +218,7 @@ def markdown_table() -> str:
         "",
         "One row a step in `metrics.csv` and on W&B. A part in `<brackets>` stands for a name; `reward/<term>/...` "
         "also has the terms `total` and `final`. With `rollout.policy_role=both` a figure is the mean of both sides, "
-        "and each side's own stands behind `positive/` or `query/`. Columns `time/*` and `perf/*` vary with the "
+        "and each side's own begins with `positive/` or `query/`. Columns `time/*` and `perf/*` vary with the "
         "machine; all others are equal in two runs of one seed.",
     ]
     for section, title in SECTIONS.items():

@@ -230,8 +230,8 @@ def _limits(config: GraceConfig, license_name: str | None) -> list[str]:
         "## Limits and licences",
         "",
         f"- {cost} Texts are cut to fit prompts of {config.prompt.max_tokens} tokens.",
-        *(["- A rationale may say what the text does not; it is no explanation of the facts."] if writes else []),
-        f"- Measured on nothing but the sets above. Licence of the weights: {backbone}; the data's licences "
+        *(["- A rationale may say what the text does not say; it does not explain the facts."] if writes else []),
+        f"- It was measured on the sets above only. Licence of the weights: {backbone}; the data's licences "
         f"({config.data.name}) are their owners'.",
         "",
     ]

@@ -106,13 +106,13 @@ def run_folder(resume: str) -> Path:
             return path.parent.parent
     find_checkpoint(resume)  # raises if there is nothing
     raise MissingResourceError(
-        f"job.resume: {named} is not in the folder {FOLDER}/ of a run, so there is no run folder to go on in: name the "
-        "run folder, or the checkpoint inside it"
+        f"job.resume: {named} is not in the folder {FOLDER}/ of a run, so there is no run folder to continue in: name "
+        "the run folder, or the checkpoint inside it"
     )
 
 
 def _behind_links(path: Path) -> Iterator[Path]:
-    """Give the path as named, then the targets of its links one after the other, and the resolved path."""
+    """Yield the path as named, then the targets of its links one after the other, and the resolved path."""
     real = path.resolve()
     while path.is_symlink():
         yield path
@@ -143,7 +143,7 @@ def continued(config: GraceConfig) -> tuple[GraceConfig, Path | None, int]:
     check_same_run(state["config"], config)
     if completed > config.job.steps:
         raise ConfigError(
-            f"job.resume: {path} has {completed} steps behind it and job.steps={config.job.steps}; say "
+            f"job.resume: {path} has done {completed} steps, and job.steps={config.job.steps}; say "
             f"job.steps={completed} to end the run, or more to train on"
         )
     return resumed, path, completed

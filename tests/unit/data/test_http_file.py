@@ -171,5 +171,5 @@ def test_a_digest_is_compared(load: Load, server: Server, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="names 2: name one"):
         (tmp_path / "more.jsonl").write_bytes(server.content)
         load(tmp_path / "*.jsonl", sha256=right)
-    with pytest.raises(ConfigError, match="is the digest of a file, but 'builtin:stsb' is none"):
+    with pytest.raises(ConfigError, match="is the digest of a file, but 'builtin:stsb' is not a file"):
         load("builtin:stsb", sha256=right)

@@ -38,7 +38,7 @@ def test_streamed_rows_are_those_that_are_loaded(load: Load, repository: Path) -
 def test_with_a_limit_what_lies_behind_it_is_not_read(load: Load, repository: Path) -> None:
     (repository / "train-1.jsonl.gz").write_bytes(b"no gzip")
     assert len(load(repository, format="hub", streaming=True, limit=3).rows) == 3
-    with pytest.raises(DataError, match=r"s: the hub data set .*, behind row 3: (?s:.*)s\.streaming=false"):
+    with pytest.raises(DataError, match=r"s: the hub data set .*, after row 3: (?s:.*)s\.streaming=false"):
         load(repository, format="hub", streaming=True)
 
 

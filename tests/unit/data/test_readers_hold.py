@@ -144,7 +144,7 @@ def test_json_beyond_python_is_a_bad_row(tmp_path: Path, value: str, reason: str
     try:
         rows = rows_of(read_json, tmp_path / "x.json", f'[{{"query": {value}}}, {{"query": "a", "positive": "b"}}]')
     except DataError as error:
-        assert "x.json, behind object 0 of the array: broken JSON" in str(error)
+        assert "x.json, after object 0 of the array: broken JSON" in str(error)
     else:
         assert isinstance(rows[1], Row)
 

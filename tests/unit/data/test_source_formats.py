@@ -65,7 +65,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, load: Callable[..., 
 
 def test_a_broken_array_names_the_last_whole_object(tmp_path: Path, load: Callable[..., LoadedSource]) -> None:
     (tmp_path / "a.json").write_text(json.dumps(ROWS)[:-20])
-    with pytest.raises(DataError, match=r"a\.json, behind object 2 of the array: broken JSON"):
+    with pytest.raises(DataError, match=r"a\.json, after object 2 of the array: broken JSON"):
         load(tmp_path / "a.json")
 
 

@@ -177,7 +177,7 @@ def test_a_parquet_file_needs_its_columns_and_must_be_one(load: Load, tmp_path: 
     with pytest.raises(DataError, match=r"a\.parquet: expected the columns 'query', .*; found 'anchor', 'positive'"):
         load(tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("no")
-    with pytest.raises(DataError, match=r"b\.parquet is no parquet file"):
+    with pytest.raises(DataError, match=r"b\.parquet is not a parquet file"):
         load(tmp_path / "b.parquet")
 
 

@@ -265,9 +265,9 @@ def test_a_changed_instruction_of_a_role_counts(encoder: GraceEncoder) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "fast"}, r"mode='fast' is none of rationale, prompt_only, query_only, document_only"),
-        ({"role": "reader"}, r"role='reader' is none of query, document"),
-        ({"prompt_name": "STS"}, r"prompt_name='STS' is none of 'query', 'document'; add it"),
+        ({"mode": "fast"}, r"mode='fast' is not one of rationale, prompt_only, query_only, document_only"),
+        ({"role": "reader"}, r"role='reader' is not one of query, document"),
+        ({"prompt_name": "STS"}, r"prompt_name='STS' is not one of 'query', 'document'; add it"),
         ({"batch_size": 0}, r"batch_size=0: 1 or more"),
         ({"temperature": -1.0}, r"temperature=-1.0: 0 or more"),
         ({"samples": 2}, r"samples=2 with temperature=0 would write the same rationale 2 times"),

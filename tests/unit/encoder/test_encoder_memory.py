@@ -95,8 +95,8 @@ def test_out_of_memory_while_writing_halves_the_batch(
     with caplog.at_level(logging.WARNING):
         np.testing.assert_allclose(encoder.encode(TEXTS, batch_size=12), expected, atol=1e-5)
     assert [record.message for record in caplog.records] == [
-        "out of memory with 12 texts at a time: going on with 6",
-        "out of memory with 6 texts at a time: going on with 3",
+        "out of memory with 12 texts at a time: continuing with 6",
+        "out of memory with 6 texts at a time: continuing with 3",
     ]
 
 

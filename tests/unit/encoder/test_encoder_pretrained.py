@@ -158,14 +158,14 @@ def test_choices_of_the_configuration_are_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
 def test_a_folder_that_is_not_there_is_an_error(missing: str) -> None:
-    with pytest.raises(MissingResourceError, match=r"is no folder .*: name a run folder"):
+    with pytest.raises(MissingResourceError, match=r"is not a folder .*: name a run folder"):
         resolve(missing)
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MissingResourceError, match=r"neither config\.json .* nor adapter_config\.json"):
         resolve(str(tmp_path))
-    with pytest.raises(MissingResourceError, match=r"adapter='.*' is no folder with an adapter_config\.json"):
+    with pytest.raises(MissingResourceError, match=r"adapter='.*' is not a folder with an adapter_config\.json"):
         resolve("tiny", adapter=str(tmp_path))
 
 
@@ -188,7 +188,7 @@ def test_damaged_settings_are_an_error(folder: Path, content: str) -> None:
 
 
 def test_an_unknown_engine_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="engine='fast' is none of transformers, vllm, vllm_server"):
+    with pytest.raises(ConfigError, match="engine='fast' is not one of transformers, vllm, vllm_server"):
         load("tiny", engine="fast")
 
 

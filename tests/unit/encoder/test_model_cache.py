@@ -103,5 +103,5 @@ def test_an_entry_of_the_wrong_size_is_an_error(model_cache: ModelCache) -> None
     model_cache.keep_rationales([work()], [[completion(1)]])
     (key,) = model_cache._rationale_keys(work().request)
     model_cache.cache.put({key: b"\0abc"})
-    with pytest.raises(CacheError, match="4 bytes, which is none: delete that file"):
+    with pytest.raises(CacheError, match="4 bytes that are not a rationale: delete that file"):
         model_cache.rationales([work()])

@@ -137,9 +137,9 @@ def test_any_benchmark_of_mteb_is_found_by_name_and_says_at_once_that_its_data_i
 def test_single_tasks_and_misspelt_names(tmp_path: Path) -> None:
     (task,) = suite_tasks(BenchmarkConfig(suite=None, tasks=["STS17"]), tmp_path)
     assert task.hf_subsets and all("en" in subset for subset in task.hf_subsets)
-    with pytest.raises(ConfigError, match=r"'NanoBIER' is no benchmark; near it are .*NanoBEIR"):
+    with pytest.raises(ConfigError, match=r"'NanoBIER' is not a benchmark; similar names: .*NanoBEIR"):
         suite_tasks(BenchmarkConfig(suite="NanoBIER"), tmp_path)
-    with pytest.raises(ConfigError, match=r"no task 'STS71'; near it are .*STS17"):
+    with pytest.raises(ConfigError, match=r"no task 'STS71'; similar names: .*STS17"):
         suite_tasks(BenchmarkConfig(suite=None, tasks=["STS71"]), tmp_path)
     with pytest.raises(ValueError, match=r"name a benchmark"):
         BenchmarkConfig(suite=None)

@@ -144,7 +144,7 @@ def test_a_template_with_a_token_that_has_no_embedding_is_refused(folder: Path) 
 def test_a_turn_that_no_end_token_ends_is_warned_of(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}<|im_start|>{% endfor %}")
     with pytest.warns(
-        UserWarning, match=r"ends a turn with '<\|im_start\|>' \(id 1\), which is none of its end tokens"
+        UserWarning, match=r"ends a turn with '<\|im_start\|>' \(id 1\), which is not one of its end tokens"
     ):
         load(folder)
 

@@ -48,5 +48,5 @@ def test_a_loss_that_falls_is_good(tmp_path: Path, make_run: Any) -> None:
 
 def test_a_run_that_died_is_said_to_have_died(tmp_path: Path, make_run: Any) -> None:
     found = verdict(read_run(make_run(tmp_path, {"reward/total/mean": [0.1, 0.2]})))
-    assert found.sentence.startswith("The run did not come to its end: 2 of 5 steps are there.")
+    assert found.sentence.startswith("The run did not finish: 2 of 5 steps are done.")
     assert found.tone == "unclear" and found.low is None

@@ -38,8 +38,8 @@ def method_rules(config: Groups, require: Require) -> None:
         has_own_negatives = mode == "supervised" and 0 not in config.data.negative_counts()
         require(
             config.objective.mini_batch_size > 1 or has_own_negatives,
-            f"method={method.name} with objective.mini_batch_size=1: without negatives of its own a text is told apart "
-            "from the others of its update; take 2 or more",
+            f"method={method.name} with objective.mini_batch_size=1: without its own negatives a text needs other "
+            "texts in its update; take 2 or more",
         )
     if not config.rollout.anchor_rationales and not method.prompt_only:
         require(

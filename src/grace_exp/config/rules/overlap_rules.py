@@ -18,7 +18,7 @@ def overlap_rules(config: Groups, require: Require) -> None:
     require(
         rollout.engine != "vllm",
         f"{key} with rollout=vllm: the engine shares the policy's device, and sleeps there while the policy trains; "
-        f"set rollout=vllm_server with devices of its own, or {mend}",
+        f"set rollout=vllm_server with its own devices, or {mend}",
     )
     require(
         config.data.curriculum == "none",

@@ -154,7 +154,7 @@ class EmbeddingServer:
         try:
             return json.loads(body)
         except ValueError as error:  # raised by JSON and by UTF-8 decoding
-            raise RequestError(f"the body is no JSON ({error})") from None
+            raise RequestError(f"the body is not JSON ({error})") from None
 
     async def _models(self, request: Request) -> Response:
         self._check_key(request)

@@ -122,7 +122,7 @@ class Batcher:
             answer = await loop.run_in_executor(self._executor, self._compute, texts, batch[0].kind)
         except Exception as error:
             if len(batch) > 1:  # an error of one request must not fail the others
-                _log.warning("a batch of %d requests failed (%s): each alone", len(batch), error)
+                _log.warning("a batch of %d requests failed (%s): trying each alone", len(batch), error)
                 for waiting in batch:
                     await self._answer([waiting])
             elif not batch[0].answer.done():

@@ -62,7 +62,7 @@ def parse_request(body: Any, most_texts: int) -> EmbeddingRequest:
         RequestError: The value is not a valid request.
     """
     if not isinstance(body, dict):
-        raise RequestError("the body is no JSON object")
+        raise RequestError("the body is not a JSON object")
     given = body.get("input")
     if isinstance(given, str):
         body = {**body, "input": [given]}

@@ -132,17 +132,17 @@ def _find(spec: str, manager: Any) -> str:
             return spec
         raise ConfigError(
             f"evaluation.general.tasks: lm-eval has no task, group or tag {spec!r}; `lm-eval ls tasks` lists them. "
-            "A task of your own is given as the path of its .yaml file"
+            "Give your own task as the path of its .yaml file"
         )
     path = Path(spec).expanduser().resolve()
     for name, entry in manager.task_index.items():
         if entry.yaml_path is not None and entry.yaml_path.resolve() == path:
             return str(name)
-    raise ConfigError(f"evaluation.general.tasks: {spec} is no file, or none that describes a task of lm-eval")
+    raise ConfigError(f"evaluation.general.tasks: {spec} is not a file that describes a task of lm-eval")
 
 
 def _leaves(item: Any, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Give the settings of the single tasks of a task, group or tag, given by name or as settings within a group."""
+    """Yield the settings of the single tasks of a task, group or tag, given by name or as settings within a group."""
     name = item if isinstance(item, str) else item.get("group", item.get("task"))
     entry = index.get(name) if isinstance(name, str) else None
     if entry is not None and entry.kind.name == "TAG":

@@ -90,7 +90,7 @@ def probe(
 
 
 def _batches(sequences: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[list[int]]:
-    """Give indices of sequences of similar length, as many as fit; at least one."""
+    """Yield indices of sequences of similar length, as many as fit; at least one."""
     batch: list[int] = []
     for index in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
         if batch and (len(batch) + 1) * len(sequences[batch[0]]) > batch_tokens:

@@ -129,8 +129,8 @@ def _benchmark(name: str) -> Any:
     if name not in (*known, *aliases):
         near = difflib.get_close_matches(name, [*OWN_SUITES, *known], n=5, cutoff=0.4)
         raise ConfigError(
-            f"evaluation.benchmark.suite={name!r} is no benchmark; near it are {', '.join(near) or 'none'}. Ours are "
-            f"{', '.join(OWN_SUITES)}; MTEB's: {', '.join(known)}"
+            f"evaluation.benchmark.suite={name!r} is not a benchmark; similar names: {', '.join(near) or 'none'}. Ours "
+            f"are {', '.join(OWN_SUITES)}; MTEB's: {', '.join(known)}"
         )
     return mteb.get_benchmark(name)
 
@@ -146,7 +146,9 @@ def _tasks_by_name(names: Sequence[str]) -> list[AbsTask]:
     for name in names:
         if name not in registry:
             near = difflib.get_close_matches(name, registry, n=5, cutoff=0.4)
-            raise ConfigError(f"evaluation.benchmark.tasks: MTEB has no task {name!r}; near it are {', '.join(near)}")
+            raise ConfigError(
+                f"evaluation.benchmark.tasks: MTEB has no task {name!r}; similar names: {', '.join(near)}"
+            )
     return _english(mteb.get_task(name) for name in names)
 
 
@@ -156,7 +158,7 @@ def _english(tasks: Iterable[AbsTask]) -> list[AbsTask]:
 
 
 def single_tasks(tasks: Iterable[AbsTask]) -> Iterator[AbsTask]:
-    """Give every task itself; for an aggregate (CQADupstack) its parts."""
+    """Yield every task itself; for an aggregate (CQADupstack) its parts."""
     for task in tasks:
         if isinstance(task, AbsTaskAggregate):
             yield from single_tasks(task.metadata.tasks)

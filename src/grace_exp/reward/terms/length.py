@@ -1,4 +1,4 @@
-"""Short rationales."""
+"""Rewards short rationales."""
 
 import torch
 from torch import Tensor
@@ -32,6 +32,6 @@ def length_term(inputs: RewardInputs, config: LengthConfig) -> Tensor:
         return torch.where(spread_G1 > 0, 0.5 - (lengths_GK - shortest_G1) / spread_G1.clamp_min(1), 0.0)
     budget = config.budget or inputs.max_tokens
     if budget is None:
-        raise ValueError("the length term needs max_tokens, or a budget of its own")
+        raise ValueError("the length term needs max_tokens, or its own budget")
     free = config.free * budget
     return -((lengths_GK - free) / (budget - free)).clamp(0.0, 1.0)

@@ -73,8 +73,8 @@ class VllmClient:
                 return list(await asyncio.gather(*(self._call(session, *call) for call in calls)))
         except TimeoutError as error:
             raise GraceError(
-                f"the vLLM server at {self.url} has not answered {calls[0][1]} within {seconds:g} s: is it at work "
-                "(its log), or does it hang? The limits are rollout.vllm.{start,sync,generate}_timeout"
+                f"the vLLM server at {self.url} has not answered {calls[0][1]} within {seconds:g} s: its log "
+                "shows whether it works or hangs. The limits are rollout.vllm.{start,sync,generate}_timeout"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerGone(f"no vLLM server answers at {self.url} ({str(error) or type(error).__name__})") from error

@@ -56,7 +56,7 @@ class NcclTransfer:
                 run,
                 seconds=self._seconds,
                 what="sending weights by NCCL",
-                hint="trainer and server need GPUs of their own and a network between them (NCCL_DEBUG=INFO tells "
+                hint="trainer and server need separate GPUs and a network between them (NCCL_DEBUG=INFO tells "
                 "which it uses); look into the server's log; raise rollout.vllm.sync_timeout if the model is large",
             )
 

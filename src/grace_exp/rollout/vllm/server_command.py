@@ -116,8 +116,8 @@ def check_server(
         if error.status != _NOT_FOUND:
             raise
         raise MissingResourceError(
-            f"rollout.vllm.server.url={client.url}: it has no endpoints for weights, so that it would go on with those "
-            f"it has. {start}"
+            f"rollout.vllm.server.url={client.url}: it has no endpoints for weights, so it would keep its "
+            f"present ones. {start}"
         ) from error
     model = config["model_config"]
     transfer = (config.get("weight_transfer_config") or {}).get("backend")

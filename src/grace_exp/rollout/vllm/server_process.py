@@ -118,7 +118,7 @@ def choose_port(host: str, port: int | None) -> int:
             probe.bind((host, port or 0))
         except OSError as error:
             raise ConfigError(
-                f"rollout.vllm.server.port={port} cannot be had on host {host}: {error.strerror}. Choose another (null "
-                "is any free one), or set rollout.vllm.server.url if it is your server that listens there"
+                f"rollout.vllm.server.port={port} cannot be used on host {host}: {error.strerror}. Choose another "
+                "(null is any free one), or set rollout.vllm.server.url if it is your server that listens there"
             ) from error
         return int(probe.getsockname()[1])

@@ -21,7 +21,7 @@ _BASE_LAYER = ".base_layer."
 def checkpoint_weights(
     model: nn.Module, *, adapters: bool = True, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Give the name and value of every weight; tied weights come once.
+    """Yield the name and value of every weight; tied weights come once.
 
     Adapters are merged into one weight at a time, so that no second copy of the model is needed. If the model is
     sharded, all processes must iterate over all weights; each weight is gathered on every process.
@@ -45,7 +45,7 @@ def checkpoint_weights(
 
 
 def weight_shapes(model: nn.Module) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Give the name and shape of every weight of `checkpoint_weights`, in its order, without computing any."""
+    """Yield the name and shape of every weight of `checkpoint_weights`, in its order, without computing any."""
     for name, parameter in plain_model(model).named_parameters():
         if ".lora_" not in name:
             yield name.replace(_BASE_LAYER, "."), tuple(parameter.shape)

@@ -164,7 +164,7 @@ def _decoding_seconds(
 
 
 def _advice(settings: PlanSettings) -> Iterator[str]:
-    """Give changes that make the run fit, small sets first; no set contains another one."""
+    """Yield changes that make the run fit, small sets first; no set contains another one."""
     changes, found = _changes(settings), list[set[str]]()
     for count in range(1, len(changes) + 1):
         for chosen in combinations(changes, count):

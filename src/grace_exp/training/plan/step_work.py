@@ -22,7 +22,7 @@ class Work:
     flops: float
 
     def __add__(self, other: "Work") -> "Work":
-        """Both."""
+        """Return the sum of both."""
         return Work(self.sequences + other.sequences, self.tokens + other.tokens, self.flops + other.flops)
 
 
