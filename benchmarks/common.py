@@ -27,7 +27,7 @@ def demo_config() -> GraceConfig:
 
 
 def smollm2(config: GraceConfig, *, lora: bool) -> Backbone:
-    """SmolLM2-135M-Instruct in float32, with or without adapters that do something."""
+    """SmolLM2-135M-Instruct in float32, with or without adapters whose weights are not zero."""
     import torch
     from transformers.utils import logging
 
@@ -43,13 +43,13 @@ def smollm2(config: GraceConfig, *, lora: bool) -> Backbone:
 
 
 def prompts(backbone: Backbone, config: GraceConfig, count: int) -> list[Prompt]:
-    """Prompts around WordNet glosses, the demo's system prompt."""
+    """WordNet glosses in prompts with the demo's system prompt."""
     texts = [row["positive"] for row in load_wordnet("train")[:count]]
     return PromptBuilder(backbone.tokenizer, config.prompt).many((Role.POSITIVE, text) for text in texts)
 
 
 def compare(title: str, ways: dict[str, Callable[[], object]], *, repeats: int) -> None:
-    """Run every way in turn, `repeats` times after a warm-up; print seconds, and ratios to the first pair by pair."""
+    """Run every way in turn, `repeats` times after a warm-up. Print seconds, and ratios of pairs to the first way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(repeats + 1):
         for name, way in ways.items():

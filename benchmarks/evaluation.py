@@ -1,11 +1,11 @@
-"""job=evaluate evaluation=offline_small of SmolLM2 as a user starts it, with and without one pass.
+"""Time of job=evaluate evaluation=offline_small with SmolLM2, with and without one pass.
 
     python benchmarks/evaluation.py                 # a pair: 6 minutes on 2 quiet cores
-    python benchmarks/evaluation.py --before        # also as it was: two passes, 32 texts at a time (4 more)
+    python benchmarks/evaluation.py --before        # also the former way: two passes of 32 texts (4 more minutes)
     python benchmarks/evaluation.py --engine vllm   # where vLLM is installed
 
-Every run has an empty cache of embeddings and results; model and data are there already. Prints a table of medians and
-writes benchmarks/results/evaluation.json, with every task's score by either way.
+Every run starts with an empty cache of embeddings and results. Model and data are on the disk. The script prints a
+table of medians and writes benchmarks/results/evaluation.json, with every task's score by either way.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def run(job: list[str], cache: Path, scores: dict[str, float]) -> Cost:
-    """One run of the command; its scores go into `scores`."""
+    """Run the command once and put its scores into `scores`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "cache").mkdir()

@@ -1,4 +1,4 @@
-"""Log-probs and embeddings: full logits over padded rows against the one packed forward (4 minutes on 2 cores).
+"""Time of log-probs and embeddings: full logits over padded rows against one packed forward (4 minutes on 2 cores).
 
 python benchmarks/forward.py
 """

@@ -1,9 +1,9 @@
-"""How a step grows: with K, the batch, the length of rationales and the number of processes; SmolLM2, LoRA, the demo.
+"""Cost of a step by K, batch, rationale length and number of processes: SmolLM2, LoRA, the demo's settings.
 
-One thing is changed at a time, from 4 instances, K = 4 and 16 tokens. Every point is a run of three steps in a process
-of its own, the first of which does not count. Seconds are CPU seconds of one process with one thread, so that other
-programs disturb little; of two processes, those of the first. The exponent is that of the power law between the first
-and the last point: 1 where twice as much takes twice as long.
+Each series changes one setting, starting from 4 instances, K = 4 and 16 tokens. Every point is a run of three steps
+in a process of its own. The first step does not count. Seconds are CPU seconds of one process with one thread, so
+that other programs disturb little. With two processes they are those of the first. The exponent is that of the power
+law between the first and the last point: it is 1 if twice as much takes twice as long.
 
 python benchmarks/growth.py              (15 minutes of CPU)
 python benchmarks/growth.py --quick      (7 minutes: two points of each)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _measured(experiment: str, point: tuple[int, ...]) -> dict[str, float]:
-    """Medians of a run in a process of its own."""
+    """Return the medians of a run in a process of its own."""
     command = [sys.executable, __file__, "--experiment", experiment, "--run", *map(str, point)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -73,7 +73,7 @@ def _measured(experiment: str, point: tuple[int, ...]) -> dict[str, float]:
 
 
 def _run(experiment: str, point: dict[str, int]) -> None:
-    """Train in this process (and, of two, in a child of it); the last line is the steps' metrics."""
+    """Train in this process (and, with two, in a child of it); the last line printed has the steps' metrics."""
     from grace_exp.config.compose import compose_config
     from grace_exp.jobs.train import train
     from grace_exp.tracking import summary

@@ -1,11 +1,11 @@
-"""Embeddings from the states of writing against a second forward: SmolLM2, 32-token rationales, transformers and vLLM.
+"""Time of embeddings from the hidden states of writing against a second forward: SmolLM2, rationales of 32 tokens.
 
     python benchmarks/one_pass.py                            # some 3 minutes on 2 quiet cores
     python benchmarks/one_pass.py --texts 24 --repeats 2     # one minute
 
-Both ways encode the same WordNet glosses greedily, without a cache, in turns; vLLM only where it is installed. Prints a
-table of medians for each engine, with the largest difference of an embedding, and writes
-benchmarks/results/one_pass.json.
+Both ways encode the same WordNet glosses greedily, without a cache, in turns. The engines are transformers and, if it
+is installed, vLLM. The script prints a table of medians for each engine, with the largest difference of an embedding.
+It writes benchmarks/results/one_pass.json.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(engine: str, texts: list[str], repeats: int) -> dict[str, Any]:
-    """One engine's table, and how far the embeddings are apart."""
+    """Measure one engine: its table, and the largest difference between embeddings."""
     import numpy as np
 
     config = demo_config()
@@ -58,7 +58,7 @@ def measure(engine: str, texts: list[str], repeats: int) -> dict[str, Any]:
             return GraceEncoder(backbone, policy=policy, engine=writer, prompt=config.prompt, max_tokens=TOKENS)
 
         def encode(way: GraceEncoder, count: int) -> tuple[Cost, Any]:
-            """Vectors of the first texts; vLLM starts without what its prefix cache has of the other way."""
+            """Return vectors of the first texts. vLLM's prefix cache is emptied first, so that ways do not share it."""
             writer.sync(backbone.model)
             found: list[Any] = []
             return paired.in_process(lambda: found.append(way.encode(texts[:count])))(), found[0]

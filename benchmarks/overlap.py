@@ -1,8 +1,8 @@
-"""A step that is written while the step before it trains: vLLM's server on one core, the trainer on another; SmolLM2.
+"""Time of a step with `rollout.overlap=one_step`: vLLM's server on one core, the trainer on another; SmolLM2.
 
-Two runs of the demo's model and texts, with and without `rollout.overlap=one_step`. Medians over the steps that follow
-the first two of each. `step / sum` is the wall time of a step over the sum of its phases: 1 where nothing overlaps,
-0.5 at best.
+Two runs have the demo's model and texts, one with overlap and one without. Figures are medians over the steps of a run
+without its first two. `step / sum` is the wall time of a step over the sum of its phases: 1 if nothing overlaps, 0.5 at
+best.
 
 .venv-vllm/bin/python benchmarks/overlap.py                              (10 minutes on 2 cores)
 .venv-vllm/bin/python benchmarks/overlap.py --only one_step --steps 6    (half of it)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _measured(way: str) -> dict[str, float]:
-    """The run in a process of its own; medians of its seconds."""
+    """Return the medians of the seconds of a run in a process of its own."""
     command = [sys.executable, __file__, *sys.argv[1:], "--run", way]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -82,7 +82,7 @@ def _measured(way: str) -> dict[str, float]:
 
 
 def _run(overlap: str, settings: list[str], cores: list[int]) -> None:
-    """Train in this process, the server on the first core; the last line is the steps' metrics."""
+    """Train in this process, with the server on the first core; the last line printed has the steps' metrics."""
     from grace_exp.config.compose import compose_config
     from grace_exp.jobs import assemble
     from grace_exp.jobs.train import train

@@ -1,4 +1,4 @@
-"""Ways to the same work, in turns: seconds and CPU seconds, medians, and ratios pair by pair."""
+"""Paired timing: ways to do the same work take turns; medians of seconds and CPU seconds, and ratios of pairs."""
 
 import json
 import platform
@@ -17,14 +17,14 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took: seconds on the clock, and of all cores."""
+    """Cost of one run: wall seconds, and CPU seconds of all cores."""
 
     seconds: float
     cpu_seconds: float
 
 
 def in_process(function: Callable[[], object]) -> Callable[[], Cost]:
-    """Measures a function of this process."""
+    """Measure a function in this process."""
 
     def run() -> Cost:
         start, cpu = time.perf_counter(), time.process_time()
@@ -35,7 +35,7 @@ def in_process(function: Callable[[], object]) -> Callable[[], Cost]:
 
 
 def take_turns(ways: Mapping[str, Callable[[], Cost]], repeats: int, *, warm_up: bool) -> dict[str, list[Cost]]:
-    """Run every way `repeats` times, one after the other, after a round that is not counted."""
+    """Run every way `repeats` times in turn, after one round that is not counted."""
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for number in range(repeats + warm_up):
         for name, way in ways.items():
@@ -46,7 +46,7 @@ def take_turns(ways: Mapping[str, Callable[[], Cost]], repeats: int, *, warm_up:
 
 
 def summary(costs: Mapping[str, Sequence[Cost]]) -> dict[str, dict[str, Any]]:
-    """By way: medians, the first way's time as a multiple (median of pairs), and every run."""
+    """Return by way: medians, the ratio of the first way's time to this one (median of pairs), and every run."""
     first = next(iter(costs.values()))
     found: dict[str, dict[str, Any]] = {}
     for name, runs in costs.items():
@@ -74,7 +74,7 @@ def show(title: str, found: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def earlier(name: str) -> dict[str, Any]:
-    """What `results/<name>.json` holds already; nothing where there is none."""
+    """Return what `results/<name>.json` holds; empty if there is no such file."""
     path = RESULTS / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found

@@ -1,11 +1,11 @@
-"""job=prepare_data on a made file of 1.5M triplets: are all counts exact, how long does it take, how much memory?
+"""Time, memory and exact counts of job=prepare_data on a generated file of 1.5M triplets.
 
     python benchmarks/prepare_data.py                      # 1,500,000 triplets, some 7 minutes of CPU time
     python benchmarks/prepare_data.py --triplets 20000     # a minute
 
 The file holds ten kinds of broken lines, 3 % duplicates (half of them in other case and punctuation) and 1 % triplets
 with a text of the evaluation (STS-B dev). Every count of the report is compared with what was put in. The second start
-reads nothing anew. Prints a table and writes benchmarks/results/prepare_data.json.
+reads from the cache. The script prints a table and writes benchmarks/results/prepare_data.json.
 """
 
 import argparse
@@ -41,7 +41,7 @@ BROKEN = {
 
 
 def make_file(path: Path, triplets: int, held_out: list[str]) -> dict[str, Any]:
-    """Write the file; returns what the report must count."""
+    """Write the file and return the counts that the report must have."""
     draws = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(draws.choices(letters, k=draws.randint(3, 9))) for _ in range(20_000)]

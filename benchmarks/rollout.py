@@ -1,10 +1,10 @@
-"""Writing rationales: transformers' `generate`, our engine on it, and vLLM where it is installed; SmolLM2, LoRA, K = 8.
+"""Speed of writing rationales: transformers' `generate`, our engine, and vLLM if installed; SmolLM2, LoRA, K = 8.
 
-Every way has a process of its own, as in a run, and they take turns: threads of one engine that sleep beside another's
-change how the other's wait for each other.
+Every engine has a process of its own, as in a run, because sleeping threads of one engine slow down those of another.
+The processes take turns.
 
 python benchmarks/rollout.py                (8 minutes on 2 cores)
-python benchmarks/rollout.py --tokens 64    (25 minutes; with --engines-only the README's figures, 7 minutes)
+python benchmarks/rollout.py --tokens 64    (25 minutes; with --engines-only the README's figures in 7 minutes)
 """
 
 import argparse
@@ -28,7 +28,7 @@ GENERATE, TOGETHER, ENGINE, VLLM = "transformers generate", "engine, cores toget
 
 
 def main() -> None:
-    """Compare ways to the same number of tokens, and to new weights."""
+    """Compare the time of writing the same number of tokens, and of loading new weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16, help="of every rationale")
     parser.add_argument("--prompts", type=int, default=8, help="as many as the demo's batch has")
@@ -59,7 +59,7 @@ def _ask(way: Connection, what: str) -> None:
 
 
 def _serve(name: str, count: int, tokens: int, pipe: Connection) -> None:
-    """One way: does what it is asked for, and says when it is done."""
+    """Serve one way: run each request and answer when it is done."""
     with ExitStack() as engines:
         write, sync = _way(name, count, tokens, engines)
         sync()
@@ -71,7 +71,7 @@ def _serve(name: str, count: int, tokens: int, pipe: Connection) -> None:
 
 
 def _way(name: str, count: int, tokens: int, engines: ExitStack) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Writing, and taking over new weights."""
+    """Return the functions that write rationales and that load new weights."""
     config = demo_config()
     backbone = smollm2(config, lora=True)
     chosen = prompts(backbone, config, count)
@@ -80,13 +80,13 @@ def _way(name: str, count: int, tokens: int, engines: ExitStack) -> tuple[Callab
     if name == VLLM:
         vllm = engines.enter_context(closing(_vllm(backbone, max(len(prompt.token_ids) for prompt in chosen) + tokens)))
         return lambda: vllm.generate(requests), lambda: vllm.sync(model)
-    # No end tokens: every way writes the same number.
+    # Without end tokens every way writes the same number of tokens.
     engine = TransformersEngine(model, end_token_ids=(), pad_token_id=pad, batch_tokens=config.rollout.batch_tokens)
     if name == ENGINE:
         return lambda: engine.generate(requests), lambda: engine.sync(model)
 
     def one_thread_group() -> object:
-        # Both cores on every product, prompts read once, adapters folded in: the engine without its division of work.
+        # The engine without its own division of work: both cores compute every product, prompts are read once.
         with torch.no_grad():
             return engine._write(engine._writer(), requests, range(len(requests)))
 

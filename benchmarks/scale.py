@@ -1,6 +1,6 @@
-"""The pieces whose cost grows with the corpus or the batch, and not with the model: CPU seconds each, one thread.
+"""CPU seconds of the parts whose cost grows with the corpus or the batch and not with the model; one thread.
 
-What docs/scale.md and `job=plan` say of millions and billions of texts is multiplied from these.
+docs/scale.md and `job=plan` compute their figures for millions and billions of texts from these.
 
 python benchmarks/scale.py              (2 minutes of CPU)
 """
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of this process, the least of three."""
+    """Return the CPU seconds of this process, the least of three."""
     times = []
     for _ in range(3):
         start = time.process_time()
@@ -60,7 +60,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _corpus(folder: Path, texts: int) -> dict[str, float]:
-    """Reading and checking, with and without ids, and what the ids take."""
+    """Measure reading and checking rows, with and without ids, and the memory of the ids."""
     from grace_exp.data.corpus_rows import CorpusRows
     from grace_exp.data.wordnet import load_wordnet
 
@@ -83,7 +83,7 @@ def _corpus(folder: Path, texts: int) -> dict[str, float]:
 
 
 def _cache(folder: Path, entries: int) -> dict[str, float]:
-    """A rationale of 500 tokens and an embedding a text, 256 texts a transaction; the file on this machine's disk."""
+    """Measure the cache: a rationale of 500 tokens and an embedding per text, 256 texts per transaction."""
     from grace_exp.encoder.cache import RationaleCache
 
     value = bytes(4 * 500) + bytes(4 * HIDDEN)
@@ -111,7 +111,7 @@ def _cache(folder: Path, entries: int) -> dict[str, float]:
 
 
 def _shards(folder: Path, rows: int) -> dict[str, float]:
-    """Writing vectors, texts and rationales."""
+    """Measure writing vectors, texts and rationales."""
     import numpy as np
 
     from grace_exp.data.corpus_rows import CorpusRow
@@ -129,7 +129,7 @@ def _shards(folder: Path, rows: int) -> dict[str, float]:
 
 
 def _schedule(draws: int) -> dict[str, float]:
-    """All steps of a run, drawn up front in every process."""
+    """Measure the schedule: every process draws all steps of a run at the start."""
     from grace_exp.data.schedule import Schedule, SourceShare
 
     source = [SourceShare("all", draws, 1.0)]
@@ -145,7 +145,7 @@ def _schedule(draws: int) -> dict[str, float]:
 
 
 def _reward() -> dict[str, float]:
-    """The reward of all groups, which every process computes: it grows with the square of the batch."""
+    """Measure the reward of all groups. Every process computes it, and it grows with the square of the batch."""
     import torch
 
     from grace_exp.config.compose import compose_config

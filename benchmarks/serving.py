@@ -1,8 +1,8 @@
-"""Load on a server of embeddings over loopback: requests per second, p50 and p99, cold and cached, kill and restart.
+"""Load test of job=serve over loopback: requests per second, p50 and p99, cold and cached, and over a restart.
 
     python benchmarks/serving.py --requests 64 --clients 16 -- +experiment=demo job.encode.max_tokens=32
 
-What stands behind `--` are the settings of job=serve. The cache is a temporary folder.
+Arguments after `--` are settings of job=serve. The cache is a temporary folder.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from grace_exp.data.wordnet import load_wordnet
 
 @contextlib.contextmanager
 def server(settings: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server process and its address; ended with SIGTERM."""
+    """Start a server process, give its address, and end it with SIGTERM."""
     command = [sys.executable, "-m", "grace_exp", "job=serve", "job.port=0", *settings]
     command += [f"hydra.run.dir={folder / 'run'}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
@@ -46,7 +46,7 @@ def server(settings: list[str], folder: Path) -> Iterator[tuple[subprocess.Popen
 
 
 def load(url: str, texts: list[str], clients: int) -> tuple[list[float], float]:
-    """Seconds of each request of one text, and of all together."""
+    """Return the seconds of each request of one text, and of all together."""
     client = openai.OpenAI(base_url=url, api_key="any", max_retries=20, timeout=600)
 
     def ask(text: str) -> float:
@@ -61,7 +61,7 @@ def load(url: str, texts: list[str], clients: int) -> tuple[list[float], float]:
 
 
 def load_over_a_restart(settings: list[str], folder: Path, texts: list[str], clients: int) -> int:
-    """Ends the server with SIGTERM in the middle and starts it again at its port; returns the number of answers."""
+    """End the server with SIGTERM during the load, start it again at its port, and return the number of answers."""
     with server(settings, folder) as (process, url), ThreadPoolExecutor(1) as pool:
         port = url.rsplit(":", 1)[1].split("/")[0]
         answers = pool.submit(load, url, texts, clients)

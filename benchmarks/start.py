@@ -1,4 +1,4 @@
-"""How long a run takes to start: imports, the tiny run, a sweep of 25 tiny jobs (6 minutes on 2 cores).
+"""Start time of a run: imports, the tiny run, a sweep of 25 tiny jobs (6 minutes on 2 cores).
 
 python benchmarks/start.py [--repeats 3] [--fresh]
 """
@@ -35,7 +35,7 @@ FRESH = {"sweep of 25, every job imports": [*SWEEP, "hydra.callbacks.sweep.warm=
 
 
 def measured(command: list[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a command with all that it starts, in an empty folder."""
+    """Return wall and CPU seconds of a command and its child processes, in an empty folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as place:
         before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -45,7 +45,7 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure every way `repeats` times in turn, sweeps once; print medians and write them as JSON."""
+    """Measure every way `repeats` times in turn, and sweeps once. Print the medians and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--fresh", action="store_true", help="also a sweep without the warm process")

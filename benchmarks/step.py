@@ -1,12 +1,12 @@
 """One training step of GRACE beside TRL's GRPO: the same work, on one core, in CPU seconds and peak memory.
 
-The same: SmolLM2-135M with the demo's adapters in float32, the triplets, the prompts token by token, one rationale for
-each query and negative, every rationale of the full length, the InfoNCE reward on pooled hidden states, one update. TRL
-gets the reward as a batched function; it runs in an environment of its own, which is made at the first call. Its
-micro-batch is the faster of all at once and one group at a time, tried first. Sizes are texts x rationales.
+Both have SmolLM2-135M with the demo's adapters in float32, the same triplets, the same prompt tokens, one rationale for
+each query and negative, rationales of the full length, the InfoNCE reward on pooled hidden states, and one update. TRL
+gets the reward as a batched function. It runs in an environment of its own, which the first call makes. Its micro-batch
+is all sequences or one group, whichever is faster in a first try. Sizes are texts x rationales.
 
 python benchmarks/step.py                     (18 minutes on one quiet core; with --short two thirds of it)
-python benchmarks/step.py --folder ~/trl      where TRL's environment is, or goes
+python benchmarks/step.py --folder ~/trl      the folder of TRL's environment; it is made if missing
 """
 
 import argparse
@@ -40,16 +40,16 @@ SHORT = ("GRACE", "GRACE, micro-batches of 512 tokens")
 
 
 class Worker:
-    """A process that does a step when it is told to."""
+    """A process that does one step per request."""
 
     def __init__(self, python: Path | str, script: str, settings: dict[str, Any], folder: Path) -> None:
-        """Start it; it says what it works with.
+        """Start the process; it reports its settings.
 
         Args:
-            python: Of its environment.
-            script: In `step_workers/`.
-            settings: Of its work.
-            folder: For the file of the settings.
+            python: Interpreter of its environment.
+            script: File in `step_workers/`.
+            settings: Settings of its work.
+            folder: Where the file of the settings is written.
         """
         path = folder / f"{script}-{len(list(folder.iterdir()))}.json"
         path.write_text(json.dumps(settings), encoding="utf-8")
@@ -68,14 +68,14 @@ class Worker:
         self.facts = self._answer()
 
     def step(self) -> dict[str, Any]:
-        """Have it do one step."""
+        """Do one step in the process."""
         assert self._process.stdin is not None
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
         return self._answer()
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def trl_environment(folder: Path, pip_args: str) -> Path:
-    """The Python of an environment with TRL and this project's versions of torch and transformers."""
+    """Return the Python of an environment with TRL and this project's versions of torch and transformers."""
     python = folder / "bin" / "python"
     made = folder / ".made"
     if not made.exists():
@@ -133,7 +133,7 @@ def trl_environment(folder: Path, pip_args: str) -> Path:
 
 
 def measure(batch: int, group: int, options: argparse.Namespace, python: Path, folder: Path) -> dict[str, Any]:
-    """Median figures of every way at one size."""
+    """Return the median figures of every way at one size."""
     base = {"batch": batch, "group": group, "tokens": options.tokens, "threads": options.threads}
     workers = {
         name: Worker(sys.executable, "grace_step.py", base | {"overrides": overrides}, folder)
@@ -172,7 +172,7 @@ def measure(batch: int, group: int, options: argparse.Namespace, python: Path, f
 
 
 def summary(rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of a way, and of its pairs with TRL."""
+    """Return the medians of a way, and of its pairs with TRL."""
     phases = dict.fromkeys(phase for row in rows for phase in row["phases"])
     return {
         "cpu_seconds": statistics.median(row["cpu_seconds"] for row in rows),
@@ -203,7 +203,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def cpu_name() -> str:
-    """As Linux says."""
+    """Return the CPU's name as Linux gives it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,12 +1,12 @@
 """GRACE (arXiv 2510.04506) on one page: texts, rationales, one forward, rewards, advantages, update.
 
-python examples/grace_in_one_file.py                          a made-up model: seconds on a CPU
+python examples/grace_in_one_file.py                          a tiny random model: seconds on a CPU
 python examples/grace_in_one_file.py --model smollm2          SmolLM2-135M
 python examples/grace_in_one_file.py --model path/or/hub-name --data triplets.jsonl
 
-It uses torch, transformers and the project's pure functions for reward and objective. A test shows that one step leaves
-the weights that the framework leaves (tests/integration/test_examples.py). The framework adds packing, engines, several
-processes, checkpoints, evaluation and logging; the algorithm is this.
+It uses torch, transformers and the project's pure functions for reward and objective. A test shows that one step here
+and one step of the framework give the same weights (tests/integration/test_examples.py). The framework adds packing,
+engines, several processes, checkpoints, evaluation and logging.
 """
 
 import argparse
@@ -52,7 +52,7 @@ REWARD = RewardConfig(
         consistency=TermConfig(weight=0.2),
         hard_negative=HardNegativeConfig(weight=0.2),
     ),
-    truncation=TruncationConfig(mode="none"),  # at 16 tokens nearly all are cut; the paper: absolute
+    truncation=TruncationConfig(mode="none"),  # with 16 tokens nearly all are cut; the paper has absolute
 )
 OBJECTIVE = ObjectiveConfig(mini_batch_size=2)  # two updates a step of four texts
 
@@ -60,11 +60,11 @@ OBJECTIVE = ObjectiveConfig(mini_batch_size=2)  # two updates a step of four tex
 Text = namedtuple("Text", ["prompt", "pool_start"])  # token ids; where pooling starts
 Rationale = namedtuple("Rationale", ["text", "tokens", "temperature"])
 Uniforms = Callable[[int, str, int, int, int], Tensor]
-"""From (step, role, instance, number of the text, K) to uniform numbers in [0, 1), float64 [K, MAX_TOKENS]."""
+"""Maps (step, role, instance, number of the text, K) to uniform numbers in [0, 1), float64 [K, MAX_TOKENS]."""
 
 
 def prompt_of(tokenizer, text: str) -> Text:
-    """The chat template around a text; pooling starts behind the system message."""
+    """Put the chat template around a text; pooling starts after the system message."""
     system = [{"role": "system", "content": SYSTEM}]
     before = tokenizer.apply_chat_template(system, tokenize=False)
     chat = [*system, {"role": "user", "content": "\N{SYMBOL FOR NULL}"}]
@@ -77,7 +77,7 @@ def prompt_of(tokenizer, text: str) -> Text:
 
 @torch.no_grad()
 def write(model, ends: set[int], text: Text, uniforms: Tensor, temperature: float) -> list[Rationale]:
-    """K rationales to one text, sampled from softmax(logits / temperature) over the whole vocabulary.
+    """Write K rationales for one text, sampled from softmax(logits / temperature) over the whole vocabulary.
 
     `uniforms` has one number in [0, 1) for each token, float64 [K, longest rationale].
     """
@@ -97,7 +97,7 @@ def write(model, ends: set[int], text: Text, uniforms: Tensor, temperature: floa
 
 
 def forward(model, rationales: Sequence[Rationale]) -> tuple[Tensor, Tensor, Tensor]:
-    """One forward, read two ways.
+    """Embeddings and log-probs from one forward.
 
     Returns:
         Embeddings, the mean hidden state over text and rationale, [n, hidden]; log-probs of the rationales' tokens,
@@ -120,7 +120,7 @@ def forward(model, rationales: Sequence[Rationale]) -> tuple[Tensor, Tensor, Ten
 
 
 def step(model, tokenizer, ends: set[int], optimizer, triplets, uniforms: Uniforms, number: int = 0) -> Tensor:
-    """One GRACE step on a batch of triplets; returns the rewards, [groups, K]."""
+    """Make one GRACE step on a batch of triplets; return the rewards, [groups, K]."""
     model.eval()
     group, queries, negatives = [], [], []
     for index, row in enumerate(triplets):
@@ -163,13 +163,13 @@ def step(model, tokenizer, ends: set[int], optimizer, triplets, uniforms: Unifor
 
 
 def seeded_uniforms(number: int, role: str, index: int, text: int, k: int) -> Tensor:
-    """Uniform numbers fixed by what they are for, so that a second run writes the same rationales."""
+    """Return uniform numbers that depend only on the arguments, so that a second run writes the same rationales."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{number}/{role}/{index}/{text}".encode()))
     return torch.rand(k, MAX_TOKENS, dtype=torch.float64, generator=generator)
 
 
 def load(name: str):
-    """Model, tokenizer and the tokens that end a rationale."""
+    """Return the model, the tokenizer, and the tokens that end a rationale."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if name == "tiny":
@@ -188,7 +188,7 @@ def load(name: str):
 
 
 def main() -> None:
-    """Trains for some steps and prints the mean reward of each."""
+    """Train for some steps and print the mean reward of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="tiny, smollm2, a folder, or a hub name")
     parser.add_argument("--data", type=Path, help="JSON lines with query, positive, negative")

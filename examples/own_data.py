@@ -1,4 +1,4 @@
-"""Train on a file of your own: a CSV with columns of any name.
+"""Train on your own file: a CSV with columns of any name.
 
 python examples/own_data.py runs/own_data
 
@@ -23,13 +23,13 @@ ROWS = [
 
 
 def main(folder: Path, *overrides: str) -> dict[str, float]:
-    """Writes the file, checks it, trains on it; returns the last step's figures."""
+    """Write the file, check it, train on it; return the last step's figures."""
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "questions.csv"
     with data.open("w", newline="") as stream:
         csv.writer(stream).writerows([("question", "answer", "wrong_answer"), *ROWS])
     settings = [
-        "+experiment=demo_tiny",  # a made-up model; `demo` trains SmolLM2
+        "+experiment=demo_tiny",  # a tiny random model; `demo` trains SmolLM2
         "data=triplets",
         f"data.sources.file.path={data}",
         "data.sources.file.query=question",

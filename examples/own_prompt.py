@@ -1,8 +1,8 @@
-"""Ask the model for something else: a system prompt of your own, and an instruction for queries alone.
+"""Use your own system prompt, and an instruction for queries only.
 
 python examples/own_prompt.py runs/own_prompt
 
-The same from the command line (a file conf/prompt/<name>.yaml keeps a prompt for good):
+The same from the command line (docs/extending.md shows how to keep a prompt as a choice):
   python -m grace_exp +experiment=demo prompt.name=keywords 'prompt.system="List the keywords of the text."'
 """
 
@@ -22,9 +22,9 @@ QUERY_INSTRUCTION = "The text is a question; list what its answer must contain."
 
 
 def main(folder: Path, *overrides: str) -> str:
-    """Trains with the prompt; returns what the model reads for a query."""
+    """Train with the prompt; return the whole prompt of a query."""
     settings = [
-        "+experiment=demo_tiny",  # a made-up model; `demo` trains SmolLM2
+        "+experiment=demo_tiny",  # a tiny random model; `demo` trains SmolLM2
         "prompt.name=keywords",
         f'prompt.system="{SYSTEM}"',
         f'prompt.instructions.query="{QUERY_INSTRUCTION}"',

@@ -1,4 +1,4 @@
-"""Add a reward term of your own, in a file of your own.
+"""Add your own reward term, in your own file.
 
 python examples/own_reward_term.py runs/own_reward_term
 
@@ -19,17 +19,17 @@ from grace_exp.reward import RewardInputs
 
 
 def log_rank(inputs: RewardInputs) -> Tensor:
-    """Minus the log of the own anchor's rank among all anchors, smoothed so that it has a gradient: [groups, K]."""
+    """Return minus the log of the own anchor's rank among all anchors, smoothed to have a gradient: [groups, K]."""
     cosines_GKG = inputs.rollouts_to_anchors_GKGA.mean(dim=-1)
     own_GK = inputs.rollouts_to_own_anchors_GKA.mean(dim=-1)
-    rank_GK = torch.sigmoid((cosines_GKG - own_GK[..., None]) / 0.05).sum(dim=-1) + 0.5  # its own sigmoid is a half
+    rank_GK = torch.sigmoid((cosines_GKG - own_GK[..., None]) / 0.05).sum(dim=-1) + 0.5  # its own sigmoid is 0.5
     return -torch.log(rank_GK)
 
 
 def main(folder: Path, *overrides: str) -> dict[str, float]:
-    """Trains with the term beside the paper's; returns the last step's figures, `reward/custom/*` among them."""
+    """Train with the term and the paper's terms; return the last step's figures, `reward/custom/*` among them."""
     settings = [
-        "+experiment=demo_tiny",  # a made-up model; `demo` trains SmolLM2
+        "+experiment=demo_tiny",  # a tiny random model; `demo` trains SmolLM2
         f"reward.terms.custom={{path: {Path(__file__).resolve()}, name: log_rank, weight: 0.5}}",
         *overrides,
     ]

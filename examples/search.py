@@ -1,4 +1,4 @@
-"""Search a handful of documents with a trained encoder, and read the rationales behind the result.
+"""Search a few documents with a trained encoder, and print the documents' rationales.
 
 python examples/search.py runs/demo/<time>_seed0 "What do plants live on?"
 """
@@ -16,14 +16,14 @@ DOCUMENTS = [
 
 
 def main(model: str, question: str) -> list[tuple[float, str, str]]:
-    """Ranks the documents.
+    """Rank the documents.
 
     Args:
         model: A run folder, an export, a choice of `backbone=`, or a hub name.
-        question: What is looked for.
+        question: The search query.
 
     Returns:
-        Cosine, document and its rationale, the nearest first.
+        Cosine, document and the document's rationale, nearest first.
     """
     encoder = GraceEncoder.from_pretrained(model)
     documents = encoder.encode_document(DOCUMENTS, normalize_embeddings=True)  # float32 [documents, hidden]

@@ -2,7 +2,7 @@
 
 python examples/sweep_and_report.py runs/sweep_example
 
-Started again in the same folder, it runs only what is missing. Each run is a process of its own.
+The same command again runs only what is missing. Each run has a process of its own.
 """
 
 import csv
@@ -14,10 +14,10 @@ FIGURE = "reward/total/mean"
 
 
 def main(folder: Path, *overrides: str) -> dict[str, float]:
-    """Runs the sweep; returns the figure by the value of the swept setting."""
+    """Run the sweep; return the figure for each value of the swept setting."""
     command = [
         *(sys.executable, "-m", "grace_exp", "-m"),
-        "+experiment=demo_tiny",  # a made-up model; `demo` trains SmolLM2
+        "+experiment=demo_tiny",  # a tiny random model; `demo` trains SmolLM2
         "reward.terms.consistency.weight=0,1",
         f"optimized_metric={FIGURE}",
         f"hydra.sweep.dir={folder}",

@@ -1,4 +1,4 @@
-"""What studies share: figures over several runs, with intervals over runs and items."""
+"""Shared by the studies: figures over several runs, with intervals over runs and items."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ Figures = NDArray[np.float64]
 
 
 def resampled(run: Sequence[ItemScores]) -> Figures:
-    """Figures of a run's tasks, on all items and on RESAMPLES draws of as many with replacement.
+    """Return the figures of a run's tasks, on all items and on RESAMPLES draws of as many items with replacement.
 
     Args:
         run: Item scores of each task, the same tasks in the same order for all runs that are to be compared.
@@ -29,11 +29,11 @@ def resampled(run: Sequence[ItemScores]) -> Figures:
 
 
 def over_seeds(runs: Sequence[Figures], less: Sequence[Figures] = ()) -> Score:
-    """Mean figure of several runs over tasks, with a 95 % bootstrap interval over runs and items.
+    """Return the mean figure of several runs over tasks, with a 95 % bootstrap interval over runs and items.
 
     Args:
-        runs: `resampled`, a run a seed; or a single one, such as the untrained model's.
-        less: Subtract the mean figure of these runs, seed by seed; or of a single one.
+        runs: Results of `resampled`, one per seed; or a single one, such as the untrained model's.
+        less: Runs whose mean figure is subtracted, seed by seed; or a single run.
     """
     count = max(len(runs), len(less))
     figures = np.array([runs[seed % len(runs)].mean(axis=0) for seed in range(count)])
@@ -49,7 +49,7 @@ def seeds_needed(differences: Sequence[float], points: float) -> str:
     """Seeds with which a paired difference of `points` is found in 4 of 5 studies at 5 %: normal approximation.
 
     Args:
-        differences: Of the mean figures, a seed each; '' of fewer than two.
+        differences: Differences of the mean figures, one per seed; with fewer than two the result is ''.
         points: The difference to be found.
     """
     if len(differences) < 2:

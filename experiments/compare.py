@@ -1,7 +1,7 @@
 """Compare models on a benchmark, item by item and seed by seed.
 
-python experiments/compare.py grace=runs/a,runs/b exact=runs/c,runs/d        folders of job=evaluate, a seed each
-python experiments/compare.py base=runs/x exact=runs/c,runs/d --points 2     one without seeds beside every seed
+python experiments/compare.py grace=runs/a,runs/b exact=runs/c,runs/d        folders of job=evaluate, one per seed
+python experiments/compare.py base=runs/x exact=runs/c,runs/d --points 2     one run compared with every seed
 
 The folders are those of `job=evaluate evaluation=offline_study` (or of another suite, `--suite`), in the order of the
 seeds. The first model is the reference of the differences.

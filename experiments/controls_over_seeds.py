@@ -1,8 +1,8 @@
-"""Modes and control rationales of several seeds of a run, as one table in Markdown.
+"""Print the modes and control rationales of several seeds of a run as one Markdown table.
 
 python experiments/controls_over_seeds.py runs/<name>/<time>_seed0 runs/<name>/<time>_seed1 ...
 
-Each folder is one of `job=evaluate evaluation.controls=true`. A score is the mean over seeds, with a 95 % bootstrap
+Each folder is from `job=evaluate evaluation.controls=true`. A score is the mean over seeds, with a 95 % bootstrap
 interval over seeds and items; `less` is the difference from the row `rationale`, paired by seed and item.
 """
 
@@ -27,7 +27,7 @@ WHOLE = "rationale"
 
 
 def read(folders: Sequence[Path]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The records of `controls.json` by set and row, a seed each."""
+    """Return the records of `controls.json` by set and row, one per seed."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for folder in folders:
         record = json.loads((folder / "evaluation" / "controls.json").read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def read(folders: Sequence[Path]) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 
 def lines(found: dict[str, dict[str, list[dict[str, Any]]]]) -> Iterator[str]:
-    """The table, line by line."""
+    """Return the lines of the table."""
     yield f"| {' | '.join(HEAD)} |"
     yield f"|{'---|' * len(HEAD)}"
     for name, rows in found.items():

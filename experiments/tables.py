@@ -1,6 +1,6 @@
-"""One row a method, trained over seeds and measured on the same benchmark: run what is missing, write the table.
+"""Train methods over seeds, measure them on the same benchmark, and write a table with one row per method.
 
-Trainings are sweeps of grace-exp, and so are the evaluations of a row's runs: started again, only what is missing runs.
+Trainings and evaluations are sweeps of grace-exp. The same command again runs only what is missing.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SWEEPS = Path("runs/sweeps")
 PAPER = Path(__file__).parent / "paper" / "mteb_results.csv"
 """arXiv 2510.04506, tables 1 and 2."""
 SUITE = "offline_small"
-EVALUATION = ("job=evaluate", f"evaluation={SUITE}", "evaluation.max_tokens=16")  # as many as in training
+EVALUATION = ("job=evaluate", f"evaluation={SUITE}", "evaluation.max_tokens=16")  # the number in training
 COLUMNS = {
     "retrieval": "WordNetGlosses.small",
     "clustering": "WordNetClasses.small",
@@ -40,8 +40,8 @@ class Training:
     """A sweep over seeds.
 
     Attributes:
-        folder: Of the sweep, under `runs/sweeps`.
-        overrides: Of its command.
+        folder: Folder of the sweep, under `runs/sweeps`.
+        overrides: Overrides of its command.
     """
 
     folder: str
@@ -54,9 +54,9 @@ class Row:
 
     Attributes:
         method: Its name in the table.
-        overrides: The experiment, as the evaluation needs it.
-        training: Where its runs come from; None: the untrained model.
-        reward: Its runs' reward, where a sweep has several.
+        overrides: Overrides that choose the experiment in the evaluation.
+        training: The sweep that makes its runs; None: the untrained model.
+        reward: Reward of its runs, if a sweep has several.
         paper: Its name in the paper's tables.
     """
 
@@ -68,7 +68,7 @@ class Row:
 
 
 def trained(method: str, experiment: str, paper: str | None = None) -> Row:
-    """A method with an experiment of its own, which is trained over the seeds and not evaluated meanwhile."""
+    """Return a method with an experiment of its own, which is trained over the seeds without evaluation."""
     overrides = (f"+experiment={experiment}",)
     only_train = ("evaluation=none", "callbacks.export=[]", "logger=csv")
     return Row(method, overrides, Training(f"{experiment}_seeds", (*overrides, *only_train)), paper=paper)
@@ -82,14 +82,14 @@ UNTRAINED = (
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper, and ours beside it.
+    """A table of the paper, with our rows beside it.
 
     Attributes:
-        folder: Of its script and results.
-        title: Of the picture and the table.
-        rows: One a method.
-        references: Methods that the others are compared with; in the picture, the first of them.
-        paper_setting: The paper's rows to show (the untrained models stand under `supervised` there).
+        folder: Folder of its script and results.
+        title: Title of the figure and the table.
+        rows: One per method.
+        references: Methods that the others are compared with. The figure uses the first.
+        paper_setting: The paper's rows to show. Untrained models are listed under `supervised`.
     """
 
     folder: Path
@@ -151,7 +151,7 @@ def _evaluations(table: Table, row: Row, suffix: str) -> str:
 
 
 def _runs(row: Row, sweep: Path) -> dict[int, Path]:
-    """The finished runs of a row by seed."""
+    """Return the finished runs of a row by seed."""
     experiment = row.overrides[0].partition("=")[2]
     found = {}
     for path in sorted(sweep.glob("*/result.json")):
@@ -164,7 +164,7 @@ def _runs(row: Row, sweep: Path) -> dict[int, Path]:
 
 
 def _read(table: Table, row: Row, suffix: str) -> dict[int, Figures]:
-    """The figures of a row, one task a column, by the seed of the run they belong to."""
+    """Return the figures of a row, one column per task, by the run's seed."""
     sweep = SWEEPS / _evaluations(table, row, suffix)
     found = {}
     for path in sorted(sweep.glob(f"*/evaluation/{SUITE}_items.json")):
@@ -179,7 +179,7 @@ def _read(table: Table, row: Row, suffix: str) -> dict[int, Figures]:
 
 
 def _model(table: Table, suffix: str) -> str:
-    """The backbone's name in this project."""
+    """Return the backbone's name in this project."""
     path = next((SWEEPS / _evaluations(table, table.rows[0], suffix)).glob("*/config.yaml"))
     return str(yaml.safe_load(path.read_text())["backbone"]["name"])
 
@@ -204,7 +204,7 @@ def _write(table: Table, model: str, runs: Mapping[str, Mapping[int, Figures]], 
     _draw(table, model, scores, paper, results / "table.svg")
 
 
-Scores = dict[tuple[str, str, str], Score]  # method, method it is compared with or "", column
+Scores = dict[tuple[str, str, str], Score]  # method, compared method or "", column
 PaperScores = dict[tuple[str, str, str, str], float]  # backbone first
 
 
@@ -224,7 +224,7 @@ def _scores(table: Table, runs: Mapping[str, Mapping[int, Figures]]) -> Scores:
 
 
 def _paper(table: Table) -> PaperScores:
-    """The paper's figures of our columns, their mean as average, and the differences to the references it has."""
+    """Return the paper's figures for our columns, their mean as average, and its differences to the references."""
     untrained = {row.paper for row in UNTRAINED}
     with PAPER.open() as stream:
         rows = [
@@ -279,7 +279,7 @@ def _markdown(
 
 
 def _draw(table: Table, model: str, scores: Scores, paper: PaperScores, path: Path) -> None:
-    """Differences to the first reference: ours with intervals, the paper's as mean and range over four backbones."""
+    """Draw differences to the first reference: ours with intervals, the paper's as mean and range of four backbones."""
     import matplotlib as mpl
 
     mpl.use("svg")

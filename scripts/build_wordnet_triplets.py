@@ -4,20 +4,20 @@
     python scripts/build_wordnet_triplets.py            # writes train, dev, test and classes.jsonl, and LICENSE
     python scripts/build_wordnet_triplets.py --check    # compares them with what would be written
 
-A row: the query is a usage example of a synset, the positive is that synset's definition, the negative is the
-definition of another sense of one of its words (same part of speech) or, where there is none, of a sibling (a synset
-with the same hypernym). Synsets that WordNet links to the positive's directly are no negatives.
+Rows: the query is a usage example of a synset, and the positive is the synset's definition. The negative is the
+definition of another sense of one of its words (same part of speech). If there is none, it is that of a sibling (a
+synset with the same hypernym). Synsets that WordNet links directly to the positive's synset are not used as negatives.
 
-Splits: every lemma (case-folded) is dealt to train, dev or test by a hash of its letters, and a synset belongs to a
-split only if all its lemmas do; synsets that bridge splits are dropped. Queries, positives and negatives of a split all
+Splits: a hash of a lemma's letters (case-folded) assigns it to train, dev or test. A synset belongs to a split only if
+all its lemmas do. Other synsets are dropped. Queries, positives and negatives of a split all
 come from its own synsets, so no lemma of one split occurs in a synset of another. (Joining synsets that share a lemma
 instead would put a third of WordNet into one component.) Texts that occur in two synsets are dropped as well. A synset
 gives at most one row.
 
-classes.jsonl, for clustering: definitions of nouns of the test split with WordNet's own class (the lexicographer file,
-https://wordnet.princeton.edu/documentation/lexnames5wn), equally many of each class.
+classes.jsonl is for clustering. It has definitions of nouns of the test split, with WordNet's class (the lexicographer
+file, https://wordnet.princeton.edu/documentation/lexnames5wn). All classes have the same number of rows.
 
-Nothing depends on the order of the dictionary or on a random generator.
+The result does not depend on the order of the dictionary or on a random generator.
 
 Format of the dictionary: https://wordnet.princeton.edu/documentation/wndb5wn
 """
@@ -75,7 +75,7 @@ class Synset:
 
 
 def parse_line(line: str) -> Synset | None:
-    """Reads one synset; None where definition and examples are not cleanly apart (attributions, stray quotes)."""
+    """Read one synset; None if definition and examples cannot be separated (attributions, stray quotes)."""
     head, _, gloss = line.partition(" | ")
     fields = head.split()
     word_count = int(fields[3], 16)
@@ -104,12 +104,12 @@ def _key(offset: str, pos: str) -> str:
 
 
 def _rank(*parts: str) -> float:
-    """A number in [0, 1) that depends on the parts only."""
+    """Return a number in [0, 1) that depends on the parts only."""
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:6]) / 2**48
 
 
 def split_of(synset: Synset) -> str | None:
-    """The split that all lemmas are dealt to; None where they are dealt to different ones."""
+    """Return the split of all lemmas; None if they belong to different splits."""
     splits = {_split_of_lemma(lemma) for lemma in synset.lemmas}
     return splits.pop() if len(splits) == 1 else None
 
@@ -135,7 +135,7 @@ def _is_clean(text: str, words: range) -> bool:
 
 
 def build(synsets: Sequence[Synset]) -> dict[str, list[dict[str, object]]]:
-    """The rows of every split, in the order of a hash, so that the first rows are a fair sample."""
+    """Return the rows of every split, ordered by a hash, so that the first rows are a random sample."""
     texts = Counter(text for synset in synsets for text in {synset.definition, *synset.examples})
     usable = [s for s in synsets if texts[s.definition] == 1 and _is_clean(s.definition, GLOSS_WORDS)]
     members = defaultdict(list)
@@ -174,7 +174,7 @@ def _rows(synsets: Sequence[Synset], texts: Counter[str]) -> list[dict[str, obje
 
 
 def build_classes(synsets: Sequence[Synset]) -> list[dict[str, str]]:
-    """Rows of (text, label, synset), `CLASS_ROWS` of each class, in the order of a hash."""
+    """Return rows of (text, label, synset), `CLASS_ROWS` of each class, ordered by a hash."""
     texts = Counter(synset.definition for synset in synsets)
     rows: list[dict[str, str]] = []
     for number, name in CLASSES.items():
@@ -188,7 +188,7 @@ def build_classes(synsets: Sequence[Synset]) -> list[dict[str, str]]:
         ]
         chosen = sorted(usable, key=lambda s: _rank("class", s.key))[:CLASS_ROWS]
         rows += [{"text": synset.definition, "label": name, "synset": synset.key} for synset in chosen]
-    # By another hash than the choice: that would put the rows of the classes with most synsets first.
+    # Order by another hash than the selection's, which would put the rows of the classes with most synsets first.
     return sorted(rows, key=lambda row: _rank("class order", row["synset"]))
 
 
@@ -198,7 +198,7 @@ def _choose(synset: Synset, others: Iterable[Synset]) -> Synset | None:
 
 
 def read_dictionary(folder: Path) -> tuple[list[Synset], str]:
-    """All synsets, and the licence text that opens every data file."""
+    """Return all synsets, and the licence text at the start of every data file."""
     synsets: list[Synset] = []
     licence: list[str] = []
     for name in FILES:
@@ -210,7 +210,7 @@ def read_dictionary(folder: Path) -> tuple[list[Synset], str]:
 
 
 def main() -> None:
-    """Writes the files, or compares them."""
+    """Write the files, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dictionary", type=Path, default=DICTIONARY, help="folder of data.noun, data.verb, ...")
     parser.add_argument("--target", type=Path, default=TARGET, help="folder to write to")

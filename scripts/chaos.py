@@ -1,11 +1,11 @@
-"""Kills tiny runs at random moments, resumes each until it ends, and compares it with the run that nobody disturbed.
+"""Kills tiny runs at random moments, resumes each until it ends, and compares it with the undisturbed run.
 
-    python scripts/chaos.py --runs 100 --seed 0                          # one kill each
-    python scripts/chaos.py --kills 100 --seed 0                         # also in resumed runs
-    python scripts/chaos.py --kinds "vllm server" vllm --only "killed engine" SIGKILL   # in vLLM's environment
+    python scripts/chaos.py --runs 100 --seed 0                          # one kill per run
+    python scripts/chaos.py --kills 100 --seed 0                         # also kills resumed runs
+    python scripts/chaos.py --kinds "vllm server" vllm --only "killed engine" SIGKILL   # with vLLM installed
 
-Prints a table and leaves it as JSON; with a file that holds runs of the same seed it goes on behind them. Exits with 1
-if a run did not end, or ended otherwise than the undisturbed one.
+It prints a table and writes the cases as JSON. If the JSON file has runs of the same seed, it continues after them. It
+exits with 1 if a run did not end, or did not equal the undisturbed run.
 """
 
 import argparse
@@ -66,7 +66,7 @@ MOST_RESUMES = 6
 
 @dataclass
 class Case:
-    """One run and what was done to it."""
+    """One run and how it was disturbed."""
 
     kind: str
     disturbance: str
@@ -78,10 +78,10 @@ class Case:
 
 
 class Run:
-    """A run in a folder of its own, in a process that has imported everything, or in new ones."""
+    """A run in a folder of its own, in a fork of this process, which has imported everything, or in new processes."""
 
     def __init__(self, place: Path, kind: str) -> None:
-        """Nothing starts yet."""
+        """Set up without starting the run."""
         self.place = place
         self.folder = place / "run"
         self.kind = kind
@@ -89,7 +89,7 @@ class Run:
         self._code: int | None = None
 
     def start(self) -> None:
-        """Start it, or go on with it where it has begun."""
+        """Start the run, or resume it if it has begun."""
         overrides = [*COMMON, *KINDS[self.kind]]
         if (self.folder / "config.yaml").is_file():
             overrides.append("job.resume=run")
@@ -134,7 +134,7 @@ class Run:
         return self._popen.pid
 
     def ended(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """Return the exit code; None while the run goes on."""
         if self._code is None:
             if self.kind not in FORKED:
                 self._code = self._popen.poll()
@@ -144,24 +144,24 @@ class Run:
         return self._code
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, None if it still runs after `seconds`."""
+        """Return the exit code; None if the run still goes on after `seconds`."""
         end = time.monotonic() + seconds
         while self.ended() is None and time.monotonic() < end:
             time.sleep(0.01)
         return self._code
 
     def send(self, number: int) -> None:
-        """To all its processes, as a terminal or a batch system does."""
+        """Send a signal to all processes of the run, as a terminal or a batch system does."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def end(self) -> None:
-        """Leave nothing of it."""
+        """Kill all processes of the run."""
         self.send(signal.SIGKILL)
         self.wait(30)
 
     def stands(self) -> str:
-        """How far it has come."""
+        """Return how far the run has come."""
         checkpoints = sorted(path.name for path in (self.folder / "checkpoints").glob("step-*.ckpt"))
         if (self.folder / "end.json").is_file():
             return "in its end"
@@ -171,7 +171,7 @@ class Run:
 
 
 def same_file(found: Path, expected: Path) -> bool:
-    """Whether two exported files are equal, byte for byte, but for the milliseconds in a model card."""
+    """Return whether two exported files are equal byte for byte, except for the milliseconds in a model card."""
     if not found.is_file():
         return False
     if found.name != "README.md":
@@ -181,7 +181,7 @@ def same_file(found: Path, expected: Path) -> bool:
 
 
 def differences(found: Path, expected: Path) -> list[str]:
-    """What differs between two run folders, but for times and speeds."""
+    """Return the differences between two run folders, except times and speeds."""
     names = []
     checkpoints = [folder / "checkpoints" / "step-000006.ckpt" for folder in (found, expected)]
     states = [torch.load(path, weights_only=True) for path in checkpoints]
@@ -214,7 +214,7 @@ def differences(found: Path, expected: Path) -> list[str]:
 
 @contextlib.contextmanager
 def small_disk(place: Path, size: str) -> Iterator[None]:
-    """A file system of that size at `place` (needs the right to mount)."""
+    """Mount a file system of this size at `place` (needs the right to mount)."""
     place.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", str(place)], check=True)
     try:
@@ -224,7 +224,7 @@ def small_disk(place: Path, size: str) -> Iterator[None]:
 
 
 def may_mount() -> bool:
-    """Whether this user may mount."""
+    """Return whether this user may mount."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             with small_disk(Path(folder) / "disk", "1m"):
@@ -234,7 +234,7 @@ def may_mount() -> bool:
 
 
 def remount(place: Path, options: str) -> None:
-    """Change the options of the file system at `place`; it is refused while a file there is being written."""
+    """Change the options of the file system at `place`. This fails while a file there is being written."""
     command = ["mount", "-o", f"remount,{options}", str(place)]
     end = time.monotonic() + 5
     while subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
@@ -244,9 +244,9 @@ def remount(place: Path, options: str) -> None:
 
 
 def wait_for_moment(run: Run, draw: random.Random, seconds: float) -> None:
-    """Until a moment drawn from the whole run, or, in most cases, from what follows its first checkpoint.
+    """Wait for a random moment after the run's first checkpoint or, more rarely, of the whole run.
 
-    A tiny run takes most of its time for imports and the model.
+    A tiny run spends most of its time on imports and the model.
     """
     if draw.random() < 0.3:
         run.wait(draw.uniform(0, seconds))
@@ -258,7 +258,7 @@ def wait_for_moment(run: Run, draw: random.Random, seconds: float) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the processes that a process has started."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=False).stdout
     return [int(child) for child in found.split()]
 
@@ -312,7 +312,7 @@ def kill(run: Run, case: Case, disturbance: str, draw: random.Random, seconds: f
 def disturbed(
     place: Path, kind: str, disturbance: str, draw: random.Random, seconds: float, whole: Path, again: float
 ) -> Case:
-    """One run with what happens to it, and its comparison; `again`: how likely the resumed run is killed, too."""
+    """Disturb one run and compare it. `again` is the probability that the resumed run is killed too."""
     case, run = Case(kind, disturbance), Run(place, kind)
     place.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -354,7 +354,7 @@ def disturbed(
 
 
 def undisturbed(place: Path, kind: str) -> tuple[Path, float]:
-    """The folder of a whole run, and its seconds."""
+    """Return the folder of an undisturbed run, and its seconds."""
     for _ in range(2):  # the first one fills the cache of prepared data
         run = Run(place, kind)
         subprocess.run(["rm", "-rf", str(place)], check=True)
@@ -367,7 +367,7 @@ def undisturbed(place: Path, kind: str) -> tuple[Path, float]:
 
 
 def chosen(disturbances: Sequence[str], kinds: Sequence[str], draw: random.Random) -> tuple[str, str]:
-    """A disturbance and a kind of run that go together; kills are likelier than the rest."""
+    """Choose a disturbance and a kind of run that fit together; kills are likelier than the rest."""
     weights = [4 if name in SIGNALS else 1 for name in disturbances]
     (disturbance,) = draw.choices(disturbances, weights)
     if disturbance == "killed rank":
@@ -378,7 +378,7 @@ def chosen(disturbances: Sequence[str], kinds: Sequence[str], draw: random.Rando
 
 
 def table(cases: Sequence[Case]) -> str:
-    """Markdown, a row a disturbance."""
+    """Return a Markdown table with one row per disturbance."""
     rows = ["| disturbance | runs | kills | ended | identical |", "|---|---|---|---|---|"]
     groups = {name: [case for case in cases if case.disturbance == name] for name in {c.disturbance: 0 for c in cases}}
     for name, some in [*sorted(groups.items()), ("all", list(cases))]:
@@ -395,7 +395,7 @@ def table(cases: Sequence[Case]) -> str:
 
 
 def options_given() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument("--kills", type=int, default=20, help="go on until so many were made")
@@ -417,7 +417,7 @@ def options_given() -> argparse.Namespace:
 
 
 def earlier(options: argparse.Namespace) -> list[Case]:
-    """The cases of the file that `--json` names."""
+    """Return the cases in the file that `--json` names."""
     if options.json is None or not options.json.is_file():
         return []
     record = json.loads(options.json.read_text())
@@ -427,7 +427,7 @@ def earlier(options: argparse.Namespace) -> list[Case]:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     options = options_given()
     import grace_exp.__main__
     import grace_exp.jobs.train  # noqa: F401 - once for all runs

@@ -1,8 +1,7 @@
-"""A hook of mkdocs: links from docs/ to other files of the repository work on the site, too.
+"""A hook of mkdocs that replaces links from docs/ to other files of the repository on the site.
 
 In the repository such a link is relative (`[the studies](../experiments/README.md)`). The site holds only docs/, so
-the hook shows the link's text and the file's path there. A file that does not exist is a warning, which strict mode
-refuses.
+the hook shows the link's text and the file's path there. A missing file gives a warning, which fails in strict mode.
 """
 
 import logging
@@ -16,7 +15,7 @@ log = logging.getLogger("mkdocs.hooks.docs_links")
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """The page's text with links that leave docs/ replaced by their text and the file's path."""
+    """Return the page's text, with links that leave docs/ replaced by their text and the file's path."""
 
     def shown(link: re.Match) -> str:
         text, path = link.groups()

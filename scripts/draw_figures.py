@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def step() -> str:
-    """The GRACE step: five boxes, and where the gradient goes."""
+    """Draw the GRACE step: five boxes, and the path of the gradient."""
     boxes = [
         ("1  batch", ["query, positive,", "negative"], ""),
         ("2  write", ["the policy writes K", "rationales of the", "positive, one of", "each other text"], "trained"),
@@ -68,7 +68,7 @@ def step() -> str:
 
 
 def demo() -> str:
-    """The margin over the steps of the demo, a line a seed."""
+    """Draw the margin over the steps of the demo, one line per seed."""
     curves: dict[str, list[float]] = defaultdict(list)
     with CURVES.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -1,6 +1,6 @@
-"""Write the table of docs/plan.md: what the backbones of the paper take on 24 to 141 GB.
+"""Write the table of docs/plan.md: the memory of the paper's backbones on GPUs of 24 to 141 GB.
 
-It comes from the code that plans a run (`grace_exp.training.plan`); no GPU, hub or model is needed.
+The figures come from the code that plans a run (`grace_exp.training.plan`). No GPU, hub or model is needed.
 """
 
 import sys
@@ -22,7 +22,7 @@ LORA = "backbone.lora={rank: 16, alpha: 32}"
 
 
 def lines() -> Iterator[str]:
-    """The table's lines."""
+    """Return the table's lines."""
     yield f"| backbone | training | strategy | {' | '.join(f'{size} GB' for size in MEMORY)} |"
     yield f"|---|---|---|{'---|' * len(MEMORY)}"
     for backbone in BACKBONES:
@@ -41,7 +41,7 @@ def lines() -> Iterator[str]:
 
 
 def cell(memory: DeviceMemory) -> str:
-    """What one plan says: rollout and update in GiB, tokens of a micro-batch, cached sequences."""
+    """Return one plan: GiB of rollout and update, tokens of a micro-batch, cached sequences."""
     rollout, update = (f"{memory.total(phase) / GIB:.1f}" for phase in ("rollout", "update"))
     if memory.problem is not None:
         return f"**no**: no room for the engine beside the policy (update {update})"
@@ -51,7 +51,7 @@ def cell(memory: DeviceMemory) -> str:
 
 
 def page(text: str) -> str:
-    """The page with a new table."""
+    """Return the page with a new table."""
     before, rest = text.split(BEGIN)
     return "\n".join([before + BEGIN, "", *lines(), "", END + rest.split(END)[1]])
 

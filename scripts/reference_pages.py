@@ -80,17 +80,17 @@ def settings_page() -> str:
 
 
 def row_of(setting: Setting) -> tuple[str, ...]:
-    """The cells of a setting."""
+    """Return the cells of a setting."""
     return (f"`{setting.key}`", setting.values, f"`{setting.default}`", setting.meaning)
 
 
 def settings_of(schema: type, prefix: str, defaults: Any) -> Iterator[Setting]:
-    """The settings of a schema and of the schemas in it, in their order.
+    """Return the settings of a schema and of the schemas in it, in their order.
 
     Args:
         schema: A dataclass.
-        prefix: Of the keys, with the dot.
-        defaults: What conf/ sets, as far as it sets anything.
+        prefix: Prefix of the keys, with the dot.
+        defaults: Values that conf/ sets.
     """
     meanings = field_docstrings(schema)
     for field in dataclasses.fields(schema):
@@ -106,14 +106,14 @@ def settings_of(schema: type, prefix: str, defaults: Any) -> Iterator[Setting]:
 
 
 def allowed_values(hint: Any, inner: list[tuple[str, type]]) -> str:
-    """The values of a setting in words; of a mapping or list of schemas, that its keys follow."""
+    """Return the values of a setting in words. For a mapping or list of schemas, this says that the keys follow."""
     if not inner:
         return allowed(hint)
     return "a mapping from names" if inner[0][0] == ".<name>" else "a list"
 
 
 def schemas_in(hint: Any) -> list[tuple[str, type]]:
-    """The schemas that a type holds, each with what stands between its key and theirs."""
+    """Return the schemas that a type holds, each with the text between its key and theirs."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [("", hint)]
     suffix = {dict: ".<name>", list: "[]", tuple: "[]"}.get(get_origin(hint), "")
@@ -122,12 +122,12 @@ def schemas_in(hint: Any) -> list[tuple[str, type]]:
 
 
 def accepts_null(hint: Any) -> bool:
-    """Whether null is a value of the type."""
+    """Return whether null is a value of the type."""
     return type(None) in get_args(hint)
 
 
 def schema_default(field: dataclasses.Field) -> Any:
-    """The default that the schema has: what counts where conf/ says nothing."""
+    """Return the schema's default, which counts if conf/ sets none."""
     default = field.default
     default = getattr(default, "default", default) if hasattr(default, "default_factory") else default
     if default is not dataclasses.MISSING and repr(default) != "PydanticUndefined":
@@ -137,7 +137,7 @@ def schema_default(field: dataclasses.Field) -> Any:
 
 
 def as_text(value: Any, inner: list[tuple[str, type]]) -> str:
-    """A default as it is written on the command line."""
+    """Return a default as it is written on the command line."""
     if value is MISSING or value == "???":
         return REQUIRED
     if inner and isinstance(value, dict | list):
@@ -146,7 +146,7 @@ def as_text(value: Any, inner: list[tuple[str, type]]) -> str:
 
 
 def field_docstrings(schema: type) -> dict[str, str]:
-    """From the fields of a dataclass to the strings below them; a string belongs to the field right above it."""
+    """Return the docstring of each field of a dataclass: the string right below the field."""
     found: dict[str, str] = {}
     for one in reversed(schema.__mro__):
         if not dataclasses.is_dataclass(one):
@@ -181,35 +181,35 @@ def reference_page() -> str:
 
 
 def term_row(name: str, term: Any) -> tuple[str, ...]:
-    """A reward term: its name, its docstring's first sentence, its sources and its file."""
+    """Return the cells of a reward term: name, first sentence of its docstring, sources and file."""
     module = inspect.getmodule(term)
     return f"`{name}`", summary(term.__doc__), sources(inspect.getsource(module)), file_of(module)
 
 
 def algorithm_row(name: str) -> tuple[str, ...]:
-    """An algorithm of the objective, by its module's docstring."""
+    """Return the cells of an algorithm, from its module's docstring."""
     file = {"custom": "own_objective", "reinforce_pp_baseline": "reinforce_pp"}.get(name, name)
     module = importlib.import_module(f"grace_exp.objective.{file}")
     return f"`{name}`", summary(module.__doc__), sources(module.__doc__), file_of(module)
 
 
 def summary(docstring: str) -> str:
-    """The first paragraph, in one line."""
+    """Return the first paragraph in one line."""
     return " ".join(docstring.strip().split("\n\n")[0].split())
 
 
 def sources(text: str) -> str:
-    """The papers that a text names by their arXiv numbers."""
+    """Return the arXiv numbers in a text."""
     return ", ".join(f"arXiv {number}" for number in dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", text)))
 
 
 def file_of(module: Any) -> str:
-    """The module's file in the repository, from `grace_exp/` on."""
+    """Return the module's file, as a path from `grace_exp/` on."""
     return f"`{Path(module.__file__).relative_to(ROOT / 'src')}`"
 
 
 def first_comment(path: Path) -> str:
-    """The comment that a file of conf/ starts with, without commands and Hydra's directive."""
+    """Return the first comment of a file of conf/, without commands and Hydra's directive."""
     words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):
@@ -221,13 +221,13 @@ def first_comment(path: Path) -> str:
 
 
 def table(head: tuple[str, ...], rows: Any) -> str:
-    """A Markdown table; bars and angle brackets of cells are escaped."""
+    """Return a Markdown table; bars and angle brackets in cells are escaped."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows])
 
 
 def cell(text: str) -> str:
-    """A cell's text: outside of code, `<`, `*` and `_` are no markup."""
+    """Return a cell's text, in which `<`, `*` and `_` outside of code are escaped."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     plain = [part if part.startswith("`") else re.sub(r"([<>*_\[\]])", r"\\\1", part) for part in parts]
     return "".join(plain).replace("|", "\\|")

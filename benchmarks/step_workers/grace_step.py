@@ -1,4 +1,4 @@
-"""GRACE's side of `benchmarks/step.py`: steps of the demo's recipe, each when the driver asks for it.
+"""GRACE's side of `benchmarks/step.py`: does one step of the demo's recipe per request of the driver.
 
 Usage: grace_step.py SETTINGS.json
 """
@@ -37,7 +37,7 @@ _STEPS = 100
 
 
 def settings_of(job: dict[str, Any]) -> list[str]:
-    """The demo with the benchmark's batch, group and length."""
+    """Return the demo's settings with the benchmark's batch, group and length."""
     return [
         "+experiment=demo",
         "evaluation=none",
@@ -52,14 +52,14 @@ def settings_of(job: dict[str, Any]) -> list[str]:
 
 
 class OneAtATime(Callback):
-    """Lets a step begin when the driver says so."""
+    """Starts a step when the driver asks for it."""
 
     def __init__(self, turns: Turns, module: StepModule) -> None:
-        """For the steps of `module`."""
+        """Control the steps of `module`."""
         self._turns, self._module = turns, module
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Wait."""
+        """Wait for the driver's request."""
         if not self._turns.begin():
             sys.exit()
 
@@ -70,7 +70,7 @@ class OneAtATime(Callback):
 
 
 def main() -> None:
-    """Set up, say what the work is, and take turns."""
+    """Set up, report the settings, and take turns."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         config = compose_config(settings_of(job), Path(folder))
@@ -87,7 +87,7 @@ def _take_turns(config: GraceConfig, turns: Turns) -> None:
     )
     assembled = assemble(config, lambda _step, _rows: None)
     module, backbone = assembled.module, assembled.backbone
-    # No end tokens: every rationale has the full length.
+    # Without end tokens every rationale has the full length.
     module.engine = TransformersEngine(
         backbone.model,
         end_token_ids=(),
@@ -102,7 +102,7 @@ def _take_turns(config: GraceConfig, turns: Turns) -> None:
 
 
 def _work(config: GraceConfig, backbone: Backbone, module: StepModule, data: GraceDataModule) -> dict[str, Any]:
-    """The prompts of every step, for others to do the same with."""
+    """Return the prompts of every step, so that TRL can use the same."""
     steps = []
     for step in range(20):
         rows = []
@@ -133,7 +133,7 @@ def _work(config: GraceConfig, backbone: Backbone, module: StepModule, data: Gra
 
 
 def _count_cpu_seconds(module: StepModule, turns: Turns) -> None:
-    """Phases in CPU seconds, as the rest of the benchmark counts."""
+    """Measure phases in CPU seconds, as in the rest of the benchmark."""
     wall = module.timer
 
     class Timer(type(wall)):  # type: ignore[misc]

@@ -1,6 +1,6 @@
-"""TRL's side of `benchmarks/step.py`: GRPO on the same prompts with the same reward, each step when the driver asks.
+"""TRL's side of `benchmarks/step.py`: GRPO with the same prompts and reward, one step per request of the driver.
 
-Runs in an environment of its own, which has trl and not this project. Usage: trl_step.py SETTINGS.json
+It runs in an environment of its own, which has trl but not this project. Usage: trl_step.py SETTINGS.json
 """
 
 import json
@@ -24,22 +24,22 @@ from turns import Turns
 
 
 class EmbeddingReward:
-    """The demo's reward for TRL: log-probability of a rationale's own query among it and its negative.
+    """The demo's reward for TRL: log-probability of a rationale's own query against the negative.
 
-    As GRACE does, it writes one rationale to each query and negative, and embeds every text with its rationale by the
-    mean of the last hidden states behind the system prompt. All of it is batched.
+    As GRACE does, it writes one rationale for each query and negative. It embeds every text with its rationale by the
+    mean of the last hidden states after the system prompt. Everything is batched.
     """
 
     __name__ = "embedding_reward"
 
     def __init__(self, job: dict[str, Any], turns: Turns, tokenizer: Any) -> None:
-        """The trainer is set afterwards: it has the model."""
+        """Set up without a trainer, which is set afterwards and has the model."""
         self._job, self._turns, self._tokenizer = job, turns, tokenizer
         self.trainer: Any = None
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
-        """A reward for each completion."""
+        """Return a reward for each completion."""
         start = time.process_time()
         model, job = self.trainer.accelerator.unwrap_model(self.trainer.model), self._job
         training = model.training
@@ -73,7 +73,7 @@ class EmbeddingReward:
         return output[:, padded["input_ids"].shape[1] :].tolist()
 
     def _embed(self, model: Any, sequences: list[tuple[dict[str, Any], list[int]]]) -> Tensor:
-        """In batches of eight of similar length, without the output head."""
+        """Embed in batches of eight of similar length, without the output head."""
         decoder = model.get_base_model().model
         found: dict[int, Tensor] = {}
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index][0]["ids"]))
@@ -88,19 +88,19 @@ class EmbeddingReward:
 
 
 class OneAtATime(TrainerCallback):
-    """Lets a step begin when the driver says so."""
+    """Starts a step when the driver asks for it."""
 
     def __init__(self, turns: Turns, tokens: int) -> None:
-        """All rationales have `tokens`."""
+        """Make rationales of `tokens` tokens."""
         self._turns, self._tokens = turns, tokens
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Wait."""
+        """Wait for the driver's request."""
         if not self._turns.begin():
             sys.exit()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Answer."""
+        """Answer the driver with the step's figures."""
         self._turns.end(tokens=float(self._tokens))
 
 

@@ -1,4 +1,4 @@
-"""How a worker of `benchmarks/step.py` takes turns: it does a step when a line comes in, and answers with a line."""
+"""Turns of a worker of `benchmarks/step.py`: it does a step when a line comes in, and answers with a line."""
 
 import json
 import resource
@@ -12,13 +12,13 @@ class Turns:
     """Measures what this process computes between `begin` and `end`."""
 
     def __init__(self) -> None:
-        """Nothing was measured."""
+        """Start without measurements."""
         self._start = 0.0
         self.phases: dict[str, float] = {}
         """CPU seconds of parts of the step under way."""
 
     def begin(self) -> bool:
-        """Wait for the next turn; False: there is none."""
+        """Wait for the next turn; False if there is none."""
         if sys.stdin.readline().strip() != "step":
             return False
         self.phases = {}

@@ -1,7 +1,8 @@
-"""What the negatives move: rewards, advantages and gradients of the untrained policy, with real and with random ones.
+"""Compare rewards, advantages and gradients of the untrained policy with real and with random negatives.
 
-For every instance, all that its reward calls negative (its own negatives, and the queries and rationales of the other
-instances) is replaced by random vectors. A reward whose negatives act answers with another gradient.
+For every instance the probe replaces everything that the reward treats as negative by random vectors: its own
+negatives, and the queries and rationales of the other instances. If the negatives of a reward matter, the gradient
+changes.
 """
 
 from collections.abc import Sequence
@@ -49,12 +50,12 @@ class Probe:
 
 
 def probe(overrides: Sequence[str], rewards: Sequence[str], batches: int) -> list[Probe]:
-    """Write the rationales of the first steps once and look at them with every reward.
+    """Write the rationales of the first steps once, and evaluate them with every reward.
 
     Args:
-        overrides: Of the settings, e.g. `["+experiment=demo"]`.
+        overrides: Overrides of the settings, e.g. `["+experiment=demo"]`.
         rewards: Choices of the group `reward`.
-        batches: Steps to look at.
+        batches: Number of steps.
     """
     config = compose_config([*overrides, f"job.steps={batches}"], Path("runs/probe"))
     chosen = {
@@ -115,7 +116,7 @@ def _compare(
 
 
 def _random_but(inputs: RewardInputs, group: int, generator: torch.Generator) -> RewardInputs:
-    """The inputs with random vectors for all but the rationales and the anchor of one group."""
+    """Return the inputs with random vectors for everything except the rationales and the anchor of one group."""
     rollouts, anchors = (
         torch.randn(values.shape, generator=generator).index_copy_(0, torch.tensor([group]), values[group][None])
         for values in (inputs.rollouts_GKH, inputs.anchors_GAH)
@@ -126,7 +127,7 @@ def _random_but(inputs: RewardInputs, group: int, generator: torch.Generator) ->
 
 
 def _policy_gradient(policy: Policy, passes: Sequence[ForwardPass], advantages: Tensor) -> Tensor:
-    """Gradient of -sum(advantage x log-prob) over all trained weights, flat."""
+    """Return the gradient of -sum(advantage x log-prob) over all trained weights, flat."""
     loss = -sum(
         (forward.logprobs_P * advantages[torch.tensor(forward.batch.indices)][forward.batch.owners_P]).sum()
         for forward in passes

@@ -29,7 +29,7 @@ def write_report(results: Path, sweep: Path) -> None:
     """Write `heldout.csv`, `curves.csv`, `curves.svg` and `tables.md` into `results`.
 
     Args:
-        results: Holds `probe.csv`.
+        results: Folder with `probe.csv`.
         sweep: The folder of the finished sweep.
     """
     heldout, curves = _read(sweep)
@@ -43,7 +43,7 @@ def write_report(results: Path, sweep: Path) -> None:
 
 
 def _runs(sweep: Path) -> list[tuple[str, int, Path]]:
-    """Reward, seed and folder of every finished run."""
+    """Return reward, seed and folder of every finished run."""
     found = []
     for path in sorted(sweep.glob("*/config.yaml")):
         config = yaml.safe_load(path.read_text())
@@ -53,7 +53,7 @@ def _runs(sweep: Path) -> list[tuple[str, int, Path]]:
 
 
 def _trained(sweep: Path) -> list[str]:
-    """The rewards that have runs, in order."""
+    """Return the rewards that have runs, in order."""
     found = {reward for reward, *_ in _runs(sweep)}
     return [reward for reward in REWARDS if reward in found]
 
@@ -108,7 +108,7 @@ def _probe_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _share_table(sweep: Path) -> list[str]:
-    """Mean share of every term in the advantages' variance over all steps and seeds."""
+    """Return the mean share of every term in the advantages' variance, over all steps and seeds."""
     shares: dict[tuple[str, str], list[float]] = defaultdict(list)
     for reward, _, folder in _runs(sweep):
         with (folder / "metrics.csv").open() as stream:

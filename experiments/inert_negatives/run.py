@@ -1,7 +1,7 @@
 """Run the whole study, or what is missing of it, and write its report.
 
-python experiments/inert_negatives/run.py                       everything, as committed
-python experiments/inert_negatives/run.py +experiment=demo_tiny a try in a minute: settings instead of the study's own
+python experiments/inert_negatives/run.py                            the whole study
+python experiments/inert_negatives/run.py +experiment=demo_tiny      a test in a minute, with these settings instead
 """
 
 import csv

@@ -1,8 +1,8 @@
-"""Expected figures beside those of a finished run.
+"""Print expected figures beside those of a finished run.
 
 python experiments/paper/beside.py runs/qwen_sup/<time>_seed0
 
-Prints the paper's row of the run's backbone and method, on MTEB English v1, beside the run's own evaluation. For
+The script prints the paper's row of the run's backbone and method, on MTEB English v1, beside the run's evaluation. For
 SmolLM2 it prints the figures of experiments/table1_supervised, experiments/table2_unsupervised and experiments/demo.
 """
 
@@ -35,7 +35,7 @@ class Row:
     Attributes:
         backbone: Name of the model, e.g. `Qwen2.5-1.5B-Instruct`.
         method: Name of the row, e.g. `grace`.
-        setting: `supervised` or `unsupervised`; untrained models stand under `supervised`.
+        setting: `supervised` or `unsupervised`; untrained models are listed under `supervised`.
     """
 
     backbone: str
@@ -49,8 +49,8 @@ class Comparison:
 
     Attributes:
         title: What the figures are.
-        figures: From a figure's name to the expected text and the run's text.
-        missing: The command that measures what the run lacks; None where it lacks nothing.
+        figures: Maps a figure's name to the expected text and the run's text.
+        missing: Command that measures what the run lacks; None if nothing is missing.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Comparison:
 
 
 def row_of(config: dict[str, Any]) -> Row:
-    """The row that a run's resolved settings belong to."""
+    """Return the row that a run's resolved settings belong to."""
     job, method = config["job"], config["method"]["name"]
     source = config["backbone"]["path"] or config["backbone"]["name"]
     if job["name"] == "evaluate" and job["resume"] is None and job["model"] is None:
@@ -71,13 +71,13 @@ def row_of(config: dict[str, Any]) -> Row:
 
 
 def compare(folder: Path) -> list[Comparison]:
-    """All expected figures that there are for a run, each beside the run's own.
+    """Return all expected figures for a run, each beside the run's own.
 
     Args:
         folder: The run folder.
 
     Raises:
-        FileNotFoundError: It holds no config.yaml.
+        FileNotFoundError: The folder has no config.yaml.
     """
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     row = row_of(config)
@@ -150,7 +150,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _category_means(path: Path) -> dict[str, float]:
-    """Mean per category of the first model in a benchmark's CSV; empty where there is none."""
+    """Return the mean per category of the first model in a benchmark's CSV; empty if there is no CSV."""
     if not path.is_file():
         return {}
     rows = _read(path)
@@ -166,7 +166,7 @@ def _command(folder: Path, config: dict[str, Any], suite: str) -> str:
 
 
 def main() -> int:
-    """Prints the tables; returns 1 where nothing is expected of such a run."""
+    """Print the tables; return 1 if there are no expected figures for such a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of a finished run, e.g. runs/demo/<time>_seed0")
     folder = parser.parse_args().folder

@@ -1,7 +1,7 @@
 """The paper's supervised table for SmolLM2 on this machine.
 
-python experiments/table1_supervised/run.py --jobs 2           everything, or what is missing of it
-python experiments/table1_supervised/run.py job.steps=1        a try: its table goes to runs/table1_supervised_try
+python experiments/table1_supervised/run.py --jobs 2           runs what is missing
+python experiments/table1_supervised/run.py job.steps=1        a test; its table goes to runs/table1_supervised_try
 """
 
 import sys

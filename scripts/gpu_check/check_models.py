@@ -1,4 +1,4 @@
-"""Models of the true shapes with random weights, texts for them, and updates: no hub, no data."""
+"""Models of the true shapes with random weights, texts for them, and updates. They need no hub and no data."""
 
 import random
 from contextlib import AbstractContextManager
@@ -28,13 +28,13 @@ PROMPT, RATIONALE = (160, 500) if CUDA else (20, 30)
 
 
 def run_config(backbone: str, *overrides: str) -> GraceConfig:
-    """The paper's run on this GPU; on a CPU the tiny one."""
+    """Return the settings of the paper's run on this GPU; on a CPU those of the tiny run."""
     experiment = ["+experiment=qwen_sup", "hardware=gpu"] if CUDA else ["+experiment=demo_tiny"]
     return compose_config([*experiment, f"backbone={backbone}", "logger=csv", *overrides], Path("runs/gpu_check"))
 
 
 def planned(config: GraceConfig) -> tuple[GraceConfig, RunPlan]:
-    """The run with token budgets for this device, and its plan."""
+    """Return the settings with token budgets for this device, and the plan."""
     accelerator = "gpu" if CUDA else "cpu"
     memory = total_memory(accelerator)
     assert memory is not None
@@ -43,7 +43,7 @@ def planned(config: GraceConfig) -> tuple[GraceConfig, RunPlan]:
 
 
 def random_model(backbone: str, *, checkpointing: bool = False, attention: str = "sdpa") -> Any:
-    """A causal language model in float32 on the device."""
+    """Return a causal language model in float32 on the device."""
     if backbone == "tiny":
         model: Any = tiny_model(0)
     else:
@@ -79,12 +79,12 @@ def _of_shape(shape: ShapeConfig) -> Any:
 
 
 def policy(model: Any, config: GraceConfig, **hardware: Any) -> Policy:
-    """A policy with the run's hardware settings, changed by keyword."""
+    """Return a policy with the run's hardware settings; keywords change them."""
     return Policy(model, config.backbone.pooling, replace(config.hardware, **hardware), pad_token_id=0)
 
 
 def groups(count: int, *, seed: int = 0, rationale: int = RATIONALE, k: int = K) -> list[TextSequence]:
-    """Groups of `k` rationales of about the mean length."""
+    """Return groups of `k` rationales of about the mean length."""
     draw = random.Random(seed)
     found = []
     for _ in range(count):
@@ -96,17 +96,17 @@ def groups(count: int, *, seed: int = 0, rationale: int = RATIONALE, k: int = K)
 
 
 def autocast(enabled: bool = True) -> AbstractContextManager[Any]:
-    """bf16 as Lightning's bf16-mixed sets it."""
+    """Return the bf16 autocast of Lightning's bf16-mixed."""
     return torch.autocast(DEVICE, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def optimizer(of: Policy, learning_rate: float) -> torch.optim.AdamW:
-    """The run's optimizer."""
+    """Return the run's optimizer."""
     return torch.optim.AdamW(of.trainable_parameters(), lr=learning_rate, betas=(0.9, 0.999), fused=CUDA)
 
 
 def update(of: Policy, chosen: torch.optim.Optimizer, sequences: list[TextSequence], *, bf16: bool = True) -> float:
-    """One update that raises the sequences' log-probs; returns their mean before it."""
+    """Make one update that raises the sequences' log-probs; return their mean before it."""
     total, tokens = 0.0, sum(len(one.completion_ids) for one in sequences)
     of.model.train()
     with autocast(bf16):

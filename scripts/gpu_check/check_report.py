@@ -9,19 +9,19 @@ from typing import Any
 
 
 class Skip(Exception):
-    """A check that this machine cannot make; the text says why."""
+    """Raised if this machine cannot run a check; the text says why."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing that was measured.
+    """One measured value.
 
     Attributes:
-        name: What it is.
-        value: Its value.
-        unit: Of the value; "" for a pure number.
-        low: The least that is expected; None: nothing is.
-        high: The most that is expected; None: nothing is.
+        name: What was measured.
+        value: The measured value.
+        unit: Unit of the value; "" for a pure number.
+        low: Lowest expected value; None: no limit.
+        high: Highest expected value; None: no limit.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Figure:
 
     @property
     def expected(self) -> str:
-        """The expected range in words."""
+        """Return the expected range in words."""
         if self.low is None and self.high is None:
             return ""
         if self.low == self.high:
@@ -43,7 +43,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Whether it is as expected; "seen" where nothing is."""
+        """Return whether the value is in the expected range; "seen" if there is no range."""
         if not self.expected:
             return "seen"
         inside = (
@@ -56,20 +56,20 @@ class Figure:
 
     @property
     def shown(self) -> str:
-        """Value and unit."""
+        """Return value and unit as text."""
         value = f"{self.value:.4g}" if isinstance(self.value, float) else str(self.value)
         return f"{value} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something to prove.
+    """One check.
 
     Attributes:
         key: A1, A2, ...; the letter names the list.
-        title: What is proved.
-        run: Measures; raises `Skip` where this machine cannot.
-        seconds: After which it is given up.
+        title: What is checked.
+        run: Measures; raises `Skip` if this machine cannot run it.
+        seconds: Time limit.
     """
 
     key: str
@@ -80,15 +80,15 @@ class Check:
 
 @dataclass
 class Outcome:
-    """What came of a check.
+    """Result of a check.
 
     Attributes:
-        key: Of the check.
-        title: Of the check.
+        key: Key of the check.
+        title: Title of the check.
         verdict: pass, FAIL, skipped, ERROR or TIMEOUT.
-        seconds: That it took.
-        figures: What was measured.
-        note: Why it was skipped, or how it ended.
+        seconds: Time taken.
+        figures: Measured values.
+        note: Reason of a skip, or the end of its output.
     """
 
     key: str
@@ -100,7 +100,7 @@ class Outcome:
 
 
 def judged(figures: list[Figure]) -> str:
-    """One verdict for all figures."""
+    """Return one verdict for all figures."""
     return "FAIL" if any(figure.verdict == "FAIL" for figure in figures) else "pass"
 
 

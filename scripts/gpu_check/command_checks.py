@@ -1,4 +1,4 @@
-"""List A, the parts that are whole runs, each in a process of its own."""
+"""The checks of list A that are whole runs, each in a process of its own."""
 
 import csv
 import os
@@ -17,15 +17,15 @@ EXPERIMENT = ["+experiment=demo_tiny", "logger=csv", *(["hardware=gpu", "rollout
 
 
 def command(*overrides: str) -> list[str]:
-    """A run of the made-up model."""
+    """Return the command of a run of the tiny random model."""
     return [sys.executable, "-m", "grace_exp", *EXPERIMENT, *overrides]
 
 
 def finished(overrides: list[str], seconds: float = 600) -> Path:
-    """Run to the end; gives the run folder.
+    """Run to the end; return the run folder.
 
     Raises:
-        RuntimeError: It failed; with the end of what it said.
+        RuntimeError: The run failed; the message has the end of its output.
     """
     folder = Path(tempfile.mkdtemp(prefix="gpu-check-"))
     done = subprocess.run(
@@ -39,13 +39,13 @@ def finished(overrides: list[str], seconds: float = 600) -> Path:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """The steps of a run."""
+    """Return the metrics of a run, one row per step."""
     with (folder / "metrics.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def largest_difference(one: Path, other: Path, names: tuple[str, ...]) -> float:
-    """Of the named metrics, over all steps."""
+    """Return the largest difference of the named metrics over all steps."""
     pairs = zip(rows(one), rows(other), strict=True)
     return max(abs(float(a[name]) - float(b[name])) for a, b in pairs for name in names)
 
@@ -54,7 +54,7 @@ METRICS = ("reward/total/mean", "train/loss", "train/grad_norm", "rollout/tokens
 
 
 def gpu_tests() -> list[Figure]:
-    """tests/gpu."""
+    """Run tests/gpu."""
     if not CUDA:
         raise Skip("tests/gpu need a GPU")
     done = subprocess.run(
@@ -65,7 +65,7 @@ def gpu_tests() -> list[Figure]:
 
 
 def killed_and_resumed() -> list[Figure]:
-    """A run that is killed behind a checkpoint and resumed gives the metrics of one that was not."""
+    """Check that a run killed after a checkpoint and resumed gives the metrics of an undisturbed run."""
     settings = ["job.steps=4", "callbacks.checkpoint.every_n_steps=1"]
     whole = finished(settings)
     folder = Path(tempfile.mkdtemp(prefix="gpu-check-"))

@@ -1,4 +1,4 @@
-"""List B: vLLM beside the policy, with random weights of the true shapes."""
+"""The checks of list B: vLLM beside the policy, with random weights of the true shapes."""
 
 import importlib.util
 import time
@@ -40,7 +40,7 @@ def _need_vllm() -> None:
 
 @contextmanager
 def _engine(*overrides: str) -> Iterator[tuple[Any, Policy, float]]:
-    """An engine beside its policy, and the seconds of its start."""
+    """Start an engine beside its policy; return it and the seconds of its start."""
     _need_vllm()
     from grace_exp.rollout.vllm.build import build_vllm
 
@@ -57,7 +57,7 @@ def _requests(count: int, n: int, tokens: int = TOKENS) -> list[Request]:
 
 
 def _difference(reader: Policy, requests: Sequence[Request], answers: list[list[Completion]]) -> float:
-    """Mean absolute difference of the engine's log-probs to the policy's, nats."""
+    """Return the mean absolute difference between the log-probs of engine and policy, nats."""
     from grace_exp.data.prompts import Prompt
 
     written = [
@@ -74,7 +74,7 @@ def _difference(reader: Policy, requests: Sequence[Request], answers: list[list[
 
 
 def agreement() -> list[Figure]:
-    """An engine starts, takes the weights over, and its log-probs are the policy's; in bf16 and in float32."""
+    """Check that an engine starts, loads the weights, and has the policy's log-probs, in bf16 and in float32."""
     figures = []
     for dtype, high in (("bfloat16", 0.05), ("float32", 1e-3)) if CUDA else (("float32", 1e-4),):
         with _engine(f"rollout.vllm.dtype={dtype}") as (engine, reader, started):
@@ -88,7 +88,7 @@ def agreement() -> list[Figure]:
 
 
 def syncs() -> list[Figure]:
-    """After each of five updates the engine writes with the new weights, the tied head too, and no stale prefix."""
+    """Check that after each of five updates the engine uses the new weights, tied head included, and no old prefix."""
     with _engine() as (engine, reader, _):
         asked, chosen, differences, seconds = _requests(4, 2), optimizer(reader, 1e-4), [], []
         engine.generate(asked)
@@ -107,7 +107,7 @@ def syncs() -> list[Figure]:
 
 
 def sleeping() -> list[Figure]:
-    """Sleep gives the engine's memory back; ten cycles leak nothing; log-probs are right afterwards."""
+    """Check that sleep frees the engine's memory, ten cycles leak nothing, and log-probs are right afterwards."""
     if not CUDA:
         raise Skip("on a CPU no engine sleeps")
     with _engine() as (engine, reader, _):
@@ -127,7 +127,7 @@ def sleeping() -> list[Figure]:
 
 
 def true_steps() -> list[Figure]:
-    """Three steps of a run with vLLM, its probe on; once with all weights, once each way of sending adapters."""
+    """Run three steps with vLLM and its probe: with all weights, and with each way of sending adapters."""
     _need_vllm()
     figures = []
     lora = "backbone.lora={rank: 4}"
@@ -147,7 +147,7 @@ def true_steps() -> list[Figure]:
 
 
 def throughput() -> list[Figure]:
-    """Tokens per second of 160 and 640 rationales, with CUDA graphs and without."""
+    """Measure tokens per second of 160 and 640 rationales, with CUDA graphs and without."""
     figures = []
     for eager in ("false", "true") if CUDA else ("true",):
         with _engine(f"rollout.vllm.eager={eager}") as (engine, _, _):
@@ -164,7 +164,7 @@ def throughput() -> list[Figure]:
 
 
 def missing() -> str | None:
-    """Why list B cannot run here; None where it can."""
+    """Return why list B cannot run here; None if it can."""
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed"
     return vllm_problem("gpu" if CUDA else "cpu")

@@ -1,4 +1,4 @@
-"""List C: two GPUs."""
+"""The checks of list C, which need two GPUs."""
 
 import os
 import signal
@@ -24,15 +24,15 @@ def _shared(strategy: str, *overrides: str) -> list[str]:
 
 
 def same_rewards(strategy: str, *overrides: str) -> list[Figure]:
-    """Two GPUs give the metrics of one."""
+    """Check that two GPUs give the metrics of one."""
     _need_two()
     one, two = finished([*SETTINGS, *overrides]), finished(_shared(strategy, *overrides))
-    # Rationales are sampled from slightly other bf16 logits, so that a few tokens differ.
+    # The bf16 logits differ slightly, so a few sampled tokens differ.
     return [Figure("largest difference of metrics", largest_difference(one, two, METRICS[:2]), "", high=0.05)]
 
 
 def no_orphans() -> list[Figure]:
-    """When rank 0 is killed, the others end too."""
+    """Check that the other processes end when rank 0 is killed."""
     _need_two()
     folder = Path(tempfile.mkdtemp(prefix="gpu-check-"))
     process = subprocess.Popen(
@@ -62,7 +62,7 @@ def _group_lives(group: int) -> bool:
 
 
 def server() -> list[Figure]:
-    """A server on the second GPU writes, weights go there by NCCL."""
+    """Check that a server on the second GPU writes and gets weights by NCCL."""
     _need_two()
     from engine_checks import missing
 

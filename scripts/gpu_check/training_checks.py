@@ -1,4 +1,4 @@
-"""List A, the parts that call the policy itself: kernels, memory, precision, speed."""
+"""The checks of list A that call the policy directly: kernels, memory, precision, speed."""
 
 import time
 from collections.abc import Callable
@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call, the GPU's work included."""
+    """Return the seconds of one call, the GPU's work included."""
     synchronize()
     start = time.perf_counter()
     work()
@@ -51,7 +51,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def packing_speed() -> list[Figure]:
-    """Tokens per second of scoring and updates for each way of laying out rows; the kernels that attention used."""
+    """Measure tokens per second of scoring and updates for each layout of rows, and list the attention kernels."""
     config, _ = planned(run_config(BACKBONES[0], "backbone.gradient_checkpointing=true"))
     model = random_model(BACKBONES[0], checkpointing=True)
     asked = groups(16 if CUDA else 2)
@@ -96,7 +96,7 @@ def _kernels(reader: Policy, asked: list[TextSequence]) -> str:
 
 
 def new_widths() -> list[Figure]:
-    """What the first forward of a new width costs beside the second, padded and not."""
+    """Compare the first forward of a new row width with the second, with and without padding."""
     config = run_config(BACKBONES[0])
     model = random_model(BACKBONES[0])
     figures = []
@@ -119,7 +119,7 @@ def _of_length(tokens: int) -> list[TextSequence]:
 
 
 def update_memory(backbone: str, *, checkpointing: bool) -> list[Figure]:
-    """Two full AdamW updates: peak memory against the plan, speed, MFU."""
+    """Make two full AdamW updates: peak memory against the plan, speed, MFU."""
     overrides = [f"backbone.gradient_checkpointing={str(checkpointing).lower()}", "rollout=transformers"]
     config, plan = planned(run_config(backbone, *overrides))
     memory = plan.memory
@@ -153,7 +153,7 @@ def update_memory(backbone: str, *, checkpointing: bool) -> list[Figure]:
 
 
 def _filling(tokens: int) -> list[TextSequence]:
-    """Groups that fill two micro-batches."""
+    """Return groups that fill two micro-batches."""
     found: list[TextSequence] = []
     held, seed = 0, 0
     while held < 2 * tokens:
@@ -164,7 +164,7 @@ def _filling(tokens: int) -> list[TextSequence]:
 
 
 def bf16_learns() -> list[Figure]:
-    """Twenty bf16 updates: float32 weights move, scores follow inside one autocast, and log-probs rise."""
+    """Make twenty bf16 updates: float32 weights change, scores follow inside one autocast, and log-probs rise."""
     backbone, rate = BACKBONES[0], 1e-6 if CUDA else 1e-3
     config, _ = planned(run_config(backbone, "backbone.gradient_checkpointing=true"))
     reader = policy(random_model(backbone, checkpointing=True), config, train_tokens=4096)
@@ -191,10 +191,10 @@ def bf16_learns() -> list[Figure]:
 
 
 def rounding() -> list[Figure]:
-    """Log-probs of the same weights by two plans of micro-batches, and by a head that rounds to bf16."""
+    """Compare log-probs of the same weights by two plans of micro-batches, and by a head that rounds to bf16."""
     config = run_config(BACKBONES[0])
     model = random_model(BACKBONES[0])
-    with torch.no_grad():  # logits as large as trained models have
+    with torch.no_grad():  # makes logits as large as those of trained models
         model.get_output_embeddings().weight.mul_(20 if CUDA else 5)
     asked = groups(2)
     with autocast():
@@ -217,7 +217,7 @@ def rounding() -> list[Figure]:
 
 
 def gradient_storages() -> list[Figure]:
-    """Under DDP gradients live in its buckets, also while they accumulate."""
+    """Check that under DDP gradients live in its buckets, also while they accumulate."""
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
@@ -247,12 +247,12 @@ def gradient_storages() -> list[Figure]:
 
 
 def _storages(model: nn.Module) -> int:
-    """How many blocks of memory the gradients are in."""
+    """Return the number of memory blocks that hold the gradients."""
     return len({weight.grad.untyped_storage().data_ptr() for weight in model.parameters() if weight.grad is not None})
 
 
 def transformers_decoding() -> list[Figure]:
-    """Milliseconds a token of the engine that runs everywhere, 24 rows."""
+    """Measure milliseconds per token of the transformers engine with 24 rows."""
     model = random_model(BACKBONES[0]).eval()
     engine = TransformersEngine(model, end_token_ids=(), pad_token_id=0, batch_tokens=1 << 20)
     tokens = 200 if CUDA else 20
@@ -264,7 +264,7 @@ def transformers_decoding() -> list[Figure]:
 
 
 def known_device() -> list[Figure]:
-    """The device's peak figures, which MFU and hours follow from."""
+    """Check that the device's peak figures are known, from which MFU and hours follow."""
     if not CUDA:
         raise Skip("no GPU: this is the script's own test, with the tiny model")
     config = run_config(BACKBONES[0])
