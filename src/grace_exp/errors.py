@@ -15,3 +15,7 @@ class DataError(GraceError):
 
 class MissingResourceError(GraceError):
     """The machine lacks what the run needs: a device, a package, a model."""
+
+
+class EngineFailed(GraceError):
+    """The rollout engine has died, or fails at whatever it is asked."""

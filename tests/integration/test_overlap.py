@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from grace_exp.errors import GraceError
+from grace_exp.errors import EngineFailed, GraceError
 from grace_exp.jobs import assemble
 from grace_exp.policy.load_backbone import Backbone
 from grace_exp.rollout.protocol import Completion, Request
@@ -45,7 +45,7 @@ class Server:
         assert self.writing.acquire(blocking=False), "two calls at one time"
         try:
             if self.fail_at == len([event for event in self.events if event.startswith("write")]):
-                raise GraceError("the vLLM server is gone (exit status 9): its last words")
+                raise EngineFailed("the vLLM server is gone (exit status 9): its last words")
             torch.set_num_threads(1)
             self.events.append(f"write {self.version}")
             self.threads.append(threading.current_thread().name)
@@ -194,7 +194,9 @@ def test_more_steps_for_a_finished_run_begin_with_fresh_rationales(train, serve:
 def test_an_error_of_the_engine_ends_the_run_with_its_own_message(train, serve: Serve, tmp_path: Path) -> None:
     serve(prepare=lambda server: setattr(server, "fail_at", 2))
     every = "callbacks.checkpoint.every_n_steps=1"
-    with pytest.raises(GraceError, match=r"the vLLM server is gone \(exit status 9\)"):
+    with pytest.raises(
+        GraceError, match=r"the vLLM server is gone \(exit status 9\)[^\0]*same command and job\.resume="
+    ):
         train(*STEPS, *OVERLAP, every, folder=tmp_path)
     serve()
     resumed = train(*STEPS, *OVERLAP, every, f"job.resume={tmp_path}", folder=tmp_path)

@@ -1,6 +1,7 @@
 """Train a policy: the main job."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +9,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from grace_exp.config.advice import override
 from grace_exp.config.compose import to_dict
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.datamodule import GraceDataModule
+from grace_exp.errors import EngineFailed
 from grace_exp.jobs.assemble import assemble
 from grace_exp.jobs.plan import verdict, write_plan
 from grace_exp.jobs.recipe import configured_recipe
@@ -151,7 +154,7 @@ def train(config: GraceConfig) -> dict[str, float]:
             warnings.add(0, "backbone", message)
         drop_checkpoints_after(run_dir, completed)
         with reporting(config, console):
-            with closing(module.engine):
+            with closing(module.engine), _way_on(run_dir):
                 trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint_file, weights_only=True)
             if module.policy.sharded and not stop.stopped and config.callbacks.export:
                 make_whole(assembled.backbone.model)
@@ -172,6 +175,16 @@ def train(config: GraceConfig) -> dict[str, float]:
         if lines is not None:
             lines.write("end", figures={name: value for name, value in figures.items() if name != "step"})
         return figures
+
+
+@contextmanager
+def _way_on(run_dir: Path) -> Iterator[None]:
+    """Add to the error of an engine that has died how the run is continued."""
+    try:
+        yield
+    except EngineFailed as error:
+        way_on = f"The run continues with the same command and {override('job.resume', run_dir)}"
+        raise EngineFailed(f"{error}\n{way_on}") from error
 
 
 def _log_evolution(table: SamplesTable, run: "wandb.Run | None", done: int, rows: list[dict[str, object]]) -> None:

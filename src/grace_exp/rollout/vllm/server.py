@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from grace_exp.config.vllm import VllmConfig
-from grace_exp.errors import GraceError
+from grace_exp.errors import EngineFailed, GraceError
 from grace_exp.rollout.protocol import Completion, Request
 from grace_exp.rollout.vllm.agreement import probe
-from grace_exp.rollout.vllm.client import ServerGone, VllmClient
+from grace_exp.rollout.vllm.client import RefusedByServer, ServerGone, VllmClient
 from grace_exp.rollout.vllm.nccl import NcclTransfer
 from grace_exp.rollout.vllm.requests import check_lengths, completions, sampling_settings
 from grace_exp.rollout.vllm.server_command import check_server, serve_command
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CONTROL_SECONDS = 60.0
+_FAILED = 500  # HTTP: from here on the server cannot, below it does not want to
 _NOT_FINITE = -9999.0
 """What a server sends for log-probs of nan and -inf, which JSON cannot express."""
 
@@ -207,11 +208,14 @@ class VllmServerEngine:
     def _call(self, function: Callable[[], Any]) -> Any:
         try:
             return function()
-        except ServerGone as error:
-            if self._process is None:
+        except (ServerGone, RefusedByServer) as error:
+            if isinstance(error, RefusedByServer) and error.status < _FAILED:
                 raise
+            if self._process is None:
+                raise EngineFailed(str(error)) from error
             status = self._process.exit_status() or "it still runs"
-            raise GraceError(f"the vLLM server is gone ({status}): {self._process.last_words()}") from error
+            problem = "the vLLM server is gone" if isinstance(error, ServerGone) else str(error)
+            raise EngineFailed(f"{problem} ({status}): {self._process.last_words()}") from error
 
 
 def _tokens(choice: Any) -> tuple[list[int], list[float]]:

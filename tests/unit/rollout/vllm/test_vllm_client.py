@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
-from grace_exp.errors import GraceError
+from grace_exp.errors import EngineFailed, GraceError
 from grace_exp.rollout.vllm.client import RefusedByServer, ServerGone, VllmClient
+from grace_exp.rollout.vllm.server import VllmServerEngine
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -25,6 +27,9 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1)
         if self.path == "/no":
             self._answer(400, {"error": "not that"})
+            return
+        if self.path == "/broken":
+            self._answer(500, {"error": "the engine is dead"})
             return
         if self.path == "/die":
             self.close_connection = True
@@ -86,3 +91,32 @@ def test_a_broken_connection_and_a_closed_port_are_told_apart_from_a_refusal(url
         nobody.get("/x", seconds=20)
     assert not nobody.healthy()
     assert VllmClient(url).healthy()
+
+
+class Dead:
+    """Stands for the process of a run's own server."""
+
+    def exit_status(self) -> str:
+        return "killed by signal 9"
+
+    def last_words(self) -> str:
+        return "the end of server.log: no memory"
+
+
+@pytest.mark.parametrize(
+    ("path", "own", "message"),
+    [
+        ("/die", True, r"^the vLLM server is gone \(killed by signal 9\): the end of server\.log: no memory$"),
+        ("/die", False, r"^no vLLM server answers at http"),
+        ("/broken", True, r"^the vLLM server at \S+ refused /broken: 500 .*dead.* \(killed by signal 9\): the end of"),
+        ("/broken", False, r"^the vLLM server at \S+ refused /broken: 500 .*dead"),
+    ],
+)
+def test_an_engine_that_has_died_is_told_from_a_refusal(url: str, path: str, own: bool, message: str) -> None:
+    engine: Any = object.__new__(VllmServerEngine)
+    engine._process = Dead() if own else None
+    client = VllmClient(url)
+    with pytest.raises(EngineFailed, match=message):
+        engine._call(lambda: client.post(path, {}, seconds=20))
+    with pytest.raises(RefusedByServer):
+        engine._call(lambda: client.post("/no", {}, seconds=20))
