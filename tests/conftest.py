@@ -29,7 +29,7 @@ def tokenizer() -> "PreTrainedTokenizerBase":
 
 @pytest.fixture(scope="session")
 def shared_model() -> "PreTrainedModel":
-    """The tiny model in evaluation mode, the same for all tests: not to be changed."""
+    """The tiny model in evaluation mode, shared by all tests, which must not change it."""
     from grace_exp.policy.tiny import tiny_model
 
     return tiny_model(seed=0).eval()
@@ -37,13 +37,13 @@ def shared_model() -> "PreTrainedModel":
 
 @pytest.fixture
 def model(shared_model: "PreTrainedModel") -> "PreTrainedModel":
-    """A tiny model of the test's own."""
+    """A tiny model for this test alone."""
     return copy.deepcopy(shared_model)
 
 
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """Runs the command in an empty folder of this process and gives its exit code."""
+    """Runs the command in this process, in an empty folder, and returns its exit code."""
     import grace_exp.__main__ as command
 
     root = logging.getLogger()

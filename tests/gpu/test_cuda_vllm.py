@@ -107,7 +107,7 @@ def tokens(answers: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
 
 
 def test_syncs_and_sleep_on_cuda(engine: VllmEngine, policy: PreTrainedModel, dtype: torch.dtype) -> None:
-    """One engine for all of it: starting one is what takes time."""
+    """The test uses one engine for everything, because an engine starts slowly."""
     before = engine.generate(REQUESTS)
     assert difference(policy, before) < TOLERANCE[dtype]
     update(policy)

@@ -1,4 +1,4 @@
-"""Whole runs of the tiny model in this process, and what they leave."""
+"""Whole runs of the tiny model in this process, and the files that they write."""
 
 import signal
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def small() -> list[str]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run left."""
+    """The files of a run."""
 
     path: Path
 

@@ -40,7 +40,7 @@ BATCH = ["job.steps=1", "job.batch_size=8", "objective.mini_batch_size=8", "opti
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Small stand-ins for what the paper's data sets hold, by the setting that names their place."""
+    """Small files in place of the paper's data sets, by the setting that names their path."""
     folder = tmp_path_factory.mktemp("data")
     e5, wiki = folder / "e5.jsonl", folder / "wiki1m_for_simcse.txt"
     e5.write_text(
@@ -254,7 +254,7 @@ def test_settings_that_contradict_the_method_are_refused(tmp_path: Path) -> None
 
 
 def test_a_run_starts_from_what_another_has_exported(train) -> None:
-    """A warm start: the texts alone are embedded as the first run ended, and the rationales are the new model's own."""
+    """A warm start: prompt-only embeddings equal the first run's last ones, and the new model writes the rationales."""
     pairs = ["evaluation=none", "+evaluation.sets.pairs={kind: sts, source: stsb, size: 40}", "job.steps=2"]
     first = train("method=contrastive_on_rationales", "callbacks.export=[merged]", *pairs, *LORA)
     exported = first.path / "export" / "merged"
@@ -272,7 +272,7 @@ def test_a_run_starts_from_what_another_has_exported(train) -> None:
 
 
 def test_contrastive_training_may_have_rationales_on_one_side(train) -> None:
-    """Queries' alone: documents and negatives are read as they are, so fewer are written."""
+    """Only queries get rationales: documents and negatives are embedded without, so fewer rationales are written."""
     one_side = ["rollout.policy_role=query", "rollout.anchor_rationales=false"]
     both, queries = (train("method=contrastive_on_rationales", *more).figure("train/loss") for more in ([], one_side))
     assert all(map(math.isfinite, queries)) and both != queries

@@ -1,4 +1,4 @@
-"""A short form of scripts/chaos.py: killed runs, resumed until they end, are the run that nobody disturbed."""
+"""A short form of scripts/chaos.py: killed runs, resumed until they end, equal the undisturbed run."""
 
 import json
 import os

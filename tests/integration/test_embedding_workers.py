@@ -1,4 +1,4 @@
-"""A corpus that several workers embed: each its files, a lost worker's done again, the order kept."""
+"""Several workers embed one corpus: each writes its files, a lost worker's are computed again, the order is kept."""
 
 import json
 import os

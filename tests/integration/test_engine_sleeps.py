@@ -1,4 +1,4 @@
-"""Who asks the engine for what, and when it gives its memory back: an engine that keeps a record, in whole runs."""
+"""Whole runs with an engine that records its calls: which calls it gets, and when it gives its memory back."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ STEP = ["generate", "sleep", "update", "sync"]
 
 
 class Recorder:
-    """Passes calls on."""
+    """Records calls and passes them on."""
 
     def __init__(self, engine: RolloutEngine, calls: list[str]) -> None:
         self._engine = engine
@@ -42,7 +42,7 @@ class Recorder:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is asked of the run's engine, with the optimizer's updates between."""
+    """The calls to the run's engine, with the optimizer's updates between them."""
     made: list[str] = []
     build, update = assemble.build_engine, StepModule.update
 

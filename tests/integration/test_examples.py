@@ -1,4 +1,4 @@
-"""The pages of examples/ run, and the one with the algorithm is the framework's."""
+"""The scripts of examples/ run, and grace_in_one_file.py trains as the framework does."""
 
 import importlib.util
 import json

@@ -20,7 +20,7 @@ ROWS = load_wordnet("train")[:16]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Small stand-ins for what the paper's data sets hold, by the setting that names their place."""
+    """Small files in place of the paper's data sets, by the setting that names their path."""
     folder = tmp_path_factory.mktemp("data")
     e5, wiki = folder / "e5.jsonl", folder / "wiki1m_for_simcse.txt"
     e5.write_text(

@@ -1,4 +1,4 @@
-"""A run that goes on keeps the exports of its earlier end until it ends again: they never pass for its checkpoint's."""
+"""A continued run keeps the exports of its earlier end until it ends again; they never pass for its checkpoint's."""
 
 from pathlib import Path
 from typing import Any

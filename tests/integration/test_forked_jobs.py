@@ -1,4 +1,4 @@
-"""Jobs of a sweep that are forks of a process which has imported all: the same runs, each on its own."""
+"""Jobs of a sweep that are forks of one process give the same runs as new processes, independent of each other."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Standard output with `callbacks.progress=json`: JSON lines, whoever prints."""
+"""With `callbacks.progress=json` stdout has only JSON lines, whatever libraries print."""
 
 import json
 import subprocess

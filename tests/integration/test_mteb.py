@@ -63,7 +63,7 @@ def test_all_minilm_reaches_its_published_figure_on_sts_benchmark(tmp_path: Path
 
 
 class RandomModel:
-    """A text's vector is drawn."""
+    """Gives random vectors."""
 
     prompts: dict[str, str] = {}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""Every file of conf/objective/ trains a step of the tiny model on the CPU, and does there what it is for."""
+"""Every file of conf/objective/ trains a step of the tiny model on the CPU and has its effect."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_the_bonus_and_the_penalty_in_the_reward_are_computed_and_logged(train) 
 
 @pytest.mark.parametrize("preset", ["grpo_std", "dr_grpo", "gspo", "rloo"])
 def test_micro_batches_change_nothing_but_rounding(train, preset: str) -> None:
-    """One of all sequences, or many; weights show the gradient itself, because epsilon is large (AdamW)."""
+    """One micro-batch or many give the same weights, which show the gradient because AdamW's epsilon is large."""
     settings = [f"objective={preset}", "job.steps=1", "optim.epsilon=1", "optim.learning_rate=1"]
     whole, cut = (train(*settings, f"hardware.train_tokens={tokens}") for tokens in (100_000, 1))
     assert cut.figure("train/loss") == pytest.approx(whole.figure("train/loss"), abs=1e-5)

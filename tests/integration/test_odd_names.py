@@ -1,4 +1,4 @@
-"""Run folders with brackets, quotes, blanks and equals signs: shown as they are, and hints that can be given back."""
+"""Run folders with brackets, quotes, blanks and equals signs: names are shown as they are; printed commands work."""
 
 import re
 import shlex

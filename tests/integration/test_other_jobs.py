@@ -1,4 +1,4 @@
-"""The jobs beside training, and what the command says."""
+"""The jobs other than training, and the output of the command."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A step that is written while the step before it trains: which weights write, what is learnt, stops and resumes."""
+"""`rollout.overlap=one_step`: which weights write a step, what is trained, and how runs stop and resume."""
 
 import copy
 import signal
@@ -26,7 +26,7 @@ BEHIND = ["rollout=vllm_server", TOKEN]
 
 
 class Server:
-    """Stands for a server: weights of its own, which change with `sync`; and says what it was asked for."""
+    """Replaces a server: it has its own weights, which `sync` changes, and records its requests."""
 
     def __init__(self, backbone: Backbone, delay: int = 0) -> None:
         self.model = copy.deepcopy(backbone.model)

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: stopped from outside, and several for one run."""
+"""Runs in processes of their own: stopped by signals, and with several processes for one run."""
 
 import contextlib
 import json
@@ -45,12 +45,12 @@ class Command:
     err: str = ""
 
     def wait(self, timeout: float = 300) -> int:
-        """Reads what it says to its end and gives the exit code."""
+        """Reads the output to its end and returns the exit code."""
         self.out, self.err = self.process.communicate(timeout=timeout)
         return self.process.returncode
 
     def wait_for_steps(self, steps: int) -> None:
-        """Returns once its metrics.csv has that many trained steps; the figures before them have a row, too."""
+        """Returns when metrics.csv has that many trained steps. The figures before training have a row too."""
         metrics, end = self.folder / "metrics.csv", time.monotonic() + 400
         while not metrics.is_file() or pd.read_csv(metrics).get("time/step", pd.Series(dtype=float)).count() < steps:
             assert self.process.poll() is None, self.process.communicate()

@@ -28,7 +28,7 @@ SETTINGS = [
 
 
 class Cut(Exception):
-    """The power goes."""
+    """Simulates a power cut."""
 
 
 def cut(*_: Any, **__: Any) -> None:

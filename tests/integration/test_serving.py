@@ -1,4 +1,4 @@
-"""The server, as OpenAI's clients and others see it."""
+"""The server, tested with OpenAI's client and others."""
 
 import base64
 import os

@@ -1,4 +1,4 @@
-"""What a run imports: nothing that it does not use, and what is imported late is the real thing when it is used."""
+"""A run imports nothing that it does not use, and late imports give the real module when it is used."""
 
 import json
 import subprocess

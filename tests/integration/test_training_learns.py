@@ -1,4 +1,4 @@
-"""The update does what it is for: the reward rises, by the policy gradient and by nothing else; everything moves."""
+"""Training works: the reward rises, only the policy gradient raises it, and all trained weights change."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What may not change a run: repeating it, how it is cut into micro-batches, what lies in its folder."""
+"""A run does not change if it is repeated, cut into other micro-batches, or has other files in its folder."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed is the run that was not."""
+"""A run that was interrupted and resumed equals an uninterrupted run."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Every reward and every trained side: what is written, computed and updated in a step."""
+"""Every reward with every trained side: what a step writes, computes and updates."""
 
 import json
 import math
@@ -22,7 +22,7 @@ K, BATCH = 3, 4  # of the small settings
 
 
 class Watch:
-    """What one step asks of engine, policy and update."""
+    """Records the calls of one step to engine, policy and update."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.written: list[int] = []

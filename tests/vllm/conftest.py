@@ -1,4 +1,4 @@
-"""Against the real vLLM, its CPU build, on the tiny model. Without vLLM nothing here is collected."""
+"""Tests with vLLM's CPU build and the tiny model. Without vLLM none of them is collected."""
 
 import importlib.util
 import random
@@ -58,7 +58,7 @@ def make() -> Callable[..., VllmEngine]:
 
 @pytest.fixture(scope="session")
 def shared_engine(shared_model: PreTrainedModel) -> Iterator[VllmEngine]:
-    """One for all tests of the session: starting one is what costs."""
+    """One engine for all tests of the session, because an engine starts slowly."""
     engine = make_engine(shared_model)
     yield engine
     engine.close()
@@ -84,7 +84,7 @@ def requests() -> list[Request]:
 
 @pytest.fixture
 def with_adapters() -> Callable[[PreTrainedModel], PreTrainedModel]:
-    """Puts adapters on a model that do something."""
+    """Puts adapters with weights other than zero on a model."""
 
     def adapt(model: PreTrainedModel) -> PreTrainedModel:
         from peft import LoraConfig, get_peft_model
@@ -137,7 +137,7 @@ def five_updates() -> Update:
 
 
 class Kept:
-    """An engine of the session in a run that would close it."""
+    """The session's engine, for a run that would close it."""
 
     def __init__(self, engine: RolloutEngine) -> None:
         self.generate = engine.generate

@@ -1,4 +1,4 @@
-"""The way that weights take on GPUs, vLLM's layer-by-layer reload, on its CPU build."""
+"""vLLM's layer-by-layer reload, which GPUs use for new weights, tested on its CPU build."""
 
 from collections.abc import Callable
 from typing import Any

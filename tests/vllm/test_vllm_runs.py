@@ -77,7 +77,7 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _command(pid: int) -> str:
-    """Empty for processes that are gone, or dead and not yet buried."""
+    """Return a process's command; empty if it is gone or a zombie."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except (FileNotFoundError, ProcessLookupError):

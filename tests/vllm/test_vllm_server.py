@@ -41,7 +41,7 @@ def connect(model: PreTrainedModel, settings: VllmConfig, folder: Path, **change
 def shared_server(
     shared_model: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[VllmServerEngine]:
-    """One of the run's own."""
+    """A server that the run starts."""
     engine = connect(shared_model, SETTINGS, tmp_path_factory.mktemp("server"))
     yield engine
     engine.close()
@@ -60,7 +60,7 @@ def tokens(answers: list[list[Completion]]) -> list[list[tuple[int, ...]]]:
 
 
 def _named(server: VllmServerEngine, **changed: Any) -> VllmConfig:
-    """Settings of a user who names this server."""
+    """Settings that name this server."""
     return replace(SETTINGS, server=VllmServerConfig(url=server._client.url), **changed)
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that is spoken to in its DevTools protocol."""
+"""A headless Chromium, controlled through the DevTools protocol."""
 
 import asyncio
 import base64

@@ -105,7 +105,7 @@ def said() -> Iterator[tuple[str, str]]:
 
 
 def known(parts: list[str], hint: Any = GraceConfig) -> bool:
-    """Whether there is such a setting; {} stands for any name."""
+    """Returns whether there is such a setting. {} stands for any name."""
     if not parts:
         return True
     arms = (hint, *get_args(hint))

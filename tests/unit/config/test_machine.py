@@ -1,4 +1,4 @@
-"""The engine and the hardware that are chosen where nobody chooses."""
+"""The engine and hardware that `hardware=auto` chooses."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""What the machine lacks is told at once, with the command that runs here."""
+"""A run says at once what the machine lacks, with a command that fixes it."""
 
 import functools
 import importlib.util

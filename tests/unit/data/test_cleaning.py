@@ -1,4 +1,4 @@
-"""Filters of instances: what goes, why, and that the rest is as it was."""
+"""Filters of instances: which instances they remove, the reasons, and that the others do not change."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Against a server on this machine that breaks off, changes the file, knows no ranges, or is gone."""
+"""Downloads from a local server that breaks off, changes the file, supports no ranges, or is gone."""
 
 import gzip
 import hashlib

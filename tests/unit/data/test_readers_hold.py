@@ -1,4 +1,4 @@
-"""Whatever a file holds: no traceback, every problem with its line, no good row lost."""
+"""For any file content a reader gives no traceback, names the line of every problem, and loses no good row."""
 
 import csv
 import io

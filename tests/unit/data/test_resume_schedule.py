@@ -1,4 +1,4 @@
-"""Wherever a run is cut, and however often, its steps are fed what they would have been fed."""
+"""A run that is interrupted anywhere and any number of times gets the instances of an uninterrupted run."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Everything that decides a rationale or an embedding is in the key under which it is kept."""
+"""The cache key contains everything that a rationale or an embedding depends on."""
 
 import copy
 from collections.abc import Callable

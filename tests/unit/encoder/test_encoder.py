@@ -1,4 +1,4 @@
-"""Habits of sentence-transformers, and what is the encoder's own."""
+"""The interface of sentence-transformers, and the encoder's own arguments."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What the encoder survives, and what it need not do again."""
+"""Out of memory and interruptions: the encoder continues and does not repeat finished work."""
 
 import copy
 import logging

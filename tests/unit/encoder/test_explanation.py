@@ -1,4 +1,4 @@
-"""A cosine taken apart: the parts add up to it, and say which text and rationale they belong to."""
+"""The parts of a cosine add up to it and name the text and rationale that they belong to."""
 
 from collections.abc import Callable
 from pathlib import Path

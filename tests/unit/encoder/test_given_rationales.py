@@ -1,4 +1,4 @@
-"""Rationales that a call brings with it: the embeddings are those of the same rationales written by the model."""
+"""Given rationales have the same embeddings as equal rationales that the model wrote."""
 
 from collections.abc import Callable
 from pathlib import Path

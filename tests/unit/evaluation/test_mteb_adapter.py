@@ -1,4 +1,4 @@
-"""How MTEB's tasks reach a model, and that what is stored is not computed again."""
+"""MTEB's tasks call the model correctly, and stored results are not computed again."""
 
 import hashlib
 from dataclasses import replace

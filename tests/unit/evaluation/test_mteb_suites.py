@@ -1,4 +1,4 @@
-"""Which tasks a suite has, and what is said where their data is not within reach."""
+"""The tasks of each suite, and the message if their data is missing."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the tasks of the offline suites ask."""
+"""The tasks of the offline suites."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""The losses: closed forms, clip regions, aggregation, and what does not count."""
+"""The losses: closed forms, clip regions, aggregation, and rationales that do not count."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Attention with shared keys says what eager attention says, for every mask of the policy, there and back."""
+"""Attention with shared keys equals eager attention, forward and backward, for every mask of the policy."""
 
 import copy
 from collections.abc import Callable

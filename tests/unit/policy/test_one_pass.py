@@ -1,4 +1,4 @@
-"""When embeddings come from the states of writing, and what happens where these are not the forward's."""
+"""When embeddings come from the hidden states of writing, and what happens if these differ from the forward's."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""oneDNN's products are PyTorch's up to rounding, there and back, and are taken where they are the faster ones."""
+"""oneDNN's products equal PyTorch's up to rounding, forward and backward, and are used where they are faster."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""Packed rows by FlexAttention, padded widths and compiled layers say what plain rows say."""
+"""Packed rows by FlexAttention, padded widths and compiled layers give the results of plain rows."""
 
 from collections.abc import Callable
 from typing import Any

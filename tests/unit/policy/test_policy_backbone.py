@@ -78,7 +78,7 @@ def test_padding_is_an_end_token_where_the_tokenizer_has_none(folder: Path) -> N
 
 
 def break_nothing(folder: Path) -> None:
-    """An empty folder."""
+    """Makes an empty folder."""
     for file in folder.iterdir():
         file.unlink()
 

@@ -1,4 +1,4 @@
-"""The sentence about a run says what its figures say."""
+"""The verdict on a run agrees with its figures."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which negatives act: the test of the swapped negatives, and how single terms react to a change."""
+"""Which negatives affect the advantages: random vectors in their place, and how single terms react to a change."""
 
 import math
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def _preset(name: str) -> RewardConfig:
 def test_random_vectors_for_all_negatives_change_advantages_only_where_negatives_act(
     make_inputs: Make, name: str
 ) -> None:
-    """METHOD 6.1: they move the paper's rewards by up to 11 and its advantages by 1e-6."""
+    """Random vectors change the paper's rewards by up to 11 and its advantages by 1e-6 (METHOD 6.1)."""
     inputs = make_inputs(8, 4, 2)
     draw = torch.Generator().manual_seed(9)
     other = replace(inputs, negatives_GMH=torch.randn(8, 2, 12, generator=draw))
@@ -65,7 +65,7 @@ def test_random_vectors_for_all_negatives_change_advantages_only_where_negatives
 
 @pytest.mark.parametrize("name", ["paper_supervised", "rollout_negatives", "infonce", "infonce_both"])
 def test_other_texts_in_the_batch_act_where_hard_negatives_do(make_inputs: Make, name: str) -> None:
-    """Another query for the last group changes the advantages of the first, unless it is the paper that compares."""
+    """Another query for the last group changes the advantages of the first, except with the paper's terms."""
     inputs = make_inputs(6, 4, 1)
     anchors = inputs.anchors_GAH.clone()
     anchors[-1] = inputs.rollouts_GKH[0, 1]

@@ -1,4 +1,4 @@
-"""Equal texts in one batch are no rivals of each other."""
+"""Equal texts in one batch are not negatives of each other."""
 
 from dataclasses import replace
 

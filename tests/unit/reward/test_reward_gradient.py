@@ -1,4 +1,4 @@
-"""The gradient of rewards by the embeddings: finite differences, and what has none."""
+"""The gradient of rewards with respect to the embeddings: finite differences, and terms without a gradient."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What running out of tokens is worth."""
+"""The reward of truncated rationales."""
 
 import json
 from pathlib import Path

@@ -57,7 +57,7 @@ class Children:
 
     @staticmethod
     def finish(started: Started) -> tuple[int, int | None]:
-        """Ends well: the reward is the seed."""
+        """Ends without an error; the reward is the seed."""
         write_result(started.folder, {"reward/total/mean": float(started.overrides.get("seed", 0)), "train/loss": 1.0})
         return 0, None
 

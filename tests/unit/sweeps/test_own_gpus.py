@@ -1,4 +1,4 @@
-"""Jobs of a sweep that run side by side get different GPUs, of a list that is made up."""
+"""Jobs of a sweep that run at the same time get different GPUs, from a list given by the test."""
 
 import subprocess
 import sys

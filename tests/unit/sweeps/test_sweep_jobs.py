@@ -1,4 +1,4 @@
-"""Which jobs a sweep starts, how, and what it says of them."""
+"""Which jobs a sweep starts, how it starts them, and what it reports."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`.hydra/` in a run folder belongs to the run that the folder holds."""
+"""`.hydra/` in a run folder is that of the folder's own run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How checkpoint files are read: once by a machine, and looked through by one process."""
+"""Checkpoint files are read once per machine, and one process inspects them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What counts as a collapse, once, after `patience` steps in a row."""
+"""The watchdog warns once of each collapse, after `patience` steps in a row."""
 
 import math
 

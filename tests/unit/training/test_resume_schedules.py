@@ -1,4 +1,4 @@
-"""Wherever a run is cut, and however often, its learning rates, data and weights go on as if it had not been."""
+"""A run that is interrupted anywhere and any number of times keeps its learning rates, data and weights."""
 
 from dataclasses import replace
 from pathlib import Path

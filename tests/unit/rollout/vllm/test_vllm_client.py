@@ -1,4 +1,4 @@
-"""Against a small server of the test's own."""
+"""The client against a small server that the test starts."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""What a server of the run's own is started with."""
+"""The command that starts a run's own server."""
 
 from pathlib import Path
 

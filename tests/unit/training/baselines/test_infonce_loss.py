@@ -1,4 +1,4 @@
-"""InfoNCE is sentence-transformers' on the same tensors, and what no query should be told apart from is left out."""
+"""InfoNCE equals sentence-transformers' on the same tensors, and leaves out candidates that are no negatives."""
 
 import math
 

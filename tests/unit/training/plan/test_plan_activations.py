@@ -1,4 +1,4 @@
-"""The arithmetic of activations against what a forward and a backward really hold."""
+"""The planned memory of activations against that of a real forward and backward."""
 
 import weakref
 from typing import Any

@@ -1,4 +1,4 @@
-"""`job=plan` on a machine with nothing: prints, writes, returns."""
+"""`job=plan` without GPU, hub, data or weights prints, writes and returns its figures."""
 
 import json
 from dataclasses import replace

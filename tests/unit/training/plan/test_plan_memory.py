@@ -1,4 +1,4 @@
-"""Memory by part: closed forms, the four backbones, what `auto` and advice give."""
+"""Memory by part: closed forms, the four backbones, and the results of `auto` and of the advice."""
 
 import functools
 import shlex

@@ -1,4 +1,4 @@
-"""Instances whose groups teach nothing make room for others."""
+"""Instances whose groups have equal rewards are replaced by others."""
 
 from collections.abc import Collection
 from types import SimpleNamespace

@@ -89,7 +89,7 @@ def test_nothing_finite_gives_figures_all_the_same() -> None:
 
 
 def test_two_processes_say_what_one_would() -> None:
-    """Sums and maxima are taken over processes, whose rows may differ in length."""
+    """Sums and maxima are over all processes, whose rows may differ in length."""
     trainer, config = shifted(0.5, 1, 4, 2), ImportanceConfig(mode="token", cap=1.5)
     whole = mismatch_metrics(ENGINE, trainer, MASK, config, alone)
     seen: dict[str, list[Tensor]] = {"sum": [], "max": []}

@@ -1,4 +1,4 @@
-"""Which model computes what of a step's rollouts, and that none does it twice."""
+"""Which model computes which part of a step's rollouts, and that nothing is computed twice."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace

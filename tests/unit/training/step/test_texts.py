@@ -1,4 +1,4 @@
-"""What a run says and keeps at its end."""
+"""What a run prints and writes at its end."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the reward of each trained side is computed from, and what an update gets of it."""
+"""The inputs of the reward for each trained side, and what an update gets from it."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""One rationale for many texts."""
+"""The metrics of equal rationales for different texts."""
 
 import torch
 
