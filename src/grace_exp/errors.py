@@ -18,4 +18,4 @@ class MissingResourceError(GraceError):
 
 
 class EngineFailed(GraceError):
-    """The rollout engine has died, or fails at whatever it is asked."""
+    """The rollout engine has died, or fails at every request."""

@@ -110,12 +110,12 @@ def _problems(config: GraceConfig) -> Iterator[str]:
 
 
 def _nearest(path: Path) -> Path:
-    """A path, or the nearest above it that is there."""
+    """Return the path, or its nearest parent that exists."""
     return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 def _output_problems(setting: str, file: Path) -> Iterator[str]:
-    """Whether a file can be written in the end, in a folder that may still have to be made."""
+    """Check that a file can be written, also in a folder that does not exist yet."""
     try:
         with tempfile.TemporaryFile(dir=_nearest(file.parent)):
             pass

@@ -62,7 +62,7 @@ def build_encoder(config: GraceConfig, device: torch.device) -> GraceEncoder:
 
 
 def say_what_differs(saved: dict[str, Any], config: GraceConfig) -> None:
-    """`job.resume` takes weights alone: tell where the command's settings embed otherwise than the run did."""
+    """Print the settings of this command that change the embeddings of `job.resume`, which only gives weights."""
     for line in embedded_otherwise(saved, config):
         our_console().print(f"job.resume: other embeddings than in its run: {line}", **_PLAIN)
 
@@ -88,15 +88,15 @@ def encoder_around(
 def encode_whole(
     config: GraceConfig, encoder: GraceEncoder, texts: Sequence[str], *, mode: Mode, role: Role | str, samples: int = 1
 ) -> Vectors:
-    """Embed a sample to fit something on, with the settings of `job.encode`; nothing is shortened or normalised.
+    """Return embeddings of a sample with the settings of `job.encode`, neither shortened nor normalised.
 
     Args:
-        config: `job.encode`, the seed, and whether there is a bar.
+        config: The settings; `job.encode`, the seed and the progress display are read.
         encoder: The model.
-        texts: One or more.
-        mode: Who writes rationales, instead of `job.encode.mode`.
-        role: Of the texts.
-        samples: Rationales a text.
+        texts: One text or more.
+        mode: Which texts get a rationale; it replaces `job.encode.mode`.
+        role: Role of the texts.
+        samples: Rationales per text.
 
     Returns:
         float32 [texts, hidden], not normalised.

@@ -179,7 +179,7 @@ def train(config: GraceConfig) -> dict[str, float]:
 
 @contextmanager
 def _way_on(run_dir: Path) -> Iterator[None]:
-    """Add to the error of an engine that has died how the run is continued."""
+    """Add the command that continues the run to the error of an engine that has died."""
     try:
         yield
     except EngineFailed as error:

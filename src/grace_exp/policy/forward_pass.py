@@ -29,10 +29,10 @@ class ForwardPass:
     """A micro-batch and the results of its forward.
 
     Attributes:
-        batch: Its sequences.
-        embeddings: By region, float32 [n, hidden].
-        logprobs_P: Of the rationale tokens, flat, [tokens] nats.
-        entropy_P: Of the distributions that these tokens were drawn from, [tokens] nats; None unless it was asked for.
+        batch: The micro-batch with its sequences.
+        embeddings: Embeddings by region, float32 [n, hidden].
+        logprobs_P: Log-probs of the rationale tokens, flat, [tokens] nats.
+        entropy_P: Entropies of the distributions of these tokens, [tokens] nats; None unless asked for.
     """
 
     batch: MicroBatch

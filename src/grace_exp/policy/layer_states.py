@@ -23,7 +23,7 @@ def module_of_layer(model: "PreTrainedModel", layer: int) -> nn.Module:
 
 
 def states_in(output: Any) -> Tensor:
-    """Return the hidden states_BLH [rows, tokens, hidden] from the output of such a module."""
+    """Return the hidden states [rows, tokens, hidden] from the output of such a module."""
     if isinstance(output, Tensor):
         return output
     states_BLH: Tensor = output[0]  # transformers' outputs begin with `last_hidden_state`, too

@@ -68,7 +68,7 @@ def _takes(input: Tensor, weight: Tensor) -> bool:
         and input.numel() * weight.shape[0] >= _LEAST_WORK
         and not torch.is_autocast_enabled("cpu")
         and type(weight) in (Tensor, nn.Parameter)  # a distributed tensor has its own products
-        and _is_there()  # a pickled model may have come to a machine without it
+        and _is_there()  # a model may be unpickled on a machine without it
     )
 
 

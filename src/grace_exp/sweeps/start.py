@@ -70,10 +70,10 @@ class SweepCallback(Callback):
         """Accept the settings that `on_multirun_start` fills in for the jobs; they have no meaning before."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make the folder of a single run, which Hydra would answer with a traceback where it cannot.
+        """Create the folder of a single run; if Hydra failed to create it, the user would see a traceback.
 
         Args:
-            config: Of the command.
+            config: The settings of the command.
             kwargs: Not used.
 
         Raises:

@@ -91,7 +91,7 @@ def run_sweep_job(settings: DictConfig) -> float | None:
             record.status = "failed"
             record.error = [
                 *child.last_words(),
-                f"it ended with exit code 0 and left no {RESULT_FILE}: it was not done",
+                f"it ended with exit code 0 and left no {RESULT_FILE}: it is not complete",
             ]
         else:
             record.status = "failed" if stopped_by is None else "interrupted"

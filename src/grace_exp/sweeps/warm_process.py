@@ -69,7 +69,7 @@ def main() -> None:
 
 def _import_all() -> bool:
     start_quickly()
-    as_of_hydra = logging.NullHandler()  # a job imports behind Hydra's set-up: libraries then add no handlers of theirs
+    as_of_hydra = logging.NullHandler()  # as Hydra sets one up before a job imports: libraries then add no handlers
     logging.root.addHandler(as_of_hydra)
     try:
         for module in _MODULES:

@@ -142,7 +142,7 @@ def _figures(config: GraceConfig, results: Mapping[str, Any]) -> list[str]:
 
 
 def without_times(card: str) -> str:
-    """A README without the column of milliseconds: the rest is the same in two runs of one seed."""
+    """Return a README without the column of milliseconds; all else is equal in two runs of one seed."""
     lines, timed = [], False
     for line in card.split("\n"):
         timed = line.endswith(f"| {_TIME} |") or (timed and line.startswith("|"))

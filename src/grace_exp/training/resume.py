@@ -57,7 +57,7 @@ _OLDER_RUNS: dict[str, object] = {"reward.terms.hard_negative.equal_texts": "kee
 # Settings that must agree before weights are loaded.
 _ARCHITECTURE = ("backbone.source", "backbone.path", "backbone.revision", "backbone.lora")
 
-# Decide what embedding the same weights give a text.
+# Settings that decide the embedding of a text for given weights.
 _EMBEDDING = ("prompt", "backbone.pooling", "backbone.template_kwargs", "rollout.anchor_rationales", "method.name")
 
 
@@ -204,7 +204,7 @@ def check_same_model(saved: dict[str, Any], config: GraceConfig) -> None:
 
 
 def embedded_otherwise(saved: dict[str, Any], config: GraceConfig) -> list[str]:
-    """Settings under which a checkpoint's weights give other embeddings than in its run, a line each."""
+    """Return a line for each setting with which a checkpoint's weights give other embeddings than in its run."""
     own_budget = config.job.encode.max_tokens or config.evaluation.max_tokens
     keys = _EMBEDDING if own_budget else (*_EMBEDDING, "rollout.max_tokens")
     return [

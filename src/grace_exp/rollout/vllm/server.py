@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CONTROL_SECONDS = 60.0
-_FAILED = 500  # HTTP: from here on the server cannot, below it does not want to
+_FAILED = 500  # HTTP status: from 500 on the server has failed, below it refuses the request
 _NOT_FINITE = -9999.0
 """What a server sends for log-probs of nan and -inf, which JSON cannot express."""
 
