@@ -27,6 +27,10 @@ class Corpus:
     vectors: Vectors
     rationale_ids: list[NDArray[np.int32]]
 
+    def written(self) -> NDArray[np.bool_]:
+        """Return which texts have a rationale, [texts], where a text has one sample at most."""
+        return np.array([len(ids) > 0 for ids in self.rationale_ids] or [False] * len(self.vectors))
+
 
 def embed_corpus(
     texts: Sequence[str],

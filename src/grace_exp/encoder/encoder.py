@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +19,18 @@ from grace_exp.data.prompts import PromptBuilder
 from grace_exp.encoder.adaptive_encoding import embed_adaptively
 from grace_exp.encoder.adaptive_rule import AdaptiveRule, required_rule
 from grace_exp.encoder.cache import RationaleCache
-from grace_exp.encoder.center import Center, check_single
+from grace_exp.encoder.center import Center
 from grace_exp.encoder.corpus import embed_corpus
-from grace_exp.encoder.engines import EngineMaker, engine_maker
+from grace_exp.encoder.encode_call import checked_call
+from grace_exp.encoder.engines import EngineMaker
 from grace_exp.encoder.fingerprint import fingerprint
-from grace_exp.encoder.given_rationales import given_ids
 from grace_exp.encoder.instructions import Instructions
-from grace_exp.encoder.model_cache import ModelCache, computed_with
-from grace_exp.encoder.modes import Mode, check_call, listed, longest_of, role_of, writes
-from grace_exp.encoder.pretrained import CACHE_FOLDER, default_cache_dir, load, resolve
+from grace_exp.encoder.load_encoder import load_encoder
+from grace_exp.encoder.model_cache import ModelCache, computed_by
+from grace_exp.encoder.modes import Mode
 from grace_exp.encoder.progress_bar import progress_bar
 from grace_exp.encoder.vectors import cosine_matrix, cosine_pairs, finished
-from grace_exp.policy.grouped_attention import attention_name
 from grace_exp.policy.load_backbone import Backbone
-from grace_exp.policy.model_checks import check_attention, check_positions
-from grace_exp.policy.packing import Region
 from grace_exp.policy.policy import Policy
 from grace_exp.rollout.protocol import RolloutEngine
 
@@ -49,19 +45,20 @@ Embeddings = NDArray[np.float32] | Tensor | list[Tensor]
 
 
 class GraceEncoder:
-    """Texts to embeddings: a rationale is written for each, and the hidden states over both are pooled.
+    """Embeds texts: the model writes a rationale for each, and the hidden states over both are pooled.
 
-    The forward and the pooling are training's (`Policy`). Equal texts are done once; what was done before comes from
-    the cache. Under `torch.distributed` every process calls `encode` with the same texts, does its share, and gets all.
+    Forward and pooling are those of training (`Policy`). Equal texts are computed once, and the cache gives what was
+    computed before. Under `torch.distributed` every process calls `encode` with the same texts. Each computes its
+    share, and all get the whole result.
 
     Attributes:
         name: What the model was loaded from.
-        mode: Who writes rationales unless a call says otherwise: as the model was trained.
-        prompts: Instructions by name for `prompt_name`, free to be added to. Those of `query` and `document` are used
-            for these roles without being named.
-        truncate_dim: Of all embeddings, unless a call says otherwise; None: whole.
-        rule: Of `mode="adaptive"`; None: there is none.
-        center: Removed from every embedding, before it is shortened or brought to length 1; None: nothing is.
+        mode: Which texts get rationales unless a call says otherwise: as the model was trained.
+        prompts: Instructions by name for `prompt_name`; more can be added. The roles `query` and `document` use the
+            instructions of their names.
+        truncate_dim: Number of dimensions that are kept, unless a call says otherwise; None: all.
+        rule: Rule of `mode="adaptive"`; None: there is none.
+        center: Mean that is removed from every embedding before it is shortened or normalised; None: none is.
         template_kwargs: Variables of the chat template.
     """
 
@@ -85,10 +82,10 @@ class GraceEncoder:
 
         Args:
             backbone: Model and tokenizer.
-            policy: The same model, with its pooling and token budgets, on its device.
+            policy: The same model on its device, with its pooling and token budgets.
             engine: Writes the rationales with the model's present weights.
             prompt: What the model is asked.
-            max_tokens: Rationale budget, unless a call says otherwise.
+            max_tokens: Rationale budget in tokens, unless a call says otherwise.
             mode: See the class.
             template_kwargs: Variables of the chat template.
             cache: Where rationales and embeddings are kept; None: nowhere.
@@ -131,60 +128,46 @@ class GraceEncoder:
         revision: str | None = None,
         truncate_dim: int | None = None,
     ) -> "GraceEncoder":
-        """Load a model with the settings it was trained with, or, where none are known, the paper's.
+        """Load a model with the settings that it was trained with. If it has none, the paper's are used.
 
         Args:
             path_or_hub_name: A run folder, one of its exports, a transformers or peft folder, a choice of `backbone=`
                 (such as `smollm2`), or a hub name.
             adapter: A peft adapter folder to fold into it.
-            engine: Who writes rationales, as `rollout=` names them, or what makes one of the loaded model and the
-                lengths of the longest prompt and rationale.
-            device: None: the GPU if there is one.
+            engine: The engine that writes rationales, as in `rollout=`, or a function that makes one from the loaded
+                model and the lengths of the longest prompt and rationale.
+            device: Of the model; None: the GPU if there is one.
             dtype: Of the weights; None: float32 on the CPU, bfloat16 on a GPU.
             cache: Where rationales and embeddings are kept: a cache, a folder, True for the usual place
                 (`$GRACE_EXP_CACHE` or `~/.cache/grace-exp`), False for nowhere.
-            prompt: Instead of the model's own: all of it, or the system prompt as text.
-            pooling: Instead of the model's own.
+            prompt: Replaces the model's own: all of it, or the system prompt as text.
+            pooling: Replaces the model's own.
             max_tokens: Rationale budget instead of the model's own.
             hardware: Token budgets of the forward; None: those for the device.
             engine_overrides: Settings of the engine as on the command line, such as `rollout.batch_tokens=16384` or
                 `rollout.vllm.server.url=http://10.0.0.2:8000`.
             revision: Hub commit, tag or branch.
-            truncate_dim: Keep only the first dimensions of every embedding.
+            truncate_dim: How many of the first dimensions of every embedding to keep.
 
         Raises:
-            MissingResourceError: The model, or what the engine needs, is not there.
+            MissingResourceError: The model, or what the engine needs, is missing.
             ConfigError: The settings do not fit the model, or there is no such engine.
         """
-        found = resolve(str(path_or_hub_name), adapter=None if adapter is None else str(adapter), revision=revision)
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        weights = dtype or (torch.float32 if chosen.type == "cpu" else torch.bfloat16)
-        backbone = load(found, cache_dir=default_cache_dir(), dtype=weights)
-        policy = Policy(
-            backbone.model,
-            pooling or found.backbone.pooling,
-            hardware or HardwareConfig(name="encoder", score_tokens=4096 if chosen.type == "cpu" else 16384),
-            pad_token_id=backbone.pad_token_id,
-        )
-        policy.to(chosen).eval()
-        wanted_prompt = (
-            replace(found.prompt, name="own", system=prompt) if isinstance(prompt, str) else prompt or found.prompt
-        )
-        budget = found.max_tokens if max_tokens is None else max_tokens
-        make = engine_maker(engine, engine_overrides) if isinstance(engine, str) else engine
-        return cls(
-            backbone,
-            policy=policy,
-            engine=make(backbone, wanted_prompt.max_tokens, budget),
-            prompt=wanted_prompt,
-            max_tokens=budget,
-            mode=found.mode,
-            template_kwargs=found.backbone.template_kwargs,
-            cache=_cache(cache),
-            name=str(path_or_hub_name),
+        return load_encoder(
+            cls,
+            str(path_or_hub_name),
+            adapter=None if adapter is None else str(adapter),
+            engine=engine,
+            device=device,
+            dtype=dtype,
+            cache=cache,
+            prompt=prompt,
+            pooling=pooling,
+            max_tokens=max_tokens,
+            hardware=hardware,
+            engine_overrides=engine_overrides,
+            revision=revision,
             truncate_dim=truncate_dim,
-            rule=found.rule if prompt is None and pooling is None else None,
-            center=found.center if prompt is None and pooling is None else None,
         )
 
     def encode(
@@ -209,98 +192,76 @@ class GraceEncoder:
     ) -> Embeddings:
         """Embed texts. Afterwards `rationales` holds what was written.
 
-        Interrupted (Ctrl-C, a kill, memory), the same call goes on after the last whole batch if there is a cache.
-
         Args:
-            texts: One text or several; an empty one is embedded as the bare prompt.
-            prompt_name: Name of an instruction in `prompts`; `query`, `document` and `passage` also say the role.
-            prompt: An instruction of this call; it stands behind the system prompt, outside the pooled tokens.
-            batch_size: Texts written to and computed at a time, halved where memory runs out; an interruption loses one
-                batch. Engines that batch by themselves (vLLM) want some hundreds.
-            show_progress_bar: None: if this module logs at level INFO. A function instead of a bar is told how many
-                more texts this process has done.
-            convert_to_numpy: False: a list of tensors.
-            convert_to_tensor: One tensor on the model's device instead of an array.
-            normalize_embeddings: Bring every embedding to length 1 (after `truncate_dim`).
-            truncate_dim: Keep only the first dimensions.
-            mode: Who writes rationales: every text (`rationale`), none (`prompt_only`), one side (`query_only`,
-                `document_only`), or the texts that the model's rule chooses (`adaptive`); None: as the model was
-                trained.
-            role: `query` or `document`: the instruction, the stream of sampling, and the side in one-sided modes.
-                None: as `prompt_name` says, otherwise `query`.
-            max_tokens: Rationale budget; None: the model's own; 0: no rationales.
-            temperature: 0: greedy.
-            seed: Of sampling. A text's rationale depends on it, the role and the text, not on its neighbours.
-            samples: Rationales a text. The embedding of several is the mean of theirs, each brought to length 1 first.
-            rationales: One per text, to be embedded with it instead of writing any: texts, which get the end token
-                behind them, or token ids (`rationale_ids` of an earlier call), which are taken as they are.
+            texts: One text or several. An empty text gives the embedding of the bare prompt.
+            prompt_name: Name of an instruction in `prompts`; `query`, `document` and `passage` also name the role.
+            prompt: Instruction of this call. It follows the system prompt and is not pooled.
+            batch_size: Texts of a batch, halved where memory runs out. With a cache, the same call continues after an
+                interruption and has lost one batch. Engines that batch by themselves (vLLM) want some hundreds.
+            show_progress_bar: None: if this module logs at level INFO. A function gets the number of texts that this
+                process has done since its last call.
+            convert_to_numpy: False: return a list of tensors.
+            convert_to_tensor: Return one tensor on the model's device.
+            normalize_embeddings: Bring every embedding to length 1, after `truncate_dim`.
+            truncate_dim: How many of the first dimensions to keep.
+            mode: Which texts get rationales: all (`rationale`), none (`prompt_only`), one side (`query_only`,
+                `document_only`), or those that the model's rule chooses (`adaptive`). None: as the model was trained.
+            role: `query` or `document`. It decides instruction, sampling seed, and the side in one-sided modes. None:
+                as `prompt_name` says, otherwise `query`.
+            max_tokens: Rationale budget in tokens; None: the model's own; 0: no rationales.
+            temperature: Sampling temperature; 0: greedy.
+            seed: Sampling seed. A text's rationale depends on seed, role and text, not on its neighbours.
+            samples: Rationales per text. The embedding is the mean of theirs, each brought to length 1 first.
+            rationales: One per text, to be embedded with it: a text, to which the end token is added, or token ids
+                (`rationale_ids` of an earlier call), which are used unchanged. None is written then.
 
         Returns:
             float32 [n, hidden], or [hidden] for one text.
 
         Raises:
-            ConfigError: No such prompt, role or mode, settings that contradict each other, or the mode is
-                `adaptive` and the model has no rule for it.
-            DataError: Something is no text, or there is not one of the given rationales per text.
+            ConfigError: There is no such prompt, role or mode, settings contradict each other, or the model has no
+                rule for the mode `adaptive`.
+            DataError: Something is not a text, or the number of given rationales is not that of the texts.
             torch.OutOfMemoryError: A single text does not fit.
         """
-        single = isinstance(texts, str)
-        inputs = listed(texts)
-        given = None
-        if rationales is not None:
-            several = samples if samples > 1 else None
-            writing = {"mode": mode, "max_tokens": max_tokens, "temperature": temperature, "samples": several}
-            given = given_ids(rationales, len(inputs), self.backbone, **writing)
-            max_tokens = 0
-        dimensions = self.truncate_dim if truncate_dim is None else truncate_dim
-        mode = mode or self.mode
-        budget = self.max_tokens if max_tokens is None else max_tokens
-        check_call(
-            inputs,
+        call = checked_call(
+            self,
+            texts,
+            prompt_name=prompt_name,
             batch_size=batch_size,
+            truncate_dim=truncate_dim,
             mode=mode,
-            max_tokens=budget,
+            role=role,
+            max_tokens=max_tokens,
             temperature=temperature,
+            seed=seed,
             samples=samples,
-            truncate_dim=dimensions,
+            rationales=rationales,
         )
-        check_single(self.center, samples if budget and writes(mode, role_of(role, prompt_name)) else 1)
-        part = role_of(role, prompt_name)
-        if not writes(mode, part):
-            budget = 0
-        longest = longest_of(self.prompt.max_tokens, budget if given is None else max(map(len, given), default=0))
-        check_positions(self.policy.causal_lm.config, self.name, longest)
-        check_attention(self.policy.causal_lm.config, self.name, longest.tokens)
-        region: Region = self.policy.pooling.region if budget or given else "text"
-        builder = self._instructions.builder(prompt, prompt_name, part)
-
+        single, inputs = isinstance(texts, str), call.texts
+        builder = self._instructions.builder(prompt, prompt_name, call.role)
         self._rationale_ids = []
         visible = _log.getEffectiveLevel() <= logging.INFO if show_progress_bar is None else show_progress_bar
         with progress_bar(len(set(inputs)), visible=visible is True) as advance:
             settings: dict[str, Any] = {
+                **call.writing,
                 "hidden": self.get_embedding_dimension(),
                 "policy": self.policy,
                 "engine": self.engine,
                 "prompts": builder,
-                "max_tokens": budget,
-                "temperature": temperature,
-                "seed": seed,
-                "samples": samples,
-                "batch_size": batch_size,
                 "model_cache": self.model_cache(self.cache) if inputs else None,
                 "advance": visible if callable(visible) else advance,
             }
-            if mode == "adaptive" and budget:
+            if call.mode == "adaptive" and call.writes:
                 rule = required_rule(self.rule, self.name, settings["hidden"])
-                corpus = embed_adaptively(inputs, part, region, rule, **settings)
+                corpus = embed_adaptively(inputs, call.role, call.region, rule, **settings)
             else:
-                corpus = embed_corpus(inputs, part, region, rationales=given, **settings)
+                corpus = embed_corpus(inputs, call.role, call.region, rationales=call.rationales, **settings)
         self._rationale_ids = corpus.rationale_ids
         whole = corpus.vectors
         if self.center is not None and inputs:
-            written = np.array([len(ids) > 0 for ids in corpus.rationale_ids] or [False] * len(inputs))
-            whole = self.center.removed(whole, written, self.name)
-        found = finished(whole, dimensions, normalize_embeddings)
+            whole = self.center.removed(whole, corpus.written(), self.name)
+        found = finished(whole, call.truncate_dim, normalize_embeddings)
         if convert_to_tensor or not convert_to_numpy:
             tensor = torch.from_numpy(found[0] if single else found).to(self.device)
             return tensor if convert_to_tensor or single else list(tensor)
@@ -316,9 +277,9 @@ class GraceEncoder:
 
     @property
     def rationales(self) -> list[str]:
-        """What the last `encode` wrote: [n x samples], those of a text side by side; empty without rationales.
+        """Rationales of the last `encode`, [n x samples], those of a text side by side; empty without rationales.
 
-        In the mode `adaptive` that of a text that got none is ''.
+        In the mode `adaptive`, a text without rationale has ''.
         """
         if not self._rationale_ids:
             return []
@@ -337,16 +298,12 @@ class GraceEncoder:
         return [len(ids) for ids in self._rationale_ids]
 
     def explain(self, a: str, b: str, **settings: Any) -> "Explanation":
-        """Which words of two texts and their rationales make up the cosine of their embeddings.
+        """Explain a cosine by the words of both texts and their rationales; see `encoder.explanation.explain_pair`.
 
         Args:
             a: The first text, in the role `query`.
             b: The second text, in the role `document`.
             settings: `role_a`, `role_b`, `mode`, `max_tokens`, `temperature`, `seed`: as in `encode`.
-
-        Returns:
-            The cosine, the contribution of every word, the strongest pairs of words, and the cosines with other
-            rationales (`encoder.explanation.explain_pair`).
 
         Raises:
             ConfigError: The pooling is not a mean.
@@ -399,23 +356,14 @@ class GraceEncoder:
         self.__dict__.pop("fingerprint", None)
 
     def as_sentence_transformer(self) -> "SentenceTransformer":
-        """This encoder as a `SentenceTransformer`, for whatever takes one; it needs no `trust_remote_code`.
+        """Return this encoder as a `SentenceTransformer`, which needs no `trust_remote_code`.
 
-        `encode`, `encode_query`, `encode_document`, evaluators, miners and `encode_multi_process` work; its `prompts`
-        are those of the encoder. Nothing trains: there is no gradient.
+        `encode`, `encode_query`, `encode_document`, evaluators, miners and `encode_multi_process` work. Its `prompts`
+        are those of the encoder. It cannot be trained, because there is no gradient.
         """
-        from sentence_transformers import SentenceTransformer
+        from grace_exp.encoder.sentence_module import sentence_transformer
 
-        from grace_exp.encoder.sentence_module import GraceModule
-
-        prompts = {"query": "", "document": "", **self.prompts}
-        return SentenceTransformer(
-            modules=[GraceModule(self)],
-            prompts=prompts,
-            similarity_fn_name="cosine",
-            truncate_dim=self.truncate_dim,
-            device=str(self.device),
-        )
+        return sentence_transformer(self)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` and sentence-transformers load."""
@@ -424,7 +372,7 @@ class GraceEncoder:
         save_folder(self, folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, token: str | None = None) -> str:
-        """Upload the model as a repository of a hub; returns its address. See `encoder.hub_upload.push`."""
+        """Upload the model as a repository of a hub and return its address; see `encoder.hub_upload.push`."""
         from grace_exp.encoder.hub_upload import push
 
         return push(self, repo_id, private=private, token=token)
@@ -436,34 +384,15 @@ class GraceEncoder:
             self.cache.close()
 
     def model_cache(self, cache: RationaleCache | None) -> ModelCache | None:
-        """The part of a cache that is this model's, with its engine and precision; None without a cache."""
+        """Return this model's part of a cache, for its engine and precision; None without a cache."""
         if cache is None:
             return None
         return ModelCache(cache, f"{self.fingerprint} {self.computed_with()}", self.policy.pooling)
 
     def computed_with(self) -> str:
-        """What decides rationales and embeddings beside weights, prompts, sampling and pooling.
+        """Return what decides rationales and embeddings, beside weights, prompts, sampling and pooling.
 
-        Engine and the number type that it computes in, end tokens, device, attention, autocast. With the prompt's
-        tokens, the sampling and the pooling, which `ModelCache` adds, that is all: budgets of tokens, threads and one
-        pass in float32 change no more than last bits.
+        That is the engine and its number type, end tokens, device, attention and autocast. Token budgets, threads and
+        one pass in float32 change no more than last bits.
         """
-        device = self.device.type
-        cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as loaded"
-        how = computed_with(
-            type(self.engine).__name__,
-            getattr(self.engine, "dtype", self.policy.model.dtype),
-            self.backbone.end_token_ids,
-            device,
-            attention_name(self.policy.causal_lm),
-            cast,
-        )
-        return f"{how} in one pass" if self.policy.one_pass.rounds_differently(self.engine) else how
-
-
-def _cache(cache: RationaleCache | str | Path | bool) -> RationaleCache | None:
-    if isinstance(cache, RationaleCache):
-        return cache
-    if isinstance(cache, bool):
-        return RationaleCache(default_cache_dir() / CACHE_FOLDER) if cache else None
-    return RationaleCache(cache)
+        return computed_by(self.backbone, self.policy, self.engine)

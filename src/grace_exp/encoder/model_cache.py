@@ -3,15 +3,22 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from grace_exp.config.backbone import PoolingConfig
 from grace_exp.data.prompts import Prompt
 from grace_exp.encoder.cache import CacheError, RationaleCache
+from grace_exp.policy.grouped_attention import attention_name
 from grace_exp.policy.packing import Region
-from grace_exp.rollout.protocol import Completion, Request
+from grace_exp.rollout.protocol import Completion, Request, RolloutEngine
+
+if TYPE_CHECKING:
+    from grace_exp.policy.load_backbone import Backbone
+    from grace_exp.policy.policy import Policy
 
 _ENDED, _CUT = 0, 1
 
@@ -22,6 +29,21 @@ def computed_with(
     """Return a part of the model's name in a `ModelCache`: what decides its results besides its weights."""
     ends = ",".join(map(str, end_token_ids))
     return f"{engine}:{engine_dtype} ends {ends} on {device} by {attention} in {precision}"
+
+
+def computed_by(backbone: "Backbone", policy: "Policy", engine: RolloutEngine) -> str:
+    """Return `computed_with` of loaded parts, as they compute here and now."""
+    device = policy.model.device.type
+    cast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as loaded"
+    how = computed_with(
+        type(engine).__name__,
+        getattr(engine, "dtype", policy.model.dtype),
+        backbone.end_token_ids,
+        device,
+        attention_name(policy.causal_lm),
+        cast,
+    )
+    return f"{how} in one pass" if policy.one_pass.rounds_differently(engine) else how
 
 
 @dataclass(frozen=True, slots=True)

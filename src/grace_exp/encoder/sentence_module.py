@@ -10,6 +10,8 @@ from grace_exp.data.batch import Role
 from grace_exp.encoder.pretrained_folder import save_folder
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from grace_exp import GraceEncoder
 
 
@@ -109,3 +111,16 @@ class GraceModule(InputModule):
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the encoder's folder, from which `load` makes the same module."""
         save_folder(self.encoder, output_path)
+
+
+def sentence_transformer(encoder: "GraceEncoder") -> "SentenceTransformer":
+    """Return a `SentenceTransformer` around an encoder, with the encoder's prompts."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        modules=[GraceModule(encoder)],
+        prompts={"query": "", "document": "", **encoder.prompts},
+        similarity_fn_name="cosine",
+        truncate_dim=encoder.truncate_dim,
+        device=str(encoder.device),
+    )
