@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from grace_exp.tracking.summary import write_json_atomic
 
 CENTER_FILE = "center.safetensors"
 """The file of the means beside exported weights."""
+Kind = Literal["rationale", "prompt_only"]
 FIT_COMMAND = "python -m grace_exp job=fit_center {model} job.input=texts.txt"
 
 
@@ -45,26 +46,38 @@ class Center:
             ConfigError: The mean that is needed is missing or of another length.
         """
         result = vectors.astype(np.float64)
-        for name, rows in (("rationale", written), ("prompt_only", ~written)):
+        kinds: tuple[tuple[Kind, NDArray[np.bool_]], ...] = (("rationale", written), ("prompt_only", ~written))
+        for name, rows in kinds:
             if not rows.any():
                 continue
-            mean: Vectors | None = getattr(self, name)
-            command = FIT_COMMAND.format(model=override("job.model", model))
-            if mean is None:
-                raise ConfigError(
-                    f"backbone.pooling.transform=center: {CENTER_FILE} of {model} has no mean for the mode "
-                    f"{name}; fit one: "
-                    f"{command} job.encode.mode={name}"
-                )
-            if mean.shape != vectors.shape[1:]:
-                raise ConfigError(
-                    f"backbone.pooling.transform=center: {CENTER_FILE} of {model} is for embeddings of "
-                    f"{len(mean)} numbers, and "
-                    f"the model's have {vectors.shape[1]}: fit it again: {command}"
-                )
-            result[rows] -= mean
+            result[rows] -= self.mean(name, vectors.shape[1], model)
         centred: Vectors = result.astype(np.float32)
         return centred
+
+    def mean(self, kind: Kind, hidden: int, model: str) -> Vectors:
+        """Return the mean of texts with or without rationale, [hidden].
+
+        Args:
+            kind: Which of the two.
+            hidden: Length of the model's embeddings.
+            model: The model's name, for messages.
+
+        Raises:
+            ConfigError: The mean is missing or of another length.
+        """
+        mean = self.rationale if kind == "rationale" else self.prompt_only
+        command = FIT_COMMAND.format(model=override("job.model", model))
+        if mean is None:
+            raise ConfigError(
+                f"backbone.pooling.transform=center: {CENTER_FILE} of {model} has no mean for the mode {kind}; fit "
+                f"one: {command} job.encode.mode={kind}"
+            )
+        if mean.shape != (hidden,):
+            raise ConfigError(
+                f"backbone.pooling.transform=center: {CENTER_FILE} of {model} is for embeddings of {len(mean)} "
+                f"numbers, and the model's have {hidden}: fit it again: {command}"
+            )
+        return mean
 
     @property
     def digest(self) -> str:

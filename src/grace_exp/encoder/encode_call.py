@@ -61,7 +61,8 @@ def checked_call(
     """Return what is to be done; `GraceEncoder.encode` says what the arguments mean.
 
     Raises:
-        ConfigError: No such role or mode, settings that contradict each other, or more tokens than the model reads.
+        ConfigError: No such role or mode, settings that contradict each other, more tokens than the model reads, or no
+            mean to subtract.
         DataError: Something is no text, or there is not one of the given rationales per text.
     """
     inputs = listed(texts)
@@ -86,6 +87,12 @@ def checked_call(
     text_role = role_of(role, prompt_name)
     budget = budget if writes(mode, text_role) else 0
     check_single(encoder.center, samples if budget else 1)
+    if encoder.center is not None and inputs:
+        hidden = encoder.get_embedding_dimension()
+        if budget or given:
+            encoder.center.mean("rationale", hidden, encoder.name)
+        if mode == "adaptive" or not (budget or given):
+            encoder.center.mean("prompt_only", hidden, encoder.name)
     longest = longest_of(encoder.prompt.max_tokens, budget if given is None else max(map(len, given), default=0))
     check_positions(encoder.policy.causal_lm.config, encoder.name, longest)
     check_attention(encoder.policy.causal_lm.config, encoder.name, longest.tokens)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -10,6 +11,8 @@ import aiohttp
 from grace_exp.errors import GraceError
 
 _HEALTH_SECONDS = 5.0
+_WATCH_SECONDS = 5.0
+_SIGNS = 3  # of death, one after the other
 
 
 class ServerGone(GraceError):
@@ -70,7 +73,7 @@ class VllmClient:
     ) -> list[Any]:
         try:
             async with asyncio.timeout(seconds), self._session() as session:
-                return list(await asyncio.gather(*(self._call(session, *call) for call in calls)))
+                return await self._answers(session, calls)
         except TimeoutError as error:
             raise GraceError(
                 f"the vLLM server at {self.url} has not answered {calls[0][1]} within {seconds:g} s: its log "
@@ -78,6 +81,45 @@ class VllmClient:
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ServerGone(f"no vLLM server answers at {self.url} ({str(error) or type(error).__name__})") from error
+
+    async def _answers(
+        self, session: aiohttp.ClientSession, calls: Sequence[tuple[str, str, Any, Mapping[str, str] | None]]
+    ) -> list[Any]:
+        """Wait for the answers as long as the server lives: when its engine dies, it leaves some calls open."""
+
+        async def answered() -> list[Any]:
+            return list(await asyncio.gather(*(self._call(session, *call) for call in calls)))
+
+        answers = asyncio.create_task(answered())
+        death = asyncio.create_task(self._death(session))
+        waited: list[asyncio.Task[Any]] = [answers, death]
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if not answers.done():
+                raise ServerGone(f"the vLLM server at {self.url} leaves {calls[0][1]} open: {death.result()}")
+            return answers.result()
+        finally:
+            answers.cancel()
+            death.cancel()
+            await asyncio.wait(waited)
+
+    async def _death(self, session: aiohttp.ClientSession) -> str:
+        """Return once the server has shown several times in a row that it is dead; a busy one answers late."""
+        signs: list[str] = []
+        while len(signs) < _SIGNS:
+            await asyncio.sleep(_WATCH_SECONDS)
+            sign = None
+            try:
+                limit = aiohttp.ClientTimeout(total=_HEALTH_SECONDS)
+                async with session.get("/health", timeout=limit) as response:
+                    if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                        sign = f"/health answers {response.status}"
+            except aiohttp.ClientConnectorError:
+                sign = "it takes no more connections"
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            signs = [*signs, sign] if sign is not None else []
+        return signs[-1]
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grace_exp.errors import EngineFailed, GraceError
+from grace_exp.rollout.vllm import client as client_module
 from grace_exp.rollout.vllm.client import RefusedByServer, ServerGone, VllmClient
 from grace_exp.rollout.vllm.server import VllmServerEngine
 
@@ -17,8 +18,12 @@ from grace_exp.rollout.vllm.server import VllmServerEngine
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     together = threading.Barrier(8, timeout=20)
+    dead = threading.Event()
 
     def do_GET(self) -> None:
+        if self.path == "/health" and self.dead.is_set():
+            self._answer(503, {})
+            return
         self._answer(200, {"authorization": self.headers.get("Authorization"), "path": self.path})
 
     def do_POST(self) -> None:
@@ -27,6 +32,11 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1)
         if self.path == "/no":
             self._answer(400, {"error": "not that"})
+            return
+        if self.path == "/open":
+            self.dead.wait(20)
+            time.sleep(1)
+            self.close_connection = True
             return
         if self.path == "/broken":
             self._answer(500, {"error": "the engine is dead"})
@@ -120,3 +130,15 @@ def test_an_engine_that_has_died_is_told_from_a_refusal(url: str, path: str, own
         engine._call(lambda: client.post(path, {}, seconds=20))
     with pytest.raises(RefusedByServer):
         engine._call(lambda: client.post("/no", {}, seconds=20))
+
+
+def test_a_call_that_a_dead_engine_leaves_open_is_given_up(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "_WATCH_SECONDS", 0.02)
+    threading.Timer(0.2, Handler.dead.set).start()
+    begin = time.monotonic()
+    try:
+        with pytest.raises(ServerGone, match=r"leaves /open open: /health answers 503"):
+            VllmClient(url).post("/open", {}, seconds=60)
+        assert time.monotonic() - begin < 1.1  # before it would have answered
+    finally:
+        Handler.dead.clear()
