@@ -1,11 +1,9 @@
 """Fit the rule of `mode=adaptive` on held-out pairs, and write it into the model's exports."""
 
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from grace_exp.config.root import GraceConfig
@@ -16,8 +14,7 @@ from grace_exp.encoder.encoder import GraceEncoder
 from grace_exp.errors import DataError
 from grace_exp.evaluation.heldout_texts import heldout_texts
 from grace_exp.jobs.input_pairs import read_pairs
-from grace_exp.jobs.processes import processes
-from grace_exp.jobs.run_encoder import build_encoder, encode_whole, rule_folders
+from grace_exp.jobs.run_encoder import encode_whole, opened_encoder, rule_folders
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.tracking.summary import write_json_atomic
 
@@ -43,11 +40,7 @@ def fit_adaptive(config: GraceConfig) -> dict[str, float]:
     folders = rule_folders(config)
     queries, documents = _distinct_pairs(config)
     console = our_console()
-    with ExitStack() as stack:
-        device = stack.enter_context(processes(config.hardware))
-        encoder = stack.enter_context(closing(build_encoder(config, device)))
-        bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
+    with opened_encoder(config) as encoder:
         of_queries, query_tokens = _both_modes(config, encoder, queries, "query")
         of_documents, document_tokens = _both_modes(config, encoder, documents, "document")
         read = _before_centering(config, encoder, queries, documents)

@@ -2,12 +2,10 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.data.batch import Role
@@ -19,9 +17,8 @@ from grace_exp.encoder.stock_modules import is_stock, write_centering
 from grace_exp.encoder.vectors import Vectors
 from grace_exp.errors import DataError
 from grace_exp.jobs.embed import checked_rows
-from grace_exp.jobs.processes import processes
 from grace_exp.jobs.recipe import configured_recipe
-from grace_exp.jobs.run_encoder import build_encoder, encode_whole, rule_folders
+from grace_exp.jobs.run_encoder import encode_whole, opened_encoder, rule_folders
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.rollout.protocol import derive_seed
 
@@ -45,11 +42,7 @@ def fit_center(config: GraceConfig) -> dict[str, float]:
     folders = rule_folders(config)
     sample = _sample(config)
     console = our_console()
-    with ExitStack() as stack:
-        device = stack.enter_context(processes(config.hardware))
-        encoder = stack.enter_context(closing(build_encoder(config, device)))
-        bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
+    with opened_encoder(config) as encoder:
         encoder.center = None  # the mean is that of embeddings before centring
         found = _embedded(config, encoder, sample)
     means = {name: None if not len(vectors) else vectors.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -1,15 +1,11 @@
 """Find hard negatives for pairs: the nearest texts of other rows, by the embeddings of a model."""
 
-from contextlib import ExitStack, closing
 from pathlib import Path
-
-import torch
 
 from grace_exp.config.root import GraceConfig
 from grace_exp.errors import DataError
 from grace_exp.jobs.input_pairs import read_pairs
-from grace_exp.jobs.processes import processes
-from grace_exp.jobs.run_encoder import build_encoder
+from grace_exp.jobs.run_encoder import opened_encoder
 from grace_exp.jobs.terminal import our_console
 from grace_exp.tracking.atomic import atomic_path
 
@@ -34,13 +30,9 @@ def mine_negatives(config: GraceConfig) -> dict[str, float]:
     queries, positives = read_pairs(config)
     pairs = datasets.Dataset.from_dict({"query": queries, "positive": positives})
     console = our_console()
-    with ExitStack() as stack:
-        device = stack.enter_context(processes(config.hardware))
-        encoder = stack.enter_context(closing(build_encoder(config, device)))
+    with opened_encoder(config) as encoder:
         if job.encode.mode is not None:
             encoder.mode = job.encode.mode
-        bf16 = config.hardware.precision == "bf16-mixed" and job.model is None
-        stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16))
         try:
             mined = mine_hard_negatives(
                 pairs,

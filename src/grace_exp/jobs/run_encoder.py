@@ -1,6 +1,7 @@
 """Build the encoder that the settings describe."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from grace_exp.encoder.pretrained import CACHE_FOLDER, exports_in, resolve
 from grace_exp.encoder.vectors import Vectors
 from grace_exp.errors import ConfigError, MissingResourceError
 from grace_exp.jobs.assemble import Assembled, assemble, build_engine
+from grace_exp.jobs.processes import processes
 from grace_exp.jobs.run_end import exports_after
 from grace_exp.jobs.terminal import is_first_process, our_console
 from grace_exp.policy.load_backbone import Backbone
@@ -65,6 +67,16 @@ def say_what_differs(saved: dict[str, Any], config: GraceConfig) -> None:
     """Print the settings of this command that change the embeddings of `job.resume`, which only gives weights."""
     for line in embedded_otherwise(saved, config):
         our_console().print(f"job.resume: other embeddings than in its run: {line}", **_PLAIN)
+
+
+@contextmanager
+def opened_encoder(config: GraceConfig) -> Iterator[GraceEncoder]:
+    """Build the encoder on all processes of the job, let it compute in the set precision, and close it afterwards."""
+    with processes(config.hardware) as device, closing(build_encoder(config, device)) as encoder:
+        # Weights of a user's own model are bfloat16 already; those of a run are float32, as in training.
+        bf16 = config.hardware.precision == "bf16-mixed" and config.job.model is None
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            yield encoder
 
 
 def encoder_around(
