@@ -1,4 +1,4 @@
-"""The policy: a language model whose one forward gives embeddings and log-probs."""
+"""The policy: a language model that gives embeddings and log-probs in one forward."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class Policy(LightningModule):
-    """A causal language model (with or without adapters) read two ways in one forward."""
+    """A causal language model, with or without adapters, that gives embeddings and log-probs in one forward."""
 
     def __init__(
         self, model: "PreTrainedModel", pooling: PoolingConfig, hardware: HardwareConfig, *, pad_token_id: int
     ) -> None:
-        """Check that the model can be read this way.
+        """Check that the model can be read this way, and prepare its layers.
 
         Args:
             model: The language model; a peft model for LoRA.
@@ -52,7 +52,7 @@ class Policy(LightningModule):
         super().__init__()
         self.model = model
         self.library = resolved_library(hardware.linear)
-        """Of float32 matrix products on a CPU."""
+        """The library of float32 matrix products on a CPU."""
         use_float32_head(self.causal_lm, self.library)
         use_library(self.causal_lm, self.library)
         if hardware.accelerator == "cpu":
@@ -70,9 +70,9 @@ class Policy(LightningModule):
         self.scored, self.trained = WorkCounter(), WorkCounter()
         """What was computed without and with gradients."""
         self.one_pass = OnePass(self, hardware.one_pass)
-        """Embeddings from what an engine pooled while it wrote."""
+        """Embeddings from hidden states that an engine pooled while it wrote."""
         self.sharded = False
-        """Whether the processes share the weights out among themselves."""
+        """Whether each process holds only a part of the weights."""
         config = model.config.get_text_config()
         for setting in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
             if getattr(config, setting, None) not in (None, 1, 1.0):
@@ -84,7 +84,7 @@ class Policy(LightningModule):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Another process that is sent a policy has to know its attention, too."""
+        """Register the attention in a process that was sent a policy."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         register_grouped_attention()
 
@@ -96,7 +96,7 @@ class Policy(LightningModule):
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     def shard(self, mesh: "DeviceMesh") -> None:
-        """Leave this process its part of the weights; see `policy.sharding`."""
+        """Keep only this process's part of the weights; see `policy.sharding`."""
         shard(self, mesh)
         self.sharded = True
 
@@ -106,14 +106,14 @@ class Policy(LightningModule):
 
     @property
     def _checkpoints_gradients(self) -> bool:
-        """Whether layers are computed again in the backward pass, which leaves no room for a cache."""
+        """Whether the backward pass computes layers again, which excludes a cache."""
         return self.model.training and self.causal_lm.is_gradient_checkpointing
 
     def plan(self, sequences: Sequence[TextSequence], token_budget: int) -> list[list[int]]:
-        """Indices of `sequences` per micro-batch.
+        """Return the indices of `sequences` per micro-batch.
 
-        Of a sharded policy all processes ask for a plan and get one of the same length: empty micro-batches stand in
-        front of those of a process that has fewer.
+        With a sharded policy all processes call it and get plans of the same length. A process that has fewer
+        micro-batches gets empty ones in front of them.
         """
         plan = pack(
             sequences,
@@ -128,7 +128,7 @@ class Policy(LightningModule):
         return plan
 
     def collate(self, sequences: Sequence[TextSequence], indices: Sequence[int]) -> MicroBatch:
-        """The tensors of one micro-batch of a plan."""
+        """Return the tensors of one micro-batch of a plan."""
         if not indices:
             return idle_batch(self.pad_token_id, self.model.device)
         # A head is a forward of its own, of which sharded processes would run different numbers.
@@ -214,7 +214,7 @@ class Policy(LightningModule):
         return last_BLH, _behind_head(recorded) if recorded else last_BLH
 
     def _mask(self, batch: MicroBatch) -> "Tensor | BlockMask | None":
-        """Where tokens may look; at the first packed rows with the proof that it says what plain rows say."""
+        """Return which tokens each token attends to. The first packed rows are compared with plain rows."""
         if not (batch.packed and self.hardware.packed_attention == "flex"):
             return batch.attention_mask()
         from grace_exp.policy.attention import block_mask
@@ -233,11 +233,11 @@ class Policy(LightningModule):
 
     @torch.no_grad()
     def score(self, sequences: Sequence[TextSequence], regions: Sequence[Region] | None = None) -> Scored:
-        """Embeddings and log-probs of any number of sequences, without gradients.
+        """Return embeddings and log-probs of any number of sequences, without gradients.
 
         Args:
             sequences: What to score; equal prompts are computed once.
-            regions: Pooled regions; null: the configured one.
+            regions: Pooled regions; None: the configured one.
         """
         with self._evaluating():
             return collect(
@@ -246,7 +246,7 @@ class Policy(LightningModule):
 
     @torch.no_grad()
     def embed(self, sequences: Sequence[TextSequence], regions: Sequence[Region] = ()) -> dict[Region, Tensor]:
-        """The embeddings alone, per region float32 [n, hidden]: as `score`, without the output head."""
+        """Return the embeddings alone, by region float32 [n, hidden]: as `score`, without the output head."""
         found: dict[Region, dict[int, Tensor]] = {}
         with self._evaluating():
             plan = self.plan(sequences, self.hardware.score_budget)
@@ -257,7 +257,7 @@ class Policy(LightningModule):
 
     @torch.no_grad()
     def token_states(self, sequence: TextSequence, region: Region | None = None) -> tuple[Tensor, Tensor]:
-        """The hidden states whose mean is a sequence's embedding, for one sequence.
+        """Return the hidden states whose mean is the embedding of one sequence.
 
         Args:
             sequence: Prompt and rationale.
@@ -310,7 +310,7 @@ class Policy(LightningModule):
         embedding_gradients: bool = False,
         entropy: bool = False,
     ) -> Iterator[ForwardPass]:
-        """The forwards of any number of sequences, one micro-batch after another."""
+        """Yield the forwards of any number of sequences, one micro-batch after another."""
         plan = self.plan(sequences, token_budget)
         return self.planned_passes(sequences, plan, regions, embedding_gradients=embedding_gradients, entropy=entropy)
 
@@ -324,7 +324,7 @@ class Policy(LightningModule):
         entropy: bool = False,
         states: Sequence[RandomState] = (),
     ) -> Iterator[ForwardPass]:
-        """The forwards of a plan of `sequences`.
+        """Yield the forwards of a plan of `sequences`.
 
         Args:
             sequences: What was planned.
@@ -341,7 +341,7 @@ class Policy(LightningModule):
             yield ForwardPass(batch, *found)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """The parameters that an optimizer should see."""
+        """Return the parameters that the optimizer changes."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 

@@ -74,7 +74,7 @@ class GraceModule(StepModule):
             config: The whole run.
             policy: The language model.
             reference: For the KL penalty; None where there is none.
-            encoder: Whose embeddings are rewarded; None: the policy's. May be `reference`.
+            encoder: Gives the embeddings that are rewarded; None: the policy does. May be `reference`.
             engine: Writes rationales.
             prompts: Builds prompts.
             decode: Token ids, and keywords of the tokenizer's `decode`, to text.
@@ -122,7 +122,7 @@ class GraceModule(StepModule):
     def _sample(
         self, batch: TextBatch, inputs: StepInputs
     ) -> tuple[Rollouts, StepScores, list[TrainedRole], dict[str, float]]:
-        """Write and judge; where so configured, again in place of instances that teach nothing."""
+        """Write and reward; with dynamic sampling, again in the place of instances that teach nothing."""
         config, objective = self.config, self.config.objective
         scores = StepScores(
             self.policy,
@@ -163,7 +163,7 @@ class GraceModule(StepModule):
         return rollouts, scores, trained_roles, metrics
 
     def _note_missed(self, rewards: StepRewards) -> dict[str, float]:
-        """Tell the data how often rationales missed their instances; figures of a curriculum."""
+        """Tell the data how often rationales missed their instances; return the figures of a curriculum."""
         if not rewards.missed:
             return {}
         missed = self.trainer.strategy.broadcast(rewards.missed)  # one process's word, in case of rounding
@@ -181,7 +181,7 @@ class GraceModule(StepModule):
             return rewards.trained_roles(rollouts)
 
     def _skip(self, batch: TextBatch, error: EmbeddingError) -> dict[str, float]:
-        """Leave out the updates of a step that has no reward, and keep what it was made from."""
+        """Skip the updates of a step that has no reward, and store its instances."""
         updates = self.config.job.batch_size // self.config.objective.mini_batch_size
         self.skipped_updates += updates
         for _ in range(updates):
@@ -264,7 +264,7 @@ class GraceModule(StepModule):
     def _without_direction(
         self, step: int, start: int, mini_batch: MiniBatch, error: EmbeddingError
     ) -> dict[str, float]:
-        """Leave out an update before which the weights have broken down, or stop."""
+        """Skip an update whose embeddings have no direction under the present weights, or stop."""
         self.skipped_updates += 1
         report_nonfinite(
             Path(self.config.run_dir),
@@ -294,7 +294,7 @@ class GraceModule(StepModule):
         self.log_samples(step, sample_rows(rollouts, figures, self.decode, self.config.logger.samples_per_step))
 
     def shard(self, mesh: "DeviceMesh") -> None:
-        """As every method's; also what is read beside the policy."""
+        """As in every method; reference and encoder are sharded too."""
         super().shard(mesh)
         for other in {self.reference, self.encoder}:
             if isinstance(other, Reference):
@@ -303,20 +303,20 @@ class GraceModule(StepModule):
                 other.share()
 
     def configure_optimizers(self) -> Any:
-        """As every method's; a moving average follows each update that is made."""
+        """As in every method; a moving average follows each update that is made."""
         configured = super().configure_optimizers()
         if isinstance(encoder := self.encoder, MovingAverage):
             configured["optimizer"].register_step_post_hook(lambda *_: encoder.update())
         return configured
 
     def on_train_start(self) -> None:
-        """As every method's; an engine that is to write beside the first step has its weights before."""
+        """As in every method; an engine that holds rationales of a resumed run gets the weights first."""
         super().on_train_start()
         if self.writer.holds_rationales:
             self.engine.sync(self.policy.model)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also the moving average, the stored instances, the token budget, and what is written ahead."""
+        """Also save the moving average, the stored instances, the token budget, and rationales written ahead."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["grace"] |= self.writer.state_dict()
         if isinstance(self.encoder, MovingAverage):
@@ -325,7 +325,7 @@ class GraceModule(StepModule):
             checkpoint["grace"]["stored"] = self.stored.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also the moving average, the stored instances, the token budget, and what is written ahead."""
+        """Also load the moving average, the stored instances, the token budget, and rationales written ahead."""
         super().on_load_checkpoint(checkpoint)
         self.writer.load_state_dict(checkpoint["grace"])
         if isinstance(self.encoder, MovingAverage):
