@@ -23,7 +23,7 @@ from grace_exp.policy.load_backbone import Backbone, load_backbone
 
 def demo_config() -> GraceConfig:
     """The demo's settings."""
-    return compose_config(["+experiment=demo"], Path("runs/benchmark"))
+    return compose_config(["+experiment=demo_paper"], Path("runs/benchmark"))
 
 
 def smollm2(config: GraceConfig, *, lora: bool) -> Backbone:

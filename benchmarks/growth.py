@@ -37,7 +37,7 @@ def main() -> None:
     """Measure every point, print the table, write JSON and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the first and the last but one of each")
-    parser.add_argument("--experiment", default="demo", help="whose model, texts and reward")
+    parser.add_argument("--experiment", default="demo_paper", help="whose model, texts and reward")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of growth.json and growth.svg")
     parser.add_argument("--run", nargs=4, type=int, metavar=tuple(BASE), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -104,7 +104,7 @@ def _run(overlap: str, settings: list[str], cores: list[int]) -> None:
         quiet += ["callbacks.checkpoint.every_n_steps=0", "logger.samples_every_n_steps=0", "evaluation=none"]
         quiet += ["logger.evolution_every_n_steps=0", "hardware.threads=1"]
         ways = ["rollout=vllm_server", f"rollout.overlap={overlap}", "objective.importance.mode=token"]
-        train(compose_config(["+experiment=demo", *quiet, *ways, *settings], Path(folder) / "run"))
+        train(compose_config(["+experiment=demo_paper", *quiet, *ways, *settings], Path(folder) / "run"))
         with (Path(folder) / "run" / "metrics.csv").open() as file:
             rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     print(json.dumps(rows[_WARM_UP:]))

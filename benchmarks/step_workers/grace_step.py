@@ -39,7 +39,7 @@ _STEPS = 100
 def settings_of(job: dict[str, Any]) -> list[str]:
     """Return the demo's settings with the benchmark's batch, group and length."""
     return [
-        "+experiment=demo",
+        "+experiment=demo_paper",
         "evaluation=none",
         f"job.steps={_STEPS}",
         f"job.batch_size={job['batch']}",

@@ -29,7 +29,7 @@ class Row:
     name: str
     overrides: tuple[str, ...]
     mode: Mode = "rationale"
-    experiment: str = "demo"
+    experiment: str = "demo_paper"
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,10 @@ def row_of(config: dict[str, Any]) -> Row:
     if job["name"] == "evaluate" and job["resume"] is None and job["model"] is None:
         return Row(Path(source).name, "base" if job["encode"]["mode"] == "prompt_only" else "reasoning", "supervised")
     name = method.replace("_", " ")
-    if config["backbone"]["name"] == "smollm2" and config["reward"]["name"] == "infonce" and method == "grace":
+    pathwise: dict[str, Any] = config["objective"].get("pathwise") or {}  # runs of older versions have none
+    if pathwise.get("weight", 0.0) > 0:
+        name += " with the pathwise gradient"
+    if config["backbone"]["name"] == "smollm2" and config["reward"]["name"] == "infonce" and name == "grace":
         name = "grace infonce"
     return Row(Path(source).name, name, config["data"]["mode"])
 
@@ -134,7 +137,7 @@ def _of_demo(folder: Path) -> Comparison | None:
     for name in dict.fromkeys(row["set"] for row in rows):
         for moment in ("before", "after"):
             values = [float(row["value"]) for row in rows if (row["set"], row["embedding"]) == (name, moment)]
-            expected = f"{min(values):.1f}" + (f" to {max(values):.1f}" if len(values) > 1 else "")
+            expected = f"{min(values):.1f}" + (f" to {max(values):.1f}" if len(set(values)) > 1 else "")
             own = heldout.get(name, {}).get(moment)
             figures[f"{name}, rationale, {moment}"] = (expected, f"{own['value']:.1f}" if own else None)
     return Comparison("demo: held-out figures (expected: experiments/demo, five seeds)", figures)
