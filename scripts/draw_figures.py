@@ -1,7 +1,7 @@
 """Draws the figures of README.md into docs/figures/ (python scripts/draw_figures.py).
 
 `step.svg` is the GRACE step. `demo.svg` shows what the demo learns: the margin in cosine between a rationale's own
-query and the other queries of its batch (experiments/inert_negatives/curves.csv). Both follow the colour scheme.
+query and the other queries of its batch (experiments/demo/curves.csv). Both follow the colour scheme.
 """
 
 import csv
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "figures"
-CURVES = ROOT / "experiments" / "inert_negatives" / "curves.csv"
+CURVES = ROOT / "experiments" / "demo" / "curves.csv"
 
 STYLE = """<style>
 text { font: 14px system-ui, sans-serif; fill: #1f2328; }
@@ -72,8 +72,7 @@ def demo() -> str:
     curves: dict[str, list[float]] = defaultdict(list)
     with CURVES.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["reward"] == "infonce":
-                curves[row["seed"]].append(float(row["embed/margin"]))
+            curves[row["seed"]].append(float(row["embed/margin"]))
     left, top, width, height = 56, 34, 420, 150
     values = [value for curve in curves.values() for value in curve]
     low, high = 0.1, max(values) * 1.05
@@ -82,7 +81,7 @@ def demo() -> str:
         return f"{left + width * number / (count - 1):.1f},{top + height * (high - value) / (high - low):.1f}"
 
     parts = [f'<path class="axis" d="M {left} {top} L {left} {top + height} L {left + width} {top + height}"/>']
-    for tick in (0.1, 0.2, 0.3, 0.4):
+    for tick in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
         if low <= tick <= high:
             y = top + height * (high - tick) / (high - low)
             parts.append(f'<text class="quiet" x="{left - 32}" y="{y + 4:.1f}">{tick:.1f}</text>')
