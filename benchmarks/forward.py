@@ -3,6 +3,8 @@
 python benchmarks/forward.py
 """
 
+import argparse
+
 import torch
 from common import compare, demo_config, prompts, smollm2
 
@@ -15,6 +17,9 @@ K, TOKENS, PROMPTS = 8, 16, 4
 
 def main() -> None:
     """Compare forward, and forward with backward, for one update of the demo."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="paired runs")
+    options = parser.parse_args()
     config = demo_config()
     backbone = smollm2(config, lora=True)
     generator = torch.Generator().manual_seed(0)
@@ -56,7 +61,7 @@ def main() -> None:
                     "padded, chunked log-probs": lambda b=backward: ours(padded, b),
                     "packed, chunked log-probs": lambda b=backward: ours(packed, b),
                 },
-                repeats=5,
+                repeats=options.repeats,
             )
 
 
