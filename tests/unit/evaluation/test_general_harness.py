@@ -142,7 +142,7 @@ def test_what_runs_code_is_left_out_unless_asked_for() -> None:
 
 
 def test_a_task_file_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing\.yaml is no file"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml is not a file"):
         prepare_tasks(GeneralConfig(tasks=[str(tmp_path / "nothing.yaml")]))
 
 
