@@ -240,7 +240,7 @@ def test_settings_that_contradict_the_method_are_refused(tmp_path: Path) -> None
     assert "method=simcse with data.mode='supervised': its positive is the text itself" in problems("method=simcse")
     assert "method=contrastive with data.mode='unsupervised'" in problems("method=contrastive", "data=wordnet_unsup")
     assert "both views of a text would be equal" in problems(*METHODS["simcse"], "method.dropout=0")
-    assert "objective.mini_batch_size=1: without negatives" in problems(*METHODS["simcse"], *one)
+    assert "objective.mini_batch_size=1: without its own negatives" in problems(*METHODS["simcse"], *one)
     assert "objective.mini_batch_size=1: without" in problems("method=contrastive", "data.negatives=0", *one)
     compose_config(["+experiment=demo_tiny", "method=contrastive", *one], tmp_path)  # it has a hard negative
     assert "sample them" in problems(

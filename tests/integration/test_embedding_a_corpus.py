@@ -84,7 +84,7 @@ def test_ids_must_be_there_and_differ(run: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the id 1 occurs twice"):
         run(*settings)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
-    with pytest.raises(DataError, match=r"line 1: field 'id' holds no text or whole number"):
+    with pytest.raises(DataError, match=r"line 1: field 'id' holds neither text nor a whole number"):
         run(*settings)
 
 
