@@ -76,11 +76,7 @@ def run_one(runs: Path, extra: tuple[str, ...], task: tuple[Stage, Row, int]) ->
     if (folder / "summary.json").is_file():
         return None
     overrides = [
-        f"+experiment={row.experiment}",
-        *COMMON,
-        *stage.overrides,
-        *row.overrides,
-        f"seed={seed}",
+        *_settings(stage, row, seed),
         f"hydra.run.dir={folder}",
         *extra,
     ]
@@ -102,11 +98,7 @@ def measure_one(runs: Path, extra: tuple[str, ...], task: tuple[Stage, Row, int]
         return None
     vllm = importlib.util.find_spec("vllm") is not None
     overrides = [
-        f"+experiment={row.experiment}",
-        *COMMON,
-        *stage.overrides,
-        *row.overrides,
-        f"seed={seed}",
+        *_settings(stage, row, seed),
         "job=evaluate",
         "evaluation=offline_study",
         f"job.resume={trained}",
@@ -116,6 +108,11 @@ def measure_one(runs: Path, extra: tuple[str, ...], task: tuple[Stage, Row, int]
         *extra,
     ]
     return None if _run(f"{stage.name}: {row.name}, seed {seed}, offline_study", folder, overrides) else str(folder)
+
+
+def _settings(stage: Stage, row: Row, seed: int) -> list[str]:
+    """Return the settings that a row is trained and measured with."""
+    return [f"+experiment={row.experiment}", *COMMON, *stage.overrides, *row.overrides, f"seed={seed}"]
 
 
 def _run(title: str, folder: Path, overrides: list[str]) -> bool:
